@@ -1,0 +1,275 @@
+"""What decides a run's numbers: `RunConfig`, declared once, parsed once, frozen.
+
+Flower carries it as flat kebab-case keys (`method.inner-lr`), TOML as tables, Python as attributes
+(`config.method.inner_lr`); one alias generator stands between them. Defaults live here, and
+`[tool.flwr.app.config]` in pyproject.toml repeats them because Flower refuses to override a key
+that is not declared there (a test keeps the two equal).
+
+What depends on the machine (folders, device, threads) is in `common.settings`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError, nearest_match_hint
+
+Scalar = bool | int | float | str
+
+
+def to_kebab(name: str) -> str:
+    """Return the wire and TOML spelling of a Python field name."""
+    return name.replace("_", "-")
+
+
+class _Section(BaseModel):
+    """Frozen, strict about unknown keys, kebab-case outside and snake_case inside."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_kebab,
+        validate_by_name=True,
+        validate_by_alias=True,
+        allow_inf_nan=False,
+    )
+
+
+class DataConfig(_Section):
+    """Where the examples come from and how they are dealt to clients."""
+
+    source: str = Field("digits", description="name of a data source, npz:PATH or python:module:function")
+    partition: Literal["iid", "dirichlet", "classes", "by-user", "per-fedavg"] = Field(
+        "dirichlet",
+        description="how examples are dealt; sources that are federations by nature always use by-user",
+    )
+    dirichlet_alpha: float = Field(0.3, gt=0, le=1e6, description="Dirichlet concentration; small is heterogeneous")
+    classes_per_client: int = Field(
+        2, ge=1, le=10_000, description="classes that each client holds (partition classes)"
+    )
+    num_clients: int = Field(20, ge=1, le=1_000_000, description="participating clients, n")
+    num_new_clients: int = Field(10, ge=0, le=1_000_000, description="clients that never take part in training")
+    test_fraction: float = Field(0.25, gt=0, lt=1, description="share of each client's data kept for the test")
+    validation_fraction: float = Field(
+        0.15, ge=0, lt=1, description="share of each client's remaining data kept for validation"
+    )
+
+
+class ModelConfig(_Section):
+    """The model that is trained."""
+
+    name: str = Field("mlp", description="name of a model, or module:function")
+    hidden_sizes: str = Field(
+        "80,60", pattern=r"^(\d+(,\d+)*)?$", description="widths of the hidden layers, comma-separated"
+    )
+    activation: Literal["elu", "tanh", "gelu", "silu", "softplus", "relu"] = Field("elu", description="nonlinearity")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability of dropping a unit; 0 turns it off")
+    dtype: Literal["float32", "float64"] = Field("float32", description="precision of parameters and inputs")
+
+
+class MethodConfig(_Section):
+    """The objective and the clients' local training."""
+
+    num_inner_steps: int = Field(
+        1, ge=0, le=1000, description="ν, fine-tuning steps inside the objective; 0 is FedAvg, 1 Per-FedAvg"
+    )
+    inner_lr: float = Field(0.1, ge=0, le=1e3, description="α, step size of a fine-tuning step")
+    estimator: str = Field("exact", description="how the meta-gradient is computed")
+    num_local_steps: int = Field(5, ge=1, le=100_000, description="τ, meta steps on a client in one round")
+    local_lr: float = Field(0.1, gt=0, le=1e3, description="β, step size of a meta step")
+    batch_size: int = Field(20, ge=0, le=1_000_000, description="D, examples in an inner batch; 0 takes all of them")
+    outer_batch_size: int = Field(
+        -1, ge=-1, le=1_000_000, description="D', examples in the outer batch; -1 is batch-size, 0 all"
+    )
+    hessian_batch_size: int = Field(
+        -1, ge=-1, le=1_000_000, description="D'', examples in a Hessian batch; -1 is batch-size, 0 all"
+    )
+    hessian_batches: Literal["fresh", "inner"] = Field(
+        "fresh", description="fresh draws them independently (the theory); inner reuses the inner batches"
+    )
+    outer_holdout_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the support split kept for outer batches alone; 0 draws both from all of it",
+    )
+    hessian_free_delta: float = Field(
+        0.0, ge=0, le=10, description="δ, norm of the displacement; 0 is 1e-2 in float32, 1e-4 in float64"
+    )
+    hessian_free_displacement: Literal["normalized", "absolute"] = Field(
+        "normalized", description="displace by δ v/‖v‖, or by δ v as Per-FedAvg does"
+    )
+
+    @model_validator(mode="after")
+    def _coupled_batches_have_one_size(self) -> Self:
+        if self.hessian_batches == "inner" and self.hessian_batch_size not in (-1, self.batch_size):
+            raise ValueError(
+                "hessian-batch-size contradicts hessian-batches=inner, which reuses the inner batches; "
+                "leave hessian-batch-size at -1"
+            )
+        return self
+
+
+class FederationConfig(_Section):
+    """Rounds, participation and weighting."""
+
+    num_rounds: int = Field(60, ge=0, le=10_000_000, description="K, server updates")
+    participation_fraction: float = Field(
+        0.5, gt=0, le=1, description="r, share of the participating clients asked in a round"
+    )
+    weighting: Literal["uniform", "examples"] = Field("uniform", description="weights in the mean over clients")
+    round_timeout: float = Field(3600.0, gt=0, le=1e6, description="seconds to wait for the replies of a phase")
+
+
+class EvaluationConfig(_Section):
+    """Adaptation curves: fine-tune the server model on the support split, judge it on the test split."""
+
+    num_adapt_steps: int = Field(10, ge=0, le=10_000, description="S, steps of the adaptation curve")
+    adapt_lr: float = Field(0.0, ge=0, le=1e3, description="step size at test time; 0 is inner-lr")
+    adapt_batch_size: int = Field(
+        0, ge=0, le=1_000_000, description="examples in a step at test time; 0 takes all of the support split"
+    )
+    primary_step: int = Field(5, ge=0, le=10_000, description="s*, the step that single numbers are quoted at")
+    interval: int = Field(
+        10, ge=0, le=10_000_000, description="rounds between evaluations; 0 evaluates at the end only"
+    )
+    target_accuracy: float = Field(
+        0.0, ge=0, le=1, description="accuracy at s* whose first round is reported; 0 reports none"
+    )
+
+    @model_validator(mode="after")
+    def _primary_step_is_on_the_curve(self) -> Self:
+        if self.primary_step > self.num_adapt_steps:
+            raise ValueError(
+                f"primary-step={self.primary_step} lies beyond the curve, which ends at "
+                f"num-adapt-steps={self.num_adapt_steps}; raise num-adapt-steps or lower primary-step"
+            )
+        return self
+
+
+class RunConfig(_Section):
+    """Everything that decides a run's numbers."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="label of the run folder")
+    seed: int = Field(0, ge=0, lt=2**62, description="seed of every random choice")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    federation: FederationConfig = FederationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Return the configuration that flat (`method.inner-lr`) or nested values describe.
+
+        Raises:
+            ConfigError: naming each key that is unknown or out of range, its value and what is allowed.
+        """
+        nested: dict[str, Any] = {}
+        for key, value in values.items():
+            _put(nested, key, value)
+        try:
+            return cls.model_validate(nested)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from error
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return `{"seed": 0, "method.inner-lr": 0.1, …}`, as Flower carries it."""
+        return dict(_flatten(self.model_dump(by_alias=True)))
+
+    def replace(self, **changes: Scalar) -> "RunConfig":
+        """Return a copy with flat keys changed; `__` stands for `.` and `_` for `-`.
+
+        Example:
+            >>> RunConfig().replace(method__num_inner_steps=5).method.num_inner_steps
+            5
+        """
+        return self.updated({to_kebab(key.replace("__", ".")): value for key, value in changes.items()})
+
+    def updated(self, changes: Mapping[str, Any]) -> "RunConfig":
+        """Return a copy with flat keys changed, e.g. `{"method.inner-lr": 0.05}`."""
+        return self.parse({**self.flat(), **changes})
+
+    def to_json(self) -> str:
+        """Return the complete configuration as indented JSON; `RunConfig.load` reads it back."""
+        return json.dumps(self.model_dump(by_alias=True), indent=2) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> "RunConfig":
+        """Read a configuration from a `.json` or `.toml` file, flat or nested; missing keys take their defaults."""
+        import tomllib
+
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"Expected a configuration file at {path}, but it cannot be read ({error.strerror}). Check --config."
+            ) from error
+        try:
+            values = tomllib.loads(text) if Path(path).suffix == ".toml" else json.loads(text)
+        except ValueError as error:
+            raise ConfigError(
+                f"Expected JSON or TOML in {path}, but {error}. Fix that line, or use a run's config.json."
+            ) from error
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"Expected a table of options in {path}, but found {type(values).__name__}. See any run's config.json."
+            )
+        return cls.parse(values)
+
+
+def option_descriptions() -> dict[str, tuple[Scalar, str]]:
+    """Return flat key -> (default, one-line description with the paper's symbol)."""
+    result: dict[str, tuple[Scalar, str]] = {}
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.default, _Section):
+            for inner, declared in type(field.default).model_fields.items():
+                result[f"{to_kebab(name)}.{to_kebab(inner)}"] = (declared.default, declared.description or "")
+        else:
+            result[to_kebab(name)] = (field.default, field.description or "")
+    return result
+
+
+def _put(nested: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in a nested dict, copying tables so that the caller's are not changed."""
+    head, _, rest = key.partition(".")
+    head = to_kebab(head)
+    if rest:
+        table = nested.setdefault(head, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{key!r} needs a table at {head!r}, but {head!r} is {table!r}. Give one of the two.")
+        _put(table, rest, value)
+    elif isinstance(value, Mapping):
+        for inner, inner_value in value.items():
+            _put(nested, f"{head}.{inner}", inner_value)
+    else:
+        nested[head] = value
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Scalar]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _explain(error: ValidationError) -> str:
+    """Return one sentence per wrong key: the key, what came, what is allowed."""
+    known = option_descriptions()
+    lines = []
+    for problem in error.errors():
+        key = ".".join(to_kebab(str(part)) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"Unknown option {key!r}.{nearest_match_hint(key, known)}")
+        elif problem["type"] == "value_error":
+            lines.append(f"{key or 'options'}: {problem['msg'].removeprefix('Value error, ')}.")
+        else:
+            described = f" It is: {known[key][1]}." if key in known else ""
+            lines.append(
+                f"{key}={problem['input']!r} is refused: {problem['msg'][0].lower()}{problem['msg'][1:]}.{described}"
+            )
+    return " ".join(lines)

@@ -1,0 +1,65 @@
+"""Every deliberate error of NuFed.
+
+    NufedError                 exit code 1: expected, explained, no traceback
+    ├── ConfigError            exit code 2: a run option is unknown, out of range or contradicts another
+    ├── DataError              exit code 3: a data source is missing, malformed or too small
+    ├── ModelError             exit code 4: a model cannot be built or cannot be meta-trained
+    ├── WireError              exit code 5: a message between server and client is not what was agreed
+    ├── RunError               exit code 6: a run cannot start, go on, or be written down
+    └── PeerError              exit code 7: the other machine refuses us, or is not the one we expect
+
+A message says what was expected, what came, and what to do, in that order.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class NufedError(Exception):
+    """A problem whose message tells the user what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(NufedError):
+    """A run option is unknown, out of range or contradicts another."""
+
+    exit_code = 2
+
+
+class DataError(NufedError):
+    """A data source is missing, malformed or too small."""
+
+    exit_code = 3
+
+
+class ModelError(NufedError):
+    """A model cannot be built or cannot be meta-trained."""
+
+    exit_code = 4
+
+
+class WireError(NufedError):
+    """A message between server and client is not what was agreed."""
+
+    exit_code = 5
+
+
+class RunError(NufedError):
+    """A run cannot start, go on, or be written down."""
+
+    exit_code = 6
+
+
+class PeerError(NufedError):
+    """The other machine refuses us, or is not the one we expect."""
+
+    exit_code = 7
+
+
+def nearest_match_hint(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'? Known: a, b, c.` for an unknown name."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{guess} Known: {', '.join(known)}."

@@ -1,0 +1,36 @@
+"""Arithmetic on named tensors: `Params` is a model's parameters by name, never changed in place."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+
+
+def model_params(model: nn.Module) -> Params:
+    """Return detached copies of the model's parameters by name."""
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+
+
+def leaves(params: Mapping[str, Tensor]) -> Params:
+    """Return tensors that share storage with `params` and that gradients can be taken of."""
+    return {name: tensor.detach().requires_grad_(True) for name, tensor in params.items()}
+
+
+def add_scaled(params: Mapping[str, Tensor], direction: Mapping[str, Tensor], scale: float) -> Params:
+    """Return `params + scale * direction`, detached."""
+    with torch.no_grad():
+        moved = torch._foreach_add(list(params.values()), [direction[name] for name in params], alpha=scale)
+    return dict(zip(params, moved, strict=True))
+
+
+def norm(params: Mapping[str, Tensor]) -> float:
+    """Return the Euclidean norm over all tensors together."""
+    parts = torch._foreach_norm(list(params.values()))
+    return float(torch.linalg.vector_norm(torch.stack([part.double() for part in parts])))
+
+
+def num_bytes(params: Mapping[str, Tensor]) -> int:
+    """Return the size of the tensors' content in bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in params.values())

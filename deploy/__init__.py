@@ -1,0 +1,1 @@
+"""Machines, not mathematics: the command line, the Flower runtimes, certificates and deployment files."""

@@ -1,0 +1,1 @@
+"""The one place that touches Flower's internals: in-process grid, Ray simulation, direct gRPC server and client."""

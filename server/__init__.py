@@ -1,0 +1,1 @@
+"""What drives a run: the ServerApp, its checkpoints and its run folder."""

@@ -1,0 +1,22 @@
+"""The strict mode: deterministic algorithms, one thread, a clean environment."""
+
+import os
+
+import pytest
+import torch
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _deterministic_torch():
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("NUFED_"):
+            monkeypatch.delenv(name)
