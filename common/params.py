@@ -28,7 +28,7 @@ def add_scaled(params: Mapping[str, Tensor], direction: Mapping[str, Tensor], sc
 def norm(params: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm over all tensors together."""
     parts = torch._foreach_norm(list(params.values()))
-    return float(torch.linalg.vector_norm(torch.stack([part.double() for part in parts])))
+    return float(torch.linalg.vector_norm(torch.stack(parts)))
 
 
 def num_bytes(params: Mapping[str, Tensor]) -> int:

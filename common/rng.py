@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+NumpyGenerator = np.random.Generator
+
 
 def derive_seed(run_seed: int, *purpose: str | int) -> int:
     """Return a 63-bit seed that depends on the run's seed and on what the stream is for.
@@ -22,7 +24,7 @@ def derive_seed(run_seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def numpy_generator(run_seed: int, *purpose: str | int) -> np.random.Generator:
+def numpy_generator(run_seed: int, *purpose: str | int) -> NumpyGenerator:
     """Return an independent NumPy generator for one purpose."""
     return np.random.Generator(np.random.Philox(derive_seed(run_seed, *purpose)))
 

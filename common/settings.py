@@ -16,6 +16,7 @@ class Settings(BaseSettings):
 
     data_root: Path | None = Field(None, description="folder of torchvision data sets")
     download: bool = Field(False, description="let torchvision download what is missing")
+    out: Path = Field(Path("runs"), description="folder that run folders are made in")
     device: str = Field("cpu", description="cpu, cuda or cuda:N")
     num_threads: int = Field(
         1, ge=1, le=1024, description="threads of torch in each process; part of what makes runs bit-identical"

@@ -1,0 +1,26 @@
+"""Fine-tuning: w_{j+1} = w_j - α ∇f(w_j; I_j), equation (1) of the method."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+
+from common.examples import Batch
+from common.meta.differentiate import gradient
+from common.params import Params, add_scaled
+from common.task import LossFn
+
+
+def adapt(loss: LossFn, params: Mapping[str, Tensor], batches: Iterable[Batch], inner_lr: float) -> Iterator[Params]:
+    """Yield w_0 = `params`, then w_1, w_2, …: one plain gradient step on each batch.
+
+    Args:
+        loss: the client's loss.
+        params: starting point; not changed.
+        batches: one per step, read as the steps are taken.
+        inner_lr: step size, α.
+    """
+    point = dict(params)
+    yield point
+    for batch in batches:
+        point = add_scaled(point, gradient(loss, point, batch), -inner_lr)
+        yield point

@@ -1,0 +1,68 @@
+"""The registry of estimators: one name, one signature each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.config import MethodConfig
+from common.errors import ConfigError, nearest_match_hint
+from common.meta.exact import exact
+from common.meta.first_order import first_order
+from common.meta.hessian_free import hessian_free
+from common.meta.meta_gradient import MetaGradient
+from common.meta.unrolled import unrolled
+from common.task import LossFn
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A way of computing ∇F_i.
+
+    Attributes:
+        build: from a loss and the method's options to the estimator.
+        uses_hessian_batches: whether it reads batches of its own for the Hessians.
+        summary: one line for the command line.
+    """
+
+    build: Callable[[LossFn, MethodConfig], MetaGradient]
+    uses_hessian_batches: bool
+    summary: str
+
+
+ESTIMATORS = {
+    "exact": Estimator(
+        lambda loss, method: exact(loss, inner_lr=method.inner_lr),
+        uses_hessian_batches=True,
+        summary="ν Hessian-vector products on fresh batches; ν+1 gradients, memory of ν parameter vectors",
+    ),
+    "unrolled": Estimator(
+        lambda loss, method: unrolled(loss, inner_lr=method.inner_lr),
+        uses_hessian_batches=False,
+        summary="exact for mini-batch fine-tuning, Hessians on the inner batches; fastest, memory of ν graphs",
+    ),
+    "first-order": Estimator(
+        lambda loss, method: first_order(loss, inner_lr=method.inner_lr),
+        uses_hessian_batches=False,
+        summary="Hessians dropped; ν+1 gradients, a different and weaker objective",
+    ),
+    "hessian-free": Estimator(
+        lambda loss, method: hessian_free(
+            loss,
+            inner_lr=method.inner_lr,
+            delta=method.hessian_free_delta,
+            displacement=method.hessian_free_displacement,
+        ),
+        uses_hessian_batches=True,
+        summary="Hessian-vector products by central differences; 3ν+1 gradients, no double backward",
+    ),
+}
+
+
+def find_estimator(name: str) -> Estimator:
+    """Return the registered estimator.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name not in ESTIMATORS:
+        raise ConfigError(f"Unknown estimator {name!r} (method.estimator).{nearest_match_hint(name, ESTIMATORS)}")
+    return ESTIMATORS[name]

@@ -1,0 +1,72 @@
+"""What every estimator takes and returns.
+
+The meta-gradient of F_i(w) = f_i(w_ν) is, with A(x) = I - α ∇²f_i(x),
+
+    ∇F_i(w) = A(w_0) A(w_1) ⋯ A(w_{ν-1}) ∇f_i(w_ν):
+
+from the right, the factor of the last inner point is applied to the outer gradient first.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from common.examples import Batch
+from common.params import Params, norm
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Work done, in evaluations on one batch.
+
+    Attributes:
+        gradient_evaluations: forward and backward passes.
+        hvps: Hessian-vector products.
+    """
+
+    gradient_evaluations: int = 0
+    hvps: int = 0
+
+    def __add__(self, other: "Costs") -> "Costs":
+        """Return the sum of the counts."""
+        return Costs(self.gradient_evaluations + other.gradient_evaluations, self.hvps + other.hvps)
+
+
+@dataclass(frozen=True)
+class MetaBatches:
+    """The batches of one meta step.
+
+    Attributes:
+        inner: I_0 … I_{ν-1}, one for each fine-tuning step.
+        outer: O, for the gradient after fine-tuning.
+        hessian: H_0 … H_{ν-1}, for the Hessian at each inner point; the inner batches where they are coupled.
+    """
+
+    inner: tuple[Batch, ...]
+    outer: Batch
+    hessian: tuple[Batch, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One meta-gradient.
+
+    Attributes:
+        gradient: estimate of ∇F_i(w).
+        outer_loss: f_i(w_ν; O), the loss after fine-tuning; scalar.
+        outer_norm: ‖∇f_i(w_ν; O)‖. The ratio of the gradient's norm to it tells how the backward product grows.
+        costs: evaluations made.
+    """
+
+    gradient: Params
+    outer_loss: Tensor
+    outer_norm: float
+    costs: Costs
+
+    def growth(self) -> float:
+        """Return ‖∇F_i‖ / ‖∇f_i(w_ν)‖; far above 1, the inner step size is too large for ν steps."""
+        return norm(self.gradient) / self.outer_norm if self.outer_norm > 0 else 1.0
+
+
+MetaGradient = Callable[[Mapping[str, Tensor], MetaBatches], Estimate]
