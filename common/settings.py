@@ -1,9 +1,13 @@
 """What depends on the machine and never on the numbers: `Settings`, from the environment (`NUFED_*`)."""
 
+import os
+from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from common.errors import ConfigError
 
 
 class Settings(BaseSettings):
@@ -21,3 +25,19 @@ class Settings(BaseSettings):
     num_threads: int = Field(
         1, ge=1, le=1024, description="threads of torch in each process; part of what makes runs bit-identical"
     )
+
+
+def process_settings() -> Settings:
+    """Return the settings that the environment gives now; parsed again only where it changed."""
+    return _parse(tuple((name, value) for name, value in os.environ.items() if name.upper().startswith("NUFED_")))
+
+
+@lru_cache(maxsize=4)
+def _parse(variables: tuple[tuple[str, str], ...]) -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = f"NUFED_{str(problem['loc'][0]).upper()}"
+        given = dict(variables).get(name, "")
+        raise ConfigError(f"{name}={given!r} is refused: {problem['msg']}. Correct or unset that variable.") from error

@@ -1,0 +1,67 @@
+"""The ClientApp: answers who it is, trains τ meta steps, and reports adaptation curves.
+
+Nothing but model arrays and aggregate metrics leaves a client.
+"""
+
+import time
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.personalize import adaptation_curves
+from client.workplace import Workplace, workplace
+from common.meta.local_update import Stream, local_update
+from common.params import Params
+from common.settings import process_settings
+from common.wire import ClientDescription, EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+
+app = ClientApp()
+
+
+@app.query()
+def describe(message: Message, context: Context) -> Message:
+    """Answer who this client is and how much data it has."""
+    data = _workplace(context).data
+    sizes = len(data.support), len(data.validation), len(data.test)
+    return Message(ClientDescription(data.client_id, data.group, *sizes).to_records(), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer with the client's model after τ meta steps."""
+    started = time.perf_counter()
+    place, request = _workplace(context), TrainRequest.from_records(message.content)
+    stream = Stream(place.config.seed, place.data.client_id, request.round, place.masks)
+    update = local_update(
+        place.training_loss, _on_device(request.params), place.data.support, place.config.method, stream
+    )
+    metrics = {
+        "loss": update.loss,
+        "growth": update.growth,
+        "gradient-evaluations": update.costs.gradient_evaluations,
+        "hvps": update.costs.hvps,
+        "with-replacement": int(update.with_replacement),
+        "seconds": time.perf_counter() - started,
+    }
+    return Message(TrainReply(update.params, len(place.data.support), metrics).to_records(), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Answer with the adaptation curves of the server's model on this client's held-out data."""
+    place, request = _workplace(context), EvaluateRequest.from_records(message.content)
+    curves = adaptation_curves(place, _on_device(request.params))
+    return Message(EvaluateReply(len(place.data.test), curves).to_records(), reply_to=message)
+
+
+def _workplace(context: Context) -> Workplace:
+    settings = process_settings()
+    if torch.get_num_threads() != settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    return workplace(context.run_config, context.node_config, settings)
+
+
+def _on_device(params: Params) -> Params:
+    device = process_settings().device
+    return {name: tensor.to(device) for name, tensor in params.items()}

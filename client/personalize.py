@@ -1,0 +1,56 @@
+"""Adaptation at test time: fine-tune the server's model on the support split, judge it on data it has not seen."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from client.workplace import Workplace
+from common.config import EvaluationConfig
+from common.examples import Batch, ClientData
+from common.meta.adapt import adapt
+from common.params import Params
+from common.rng import numpy_generator
+from common.task import judge
+
+Curves = dict[str, list[float]]
+
+
+def adaptation_curves(place: Workplace, params: Mapping[str, Tensor]) -> Curves:
+    """Return losses and accuracies after s = 0 … S steps from `params` (algorithm.md §8.2).
+
+    Returns:
+        `test-loss`, `test-accuracy` and, where there is a validation split, `validation-loss` and
+        `validation-accuracy`: S+1 numbers each, means over examples. Accuracies are absent for regression.
+    """
+    judged = {"test": place.data.test, "validation": place.data.validation}
+    judged = {name: examples for name, examples in judged.items() if len(examples)}
+    curves: Curves = {}
+    for point in adapted_points(place, params):
+        for name, examples in judged.items():
+            loss, accuracy = judge(place.model, place.task, point, examples.as_batch())
+            curves.setdefault(f"{name}-loss", []).append(loss)
+            if accuracy is not None:
+                curves.setdefault(f"{name}-accuracy", []).append(accuracy)
+    return curves
+
+
+def adapted_points(place: Workplace, params: Mapping[str, Tensor]) -> Iterator[Params]:
+    """Yield the model after s = 0 … S plain gradient steps on the support split, in evaluation mode."""
+    evaluation = place.config.evaluation
+    step_size = evaluation.adapt_lr or place.config.method.inner_lr
+    batches = adaptation_batches(place.data, evaluation, seed=place.config.seed)
+    return adapt(place.adaptation_loss, params, batches, step_size)
+
+
+def adaptation_batches(data: ClientData, evaluation: EvaluationConfig, *, seed: int) -> Iterator[Batch]:
+    """Yield S batches of the support split: all of it, or seeded draws that depend on the client alone."""
+    if evaluation.adapt_batch_size == 0:
+        batch = data.support.as_batch()
+        yield from (batch for _ in range(evaluation.num_adapt_steps))
+        return
+    generator = numpy_generator(seed, "adapt", data.client_id)
+    size, available = evaluation.adapt_batch_size, len(data.support)
+    for _ in range(evaluation.num_adapt_steps):
+        rows = generator.choice(available, size, replace=size > available, shuffle=False)
+        yield data.support.take(torch.from_numpy(rows).to(data.support.targets.device)).as_batch()

@@ -1,0 +1,97 @@
+"""What a client process keeps between messages: its data, its model and the losses made of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from common.config import ModelConfig, RunConfig, Scalar
+from common.data import load_federation
+from common.errors import ConfigError
+from common.examples import ClientData, Examples, TaskInfo
+from common.models import build_model
+from common.settings import Settings
+from common.task import LossFn, make_loss
+
+Items = tuple[tuple[str, Scalar], ...]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """One client, ready to work.
+
+    Attributes:
+        config: the run's configuration.
+        task: what model and loss fit.
+        data: the client's splits, on the device.
+        model: in evaluation mode; its own parameters are not used.
+        training_loss: in training mode, dropout masks following the batch.
+        adaptation_loss: in evaluation mode.
+        masks: whether the training loss draws dropout masks.
+    """
+
+    config: RunConfig
+    task: TaskInfo
+    data: ClientData
+    model: nn.Module
+    training_loss: LossFn
+    adaptation_loss: LossFn
+    masks: bool
+
+
+def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar], settings: Settings) -> Workplace:
+    """Return this client's workplace, built at its first message and kept.
+
+    Raises:
+        ConfigError: the run or node configuration is wrong.
+        DataError: the client's data cannot be had.
+        ModelError: the model cannot be built.
+    """
+    return _workplace(tuple(sorted(run_config.items())), tuple(sorted(node_config.items())), settings)
+
+
+@lru_cache(maxsize=4096)
+def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workplace:
+    config = _config(run_items)
+    task, data = _simulated_client(config, dict(node_items), settings)
+    training_model, model = _models(config.model, task, config.seed, settings.device)
+    masks = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training_model.modules())
+    return Workplace(config, task, data, model, make_loss(training_model, task), make_loss(model, task), masks)
+
+
+@lru_cache(maxsize=8)
+def _config(run_items: Items) -> RunConfig:
+    return RunConfig.parse(dict(run_items))
+
+
+@lru_cache(maxsize=8)
+def _models(config: ModelConfig, task: TaskInfo, seed: int, device: str) -> tuple[nn.Module, nn.Module]:
+    """Return the model twice, in training and in evaluation mode; all clients of a process share them."""
+    training, evaluation = (build_model(config, task, seed=seed).to(device) for _ in range(2))
+    return training.train(), evaluation.eval()
+
+
+def _simulated_client(
+    config: RunConfig, node_config: Mapping[str, Scalar], settings: Settings
+) -> tuple[TaskInfo, ClientData]:
+    """Return the slice of the run's data source that Flower's partition id names."""
+    total = config.data.num_clients + config.data.num_new_clients
+    partition = node_config.get("partition-id")
+    if not isinstance(partition, int) or not 0 <= partition < total:
+        raise ConfigError(
+            f"Expected partition-id from 0 to {total - 1} in this node's configuration (data.num-clients="
+            f"{config.data.num_clients} participating and data.num-new-clients={config.data.num_new_clients} new), "
+            f"got {partition!r}. Start as many nodes as there are clients: num-supernodes={total}."
+        )
+    dtype = getattr(torch, config.model.dtype)
+    federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
+    return federation.task, _on_device(federation.clients[partition], settings.device)
+
+
+def _on_device(data: ClientData, device: str) -> ClientData:
+    def move(examples: Examples) -> Examples:
+        return Examples(examples.inputs.to(device), examples.targets.to(device))
+
+    return ClientData(data.client_id, data.group, move(data.support), move(data.validation), move(data.test))
