@@ -1,0 +1,218 @@
+"""What fine-tuning does to the server's model: curves over s = 0..S steps, for one client and for a group.
+
+Fallah, Mokhtari and Ozdaglar (2020) report accuracy after one step; here every step is reported, and the spread
+over clients. All curves start from the server's model, never from a model that a client kept.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import WireError
+from common.examples import Group
+from common.wire import ClientDescription, EvaluateReply
+
+Curve = tuple[float, ...]
+
+_ROUNDING = 1e-12  # error of a mean of numbers in [0, 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientCurves:
+    """One client's curves: element s is after s fine-tuning steps on its support split.
+
+    Attributes:
+        client_id: stable name.
+        group: `participating` or `new`.
+        num_support: examples that were adapted on.
+        num_validation: examples of the validation split.
+        num_test: examples that were judged on.
+        test_loss: mean over test examples, [S+1].
+        test_accuracy: share of test examples, in [0, 1], [S+1]; None for regression.
+        validation_loss: as `test_loss` on the validation split; None if it is empty.
+        validation_accuracy: as `test_accuracy` on the validation split; None if it is empty, or for regression.
+    """
+
+    client_id: str
+    group: Group
+    num_support: int
+    num_test: int
+    test_loss: Curve
+    test_accuracy: Curve | None = None
+    validation_loss: Curve | None = None
+    validation_accuracy: Curve | None = None
+    num_validation: int = 0
+
+    @classmethod
+    def from_reply(
+        cls, description: ClientDescription, reply: EvaluateReply, *, num_adapt_steps: int
+    ) -> "ClientCurves":
+        """Return the curves that a client answered with.
+
+        Args:
+            description: who the client is.
+            reply: what it answered.
+            num_adapt_steps: S; every curve must have S + 1 elements.
+
+        Raises:
+            WireError: `test-loss` is missing, or a curve has another length or is no list.
+        """
+        length = num_adapt_steps + 1
+        test_loss = _curve(reply, "test-loss", description.client_id, length)
+        if test_loss is None:
+            raise WireError(
+                f"client {description.client_id!r} answered without 'test-loss'; expected a list of {length} numbers; "
+                "the client runs another app or version"
+            )
+        return cls(
+            client_id=description.client_id,
+            group=description.group,
+            num_support=description.num_support,
+            num_validation=description.num_validation,
+            num_test=description.num_test,
+            test_loss=test_loss,
+            test_accuracy=_curve(reply, "test-accuracy", description.client_id, length),
+            validation_loss=_curve(reply, "validation-loss", description.client_id, length),
+            validation_accuracy=_curve(reply, "validation-accuracy", description.client_id, length),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupCurves:
+    """A group's curves: element s is after s fine-tuning steps; NaN where a client's number is NaN.
+
+    Attributes:
+        num_clients: clients in the group that answered.
+        measure: what `worst_decile`, `spread`, `gain` and `area` are about; `loss` for regression.
+        accuracy: A(s), unweighted mean over clients; None for regression.
+        accuracy_weighted: mean weighted by test examples; None for regression.
+        loss: unweighted mean over clients.
+        loss_weighted: mean weighted by test examples.
+        worst_decile: W(s), mean over the ⌈0.1 n⌉ clients that are worst at s.
+        spread: standard deviation over clients (n - 1 in the denominator; 0 for one client).
+        gain: A(s*) - A(0), or how far the loss fell from 0 to s* for regression: positive is better.
+        area: mean over s = 0..S of A(s), or of the loss for regression.
+        validation_accuracy: unweighted mean over the clients that have a validation split; None without any.
+        validation_loss: likewise.
+    """
+
+    num_clients: int
+    measure: Literal["accuracy", "loss"]
+    accuracy: Curve | None
+    accuracy_weighted: Curve | None
+    loss: Curve
+    loss_weighted: Curve
+    worst_decile: Curve
+    spread: Curve
+    gain: float
+    area: float
+    validation_accuracy: Curve | None
+    validation_loss: Curve | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the curves as JSON values; `server.durable_file.json_ready` turns NaN into null."""
+        return asdict(self)
+
+
+def group_curves(clients: Iterable[ClientCurves], group: Group, *, primary_step: int) -> GroupCurves | None:
+    """Return the curves of the clients of one group, or None if none of them answered.
+
+    The result does not depend on the order of `clients`.
+
+    Args:
+        clients: curves of equal length, of any groups.
+        group: which clients to take.
+        primary_step: s*, the step that the gain is quoted at.
+    """
+    members = sorted((client for client in clients if client.group == group), key=lambda client: client.client_id)
+    if not members:
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):  # a client that diverged shows as NaN or inf, not as a warning
+        return _summarize(members, primary_step)
+
+
+def rounds_to_target(evaluations: Sequence[tuple[int, float]], target: float, window: int = 3) -> int | None:
+    """Return the first evaluated round at which the mean of the last evaluations reaches the target, or None.
+
+    Args:
+        evaluations: (round, accuracy at s*), in the order of rounds.
+        target: accuracy in [0, 1].
+        window: evaluations in the mean; where there are fewer yet, all of them, so that round 0 can be the answer.
+    """
+    for end in range(1, len(evaluations) + 1):
+        recent = [accuracy for _, accuracy in evaluations[max(0, end - window) : end]]
+        if math.fsum(recent) / len(recent) >= target - _ROUNDING:
+            return evaluations[end - 1][0]
+    return None
+
+
+def _summarize(members: Sequence[ClientCurves], primary_step: int) -> GroupCurves:
+    weights = np.array([client.num_test for client in members], dtype=np.float64)
+    losses = np.array([client.test_loss for client in members], dtype=np.float64)
+    accuracies = _stack([client.test_accuracy for client in members], all_needed=True)
+    judged, sign = (losses, -1.0) if accuracies is None else (accuracies, 1.0)
+    mean = judged.mean(axis=0)
+    return GroupCurves(
+        num_clients=len(members),
+        measure="loss" if accuracies is None else "accuracy",
+        accuracy=_mean(accuracies),
+        accuracy_weighted=_mean(accuracies, weights),
+        loss=_tuple(losses.mean(axis=0)),
+        loss_weighted=_tuple(_weighted(losses, weights)),
+        worst_decile=_tuple(sign * _worst_decile(sign * judged)),
+        spread=_tuple(_spread(judged)),
+        gain=float(sign * (mean[primary_step] - mean[0])),
+        area=float(mean.mean()),
+        validation_accuracy=_mean(_stack([client.validation_accuracy for client in members])),
+        validation_loss=_mean(_stack([client.validation_loss for client in members])),
+    )
+
+
+def _curve(reply: EvaluateReply, key: str, client_id: str, length: int) -> Curve | None:
+    value = reply.metrics.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != length:
+        came = f"{len(value)} numbers" if isinstance(value, list) else f"{type(value).__name__} {value!r}"
+        raise WireError(
+            f"client {client_id!r} answered {key!r} with {came}; expected a list of {length} numbers "
+            "(num-adapt-steps + 1); start it with the server's options"
+        )
+    return tuple(float(number) for number in value)
+
+
+def _stack(curves: Sequence[Curve | None], *, all_needed: bool = False) -> NDArray[np.float64] | None:
+    present = [curve for curve in curves if curve is not None]
+    if not present or (all_needed and len(present) < len(curves)):
+        return None
+    return np.array(present, dtype=np.float64)
+
+
+def _mean(curves: NDArray[np.float64] | None, weights: NDArray[np.float64] | None = None) -> Curve | None:
+    if curves is None:
+        return None
+    return _tuple(curves.mean(axis=0) if weights is None else _weighted(curves, weights))
+
+
+def _weighted(curves: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray((curves * weights[:, None]).sum(axis=0) / weights.sum())
+
+
+def _worst_decile(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over the ⌈0.1 n⌉ smallest scores at each s; NaN where any client's is."""
+    worst = np.sort(scores, axis=0)[: math.ceil(len(scores) / 10)]
+    return np.where(np.isnan(scores).any(axis=0), np.nan, worst.mean(axis=0))
+
+
+def _spread(curves: NDArray[np.float64]) -> NDArray[np.float64]:
+    if len(curves) == 1:
+        return np.zeros(curves.shape[1])
+    return np.asarray(curves.std(axis=0, ddof=1))
+
+
+def _tuple(values: NDArray[np.float64]) -> Curve:
+    return tuple(float(value) for value in values)

@@ -1,0 +1,153 @@
+"""Files that are whole or absent: written beside their place, synced, then renamed into it.
+
+Tensors are stored as safetensors, never pickled. Our own metadata is one JSON value under one key, because the
+library writes several keys in an order that differs from process to process and equal runs must give equal bytes.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from common.errors import RunError
+from common.params import Params
+
+METADATA_KEY = "nufed"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into a RunError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"Expected to write {path}, but the system refused ({error.strerror or error}). "
+            "Free space there, change its permissions, or choose another folder with --out."
+        ) from error
+
+
+def replace_durably(path: Path, write: Callable[[Path], None]) -> None:
+    """Put at `path` what `write` leaves at the temporary path that it is given; a crash leaves the old file whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path):
+        try:
+            write(partial)
+            _sync(partial)
+            partial.replace(path)
+            _sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes durably."""
+    replace_durably(path, lambda partial: _write_plain(partial, content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text durably."""
+    write_bytes(path, text.encode())
+
+
+def json_ready(value: Any) -> Any:
+    """Return `value` in JSON's own types: NaN and infinities become null, NumPy scalars and tuples plain ones."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write indented JSON durably."""
+    write_text(path, json.dumps(json_ready(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_tensors(path: Path, params: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write named tensors and JSON metadata durably as safetensors; equal content gives equal bytes."""
+    content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in params.items()}
+    text = json.dumps(json_ready({**metadata, "names": list(params)}), allow_nan=False)
+    replace_durably(path, lambda partial: _save_tensors(partial, content, text))
+
+
+def read_tensors(path: Path) -> tuple[Params, dict[str, Any]]:
+    """Return the tensors, in the order they were given to `write_tensors`, and the metadata.
+
+    Raises:
+        RunError: the file is absent, torn or not one of ours.
+    """
+    with _reading(path) as file:
+        metadata = _metadata(path, file.metadata())
+        names = metadata.pop("names", None)
+        if not isinstance(names, list) or sorted(names) != sorted(file.keys()):
+            raise RunError(f"Expected {path} to hold the arrays that its metadata lists. {_ADVICE}")
+        return {name: file.get_tensor(name) for name in names}, metadata
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata alone, without reading the tensors.
+
+    Raises:
+        RunError: the file is absent, torn or not one of ours.
+    """
+    with _reading(path) as file:
+        metadata = _metadata(path, file.metadata())
+    metadata.pop("names", None)
+    return metadata
+
+
+_ADVICE = "It was cut short or written by something else: delete it, or put back a copy that is whole."
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise RunError(f"Expected a file at {path}, but there is none. Check the path.") from error
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"Expected safetensors in {path}, but it cannot be read ({error}). {_ADVICE}") from error
+
+
+def _metadata(path: Path, stored: Mapping[str, str] | None) -> dict[str, Any]:
+    try:
+        metadata = json.loads((stored or {})[METADATA_KEY])
+    except (KeyError, ValueError) as error:
+        raise RunError(f"Expected NuFed's metadata in {path}, but found none that can be read. {_ADVICE}") from error
+    if not isinstance(metadata, dict):
+        raise RunError(f"Expected a table of metadata in {path}, but found {type(metadata).__name__}. {_ADVICE}")
+    return metadata
+
+
+def _save_tensors(path: Path, content: dict[str, Tensor], metadata: str) -> None:
+    try:
+        save_file(content, path, metadata={METADATA_KEY: metadata})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _write_plain(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _sync(path: Path) -> None:
+    """Ask the disk to keep a file's content, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
