@@ -1,0 +1,42 @@
+"""Fine-tuning: plain gradient steps, nothing else."""
+
+import torch
+
+from common.meta.adapt import adapt
+from common.meta.differentiate import gradient
+from common.params import add_scaled
+from tests import oracles
+from tests.common.meta.problems import model_problem, random_examples
+
+
+def test_adaptation_equals_steps_by_hand():
+    loss, params, shape = model_problem("mlp")
+    batches = [random_examples(5, shape, seed).as_batch() for seed in range(4)]
+
+    points = list(adapt(loss, params, batches, 0.3))
+
+    by_hand = params
+    for point, batch in zip(points[1:], batches, strict=True):
+        by_hand = add_scaled(by_hand, gradient(loss, by_hand, batch), -0.3)
+        assert all(torch.equal(point[name], by_hand[name]) for name in params)
+    assert len(points) == 5
+
+
+def test_adaptation_on_a_quadratic_follows_its_closed_form():
+    matrices, centers = oracles.random_quadratics(1, 4, (0.1, 1.0), seed=2)
+    batch = oracles.quadratic_batch(matrices[0], centers[0])
+    start = torch.ones(4, dtype=torch.float64)
+
+    *_, adapted = adapt(oracles.quadratic_loss, oracles.as_params(start), [batch] * 7, 0.5)
+
+    contraction = torch.linalg.matrix_power(torch.eye(4).double() - 0.5 * matrices[0], 7)
+    assert torch.allclose(oracles.flatten(adapted) - centers[0], contraction @ (start - centers[0]), atol=1e-13)
+
+
+def test_the_starting_point_comes_first_and_is_not_changed():
+    loss, params, shape = model_problem("mlp")
+    before = {name: tensor.clone() for name, tensor in params.items()}
+
+    first, *_ = adapt(loss, params, [random_examples(5, shape).as_batch()], 0.3)
+
+    assert all(torch.equal(first[name], before[name]) and torch.equal(params[name], before[name]) for name in before)
