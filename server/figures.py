@@ -1,19 +1,22 @@
 """The picture that a run leaves: progress over rounds on the left, the final adaptation curves on the right."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from common.config import RunConfig
 from server.adaptation_curves import Curve, GroupCurves
 
 # Okabe and Ito (2008): told apart with any kind of color vision, and in gray by lightness and marker.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+LONGEST_SOURCE = 40
 _STYLE: dict[str, Any] = {"linewidth": 2, "markersize": 5.5}
 
 
@@ -34,12 +37,13 @@ def draw_curves(
     """
     final = participating or new
     measure = final.measure if final else "accuracy"
-    figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
+    scale = 100.0 if measure == "accuracy" else 1.0
+    figure = Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     progress, adaptation = figure.subplots(1, 2)
-    figure.suptitle(_title(config), fontsize=12)
-    _draw_progress(progress, evaluations, config)
-    _draw_adaptation(adaptation, participating, new, config)
+    figure.suptitle(_title(config), fontsize=12, parse_math=False)
+    _draw_progress(progress, evaluations, config, scale)
+    _draw_adaptation(adaptation, {"participating": participating, "new": new}, config, scale)
     for axes in (progress, adaptation):
         _dress(axes, measure)
     image = io.BytesIO()
@@ -47,66 +51,67 @@ def draw_curves(
     return image.getvalue()
 
 
-def _draw_progress(axes: Axes, evaluations: Sequence[tuple[int, Curve]], config: RunConfig) -> None:
+def _draw_progress(axes: Axes, evaluations: Sequence[tuple[int, Curve]], config: RunConfig, scale: float) -> None:
     last = config.evaluation.num_adapt_steps
-    middle = config.method.num_inner_steps or 1
-    steps = sorted({0, min(middle, last), last})
-    looks = dict(zip((0, min(middle, last), last), ((ORANGE, "o"), (GREEN, "s"), (BLUE, "^")), strict=True))
+    middle = min(config.method.num_inner_steps or 1, last)
+    looks = {0: (ORANGE, "o"), middle: (GREEN, "s"), last: (BLUE, "^")}
     rounds = [done for done, _ in evaluations]
-    for step in steps:
-        color, marker = looks[step]
-        axes.plot(
-            rounds,
-            [curve[step] for _, curve in evaluations],
-            color=color,
-            marker=marker,
-            label=_after(step, config),
-            **_STYLE,
-        )
-    axes.set_title("Progress (participating clients)")
+    for step, (color, marker) in sorted(looks.items(), reverse=scale > 1):
+        means = _finite([scale * curve[step] for _, curve in evaluations])
+        axes.plot(rounds, means, color=color, marker=marker, label=_after(step, config), **_STYLE)
+    axes.set_title("Progress of the participating clients")
     axes.set_xlabel("round k")
     if evaluations:
-        axes.legend(title="fine-tuning", frameon=False)
+        axes.legend(title="accuracy after" if scale > 1 else "loss after", frameon=False)
 
 
-def _draw_adaptation(axes: Axes, participating: GroupCurves | None, new: GroupCurves | None, config: RunConfig) -> None:
-    for name, group, color, marker in (("participating", participating, BLUE, "o"), ("new", new, ORANGE, "s")):
+def _draw_adaptation(axes: Axes, groups: Mapping[str, GroupCurves | None], config: RunConfig, scale: float) -> None:
+    for (name, group), (color, marker) in zip(groups.items(), ((BLUE, "o"), (ORANGE, "s")), strict=True):
         if group is None:
             continue
-        means = group.loss if group.accuracy is None else group.accuracy
+        means = scale * _finite(group.accuracy or group.loss)
+        spread, worst = scale * _finite(group.spread), scale * _finite(group.worst_decile)
         steps = range(len(means))
-        low = [mean - spread for mean, spread in zip(means, group.spread, strict=True)]
-        high = [mean + spread for mean, spread in zip(means, group.spread, strict=True)]
-        label = f"{name} ({group.num_clients} client{'s' if group.num_clients != 1 else ''})"
-        axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+        label = f"{name}, mean of {group.num_clients}"
+        axes.fill_between(steps, means - spread, means + spread, color=color, alpha=0.15, linewidth=0)
         axes.plot(steps, means, color=color, marker=marker, label=label, **_STYLE)
-        axes.plot(steps, group.worst_decile, color=color, linestyle=":", linewidth=1.6, label=f"{name}, worst decile")
+        axes.plot(steps, worst, color=color, linestyle=":", linewidth=1.8, label=f"{name}, worst tenth")
     if nu := config.method.num_inner_steps:
-        axes.axvline(nu, color="0.45", linestyle="--", linewidth=1)
-    axes.set_title(f"Adaptation after round {config.federation.num_rounds} (band: ±1 sd over clients)")
+        axes.axvline(nu, color="0.45", linestyle="--", linewidth=1.2, label=f"trained for: ν = {nu}", zorder=1)
+    axes.set_title("Adaptation of the final model (band: ±1 sd over clients)")
     axes.set_xlabel("fine-tuning steps s")
-    if participating or new:
+    if any(groups.values()):
         axes.legend(frameon=False)
+
+
+def _finite(values: Sequence[float]) -> NDArray[np.float64]:
+    """Return the values with a gap where a model diverged; infinities have no place on an axis."""
+    array = np.array(values, dtype=np.float64)
+    return np.where(np.isfinite(array), array, np.nan)
 
 
 def _dress(axes: Axes, measure: str) -> None:
     axes.set_ylabel("test accuracy (%)" if measure == "accuracy" else "test loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0.0), min(high, 101.0) if measure == "accuracy" else high)  # a band can leave the range
     axes.grid(visible=True, color="0.88", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _title(config: RunConfig) -> str:
-    method = config.method
+    method, source = config.method, config.data.source
+    if len(source) > LONGEST_SOURCE:
+        source = f"…{source[1 - LONGEST_SOURCE :]}"
     return (
-        f"{config.name}: {config.data.source}, {config.model.name}, ν = {method.num_inner_steps}, "
+        f"{config.name}: {source}, {config.model.name}, ν = {method.num_inner_steps}, "
         f"{method.estimator}, α = {method.inner_lr:g}, β = {method.local_lr:g}, τ = {method.num_local_steps}"
     )
 
 
 def _after(step: int, config: RunConfig) -> str:
     if step == 0:
-        return "none"
+        return "0 steps"
     nu = " (= ν)" if step == config.method.num_inner_steps else ""
     return f"{step} step{'s' if step > 1 else ''}{nu}"
