@@ -1,0 +1,76 @@
+"""From configuration to clients and task; answers are remembered by their arguments."""
+
+from functools import lru_cache
+
+import torch
+
+from common.config import DataConfig
+from common.data.dealing import deal
+from common.data.pool import DealtFederation, Pool, SourceRequest
+from common.data.registry import find_source
+from common.errors import DataError
+from common.examples import ClientData, Federation, TaskInfo
+from common.settings import Settings
+
+
+@lru_cache(maxsize=4)
+def load_federation(config: DataConfig, *, seed: int, dtype: torch.dtype, settings: Settings) -> Federation:
+    """Return all clients of a federation, `num_clients` participating ones and then `num_new_clients` new ones.
+
+    Args:
+        config: source, partition and sizes.
+        seed: seed of the run; the same seed gives the same clients on every machine.
+        dtype: type of inputs and of regression targets.
+        settings: where data sets are on this machine.
+
+    Raises:
+        ConfigError: the source is unknown.
+        DataError: the source is missing, malformed or too small.
+    """
+    dealt = _deal(config, seed, settings)
+    clients = tuple(dealt.make_client(index, dtype) for index in range(dealt.num_total))
+    return Federation(dealt.task, clients, dealt.notes)
+
+
+@lru_cache(maxsize=256)
+def load_client(
+    config: DataConfig, partition_id: int, *, seed: int, dtype: torch.dtype, settings: Settings
+) -> ClientData:
+    """Return `load_federation(...).clients[partition_id]` without making the other clients' tensors.
+
+    Raises:
+        ConfigError: the source is unknown.
+        DataError: as for `load_federation`, or there is no such client.
+    """
+    dealt = _deal(config, seed, settings)
+    if not 0 <= partition_id < dealt.num_total:
+        raise DataError(
+            f"expected a partition id from 0 to {dealt.num_total - 1} (data.num-clients={config.num_clients}, "
+            f"data.num-new-clients={config.num_new_clients}), but got {partition_id}; start as many supernodes as "
+            "there are clients"
+        )
+    return dealt.make_client(partition_id, dtype)
+
+
+@lru_cache(maxsize=16)
+def describe_task(config: DataConfig, settings: Settings, *, seed: int = 0) -> TaskInfo:
+    """Return what a model must fit; reads no examples where the source can tell without them.
+
+    Args:
+        config: source, partition and sizes.
+        settings: where data sets are on this machine.
+        seed: seed of the run; only a source that has to make its clients for the answer uses it.
+
+    Raises:
+        ConfigError: the source is unknown.
+        DataError: the source is missing or malformed.
+    """
+    source, argument = find_source(config.source)
+    return source.describe(SourceRequest(config, seed, settings, argument))
+
+
+@lru_cache(maxsize=4)
+def _deal(config: DataConfig, seed: int, settings: Settings) -> DealtFederation:
+    source, argument = find_source(config.source)
+    loaded = source.load(SourceRequest(config, seed, settings, argument))
+    return deal(loaded, config, seed) if isinstance(loaded, Pool) else loaded

@@ -1,0 +1,87 @@
+"""What one client is dealt, and its division into support, validation and test."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from common.config import DataConfig
+from common.data.pool import Rows, Table
+from common.errors import DataError
+from common.examples import ClientData, Group, TaskInfo
+from common.rng import numpy_generator
+
+NO_ROWS: Rows = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Hand:
+    """What one client is dealt.
+
+    Attributes:
+        client_id: stable name.
+        group: `participating` or `new`.
+        table: where `rows` point into.
+        rows: [M] the client's examples.
+        test_table: the source's own test part if the client is judged on it; None if `rows` are split for the test.
+        test_rows: the client's rows of `test_table`.
+    """
+
+    client_id: str
+    group: Group
+    table: Table
+    rows: Rows
+    test_table: Table | None = None
+    test_rows: Rows = field(default_factory=lambda: NO_ROWS)
+
+
+def client_name(partition_id: int, config: DataConfig) -> tuple[str, Group]:
+    """Return the name and the group of a client that the source does not name."""
+    if partition_id < config.num_clients:
+        return f"client-{partition_id:03d}", "participating"
+    return f"new-{partition_id - config.num_clients:03d}", "new"
+
+
+def give_away(num_rows: int, fraction: float) -> int:
+    """Return how many of `num_rows` a positive fraction gives away: at least 1, and at least 1 is kept."""
+    return min(max(1, round(fraction * num_rows)), num_rows - 1) if fraction > 0 else 0
+
+
+def split_hand(hand: Hand, task: TaskInfo, config: DataConfig, seed: int, dtype: torch.dtype) -> ClientData:
+    """Return the client's three splits, drawn at random; new clients have no validation split.
+
+    The test split is `test_fraction` of the rows, unless the source has its own; the validation split is
+    `validation_fraction` of what remains.
+    """
+    rows = numpy_generator(seed, "data", "split", hand.client_id).permutation(hand.rows)
+    if hand.test_table is None:
+        num_test = give_away(len(rows), config.test_fraction)
+        test_table, test_rows, rows = hand.table, rows[:num_test], rows[num_test:]
+    else:
+        test_table, test_rows = hand.test_table, hand.test_rows
+    num_validation = 0 if hand.group == "new" else give_away(len(rows), config.validation_fraction)
+    return ClientData(
+        client_id=hand.client_id,
+        group=hand.group,
+        support=hand.table.examples(rows[num_validation:], task, dtype),
+        validation=hand.table.examples(rows[:num_validation], task, dtype),
+        test=test_table.examples(test_rows, task, dtype),
+    )
+
+
+def check_size(hand: Hand, what_to_do: str) -> None:
+    """Refuse a client that cannot have both a support and a test example.
+
+    Raises:
+        DataError: naming the client, its size and what to change.
+    """
+    if hand.test_table is None and len(hand.rows) < 2:
+        raise DataError(
+            f"expected client {hand.client_id!r} to have at least 2 examples, one to train on and one to be judged on, "
+            f"but it has {len(hand.rows)}; {what_to_do}"
+        )
+    if hand.test_table is not None and not (len(hand.rows) and len(hand.test_rows)):
+        raise DataError(
+            f"expected client {hand.client_id!r} to have at least 1 training and 1 test example, but it has "
+            f"{len(hand.rows)} and {len(hand.test_rows)}; {what_to_do}"
+        )

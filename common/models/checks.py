@@ -1,0 +1,91 @@
+"""What a model must be so that it can be meta-trained and averaged over clients."""
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import ModelError
+from common.examples import TaskInfo
+from common.rng import seeded_torch
+
+_NUM_DUMMY = 3
+
+
+def check_model(model: nn.Module, task: TaskInfo) -> None:
+    """Refuse a model that keeps statistics, has no parameters, does not use one, or has another output shape.
+
+    Running statistics and other buffers that change in the forward pass are no parameters: they are neither averaged
+    nor differentiated, and a second evaluation at the same parameters would give another loss.
+
+    Raises:
+        ModelError: naming the module or parameter and what to do.
+    """
+    for path, module in model.named_modules():
+        if getattr(module, "running_mean", None) is not None:
+            raise ModelError(
+                f"expected a model without running statistics, but {_place(path)} is a {type(module).__name__} that "
+                "keeps them; use torch.nn.GroupNorm, or track_running_stats=False"
+            )
+    params = dict[str, Tensor](model.named_parameters())
+    if not params:
+        raise ModelError(f"expected a model with parameters, but {type(model).__name__} has none; add a layer")
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    outputs = _dummy_outputs(model, task, next(iter(params.values())))
+    for name, buffer in model.named_buffers():
+        if not torch.equal(buffer, before[name]):
+            owner = name.rpartition(".")[0]
+            raise ModelError(
+                f"expected buffers that stay as they are, but {name!r} of {_place(owner)} "
+                f"({type(model.get_submodule(owner)).__name__}) changes in the forward pass; use a layer without "
+                "state, such as torch.nn.GroupNorm"
+            )
+    _check_all_used(params, outputs)
+
+
+def _dummy_outputs(model: nn.Module, task: TaskInfo, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(_NUM_DUMMY, *task.input_shape, generator=generator).to(like)
+    try:
+        with seeded_torch(0, (like.device,)):
+            outputs = model(inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"expected {type(model).__name__} to take inputs of shape [B, {_dims(task.input_shape)}], but it raised: "
+            f"{error}; choose another model.name, or change the model"
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.shape != (_NUM_DUMMY, task.num_outputs):
+        came = (
+            f"[{_dims(('B', *outputs.shape[1:]))}]"
+            if isinstance(outputs, Tensor) and outputs.ndim and len(outputs) == _NUM_DUMMY
+            else getattr(outputs, "shape", type(outputs).__name__)
+        )
+        raise ModelError(
+            f"expected outputs of shape [B, {task.num_outputs}] from {type(model).__name__}, but got {came}; let its "
+            f"last layer have {task.num_outputs} outputs"
+        )
+    return outputs
+
+
+def _check_all_used(params: dict[str, Tensor], outputs: Tensor) -> None:
+    trained = {name: tensor for name, tensor in params.items() if tensor.requires_grad}
+    if frozen := [name for name in params if name not in trained]:
+        raise ModelError(
+            f"expected parameters that require gradients, but {frozen[0]!r} does not (and {len(frozen) - 1} more); "
+            "register it as a buffer"
+        )
+    if not outputs.requires_grad:
+        raise ModelError("expected outputs that depend on the parameters, but they do not; do not detach them")
+    gradients = torch.autograd.grad(outputs.sum(), list(trained.values()), allow_unused=True)
+    unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    if unused:
+        raise ModelError(
+            f"expected every parameter to be used, but the outputs do not depend on {unused[0]!r} (and "
+            f"{len(unused) - 1} more); remove it"
+        )
+
+
+def _place(path: str) -> str:
+    return repr(path) if path else "the model itself"
+
+
+def _dims(shape: tuple[int | str, ...]) -> str:
+    return ", ".join(map(str, shape))

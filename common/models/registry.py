@@ -1,0 +1,60 @@
+"""The models by name, and `build_model`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from common.config import ModelConfig
+from common.errors import ConfigError, ModelError, nearest_match_hint
+from common.examples import TaskInfo
+from common.models import mlp
+from common.models.checks import check_model
+from common.rng import derive_seed, seeded_torch
+from common.user_code import load_function
+
+Build = Callable[[ModelConfig, TaskInfo], nn.Module]
+
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model: how it is built, and one line about it."""
+
+    build: Build
+    description: str
+
+
+MODELS: dict[str, ModelSpec] = {
+    "mlp": ModelSpec(mlp.build, "fully connected layers of the widths in model.hidden-sizes"),
+}
+
+
+def build_model(config: ModelConfig, task: TaskInfo, *, seed: int) -> nn.Module:
+    """Return a new model for a task, initialized from the run's seed, in `config.dtype`, in training mode.
+
+    Raises:
+        ConfigError: there is no model of that name.
+        ModelError: the model does not fit the task or cannot be meta-trained.
+    """
+    build = _find_build(config.name)
+    with seeded_torch(derive_seed(seed, "model")):
+        model = build(config, task)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"expected model.name={config.name!r} to return a torch.nn.Module, but it returned "
+            f"{type(model).__name__}; return the module"
+        )
+    model = model.to(DTYPES[config.dtype]).train()
+    check_model(model, task)
+    return model
+
+
+def _find_build(name: str) -> Build:
+    if name in MODELS:
+        return MODELS[name].build
+    if ":" in name:
+        return load_function(name, "model.name")
+    raise ConfigError(f"model.name={name!r} is unknown.{nearest_match_hint(name, MODELS)} Or module:function.")
