@@ -1,5 +1,6 @@
 """Arithmetic on named tensors: `Params` is a model's parameters by name, never changed in place."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -29,6 +30,14 @@ def norm(params: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm over all tensors together."""
     parts = torch._foreach_norm(list(params.values()))
     return float(torch.linalg.vector_norm(torch.stack(parts)))
+
+
+def largest_magnitude(tensor: Tensor) -> float:
+    """Return max|x|, NaN if any element is NaN, 0 for an empty tensor; without a temporary of the tensor's size."""
+    if tensor.numel() == 0:
+        return 0.0
+    low, high = (float(end) for end in tensor.aminmax())
+    return math.nan if math.isnan(low) else max(-low, high)
 
 
 def num_bytes(params: Mapping[str, Tensor]) -> int:

@@ -8,6 +8,7 @@ Record names are Flower's own (`arrays`, `config`, `metrics`, `num-examples`), s
 ClientApps understand ours and ours theirs. Arrays are checked here, once, before anything is computed with them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from common.errors import WireError
 from common.examples import Group
-from common.params import Params
+from common.params import Params, largest_magnitude
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
@@ -45,13 +46,15 @@ def arrays_to_params(arrays: ArrayRecord) -> Params:
     return result
 
 
-def check_params(params: Mapping[str, Tensor], reference: Mapping[str, Tensor], limit: float) -> None:
+def check_params(
+    params: Mapping[str, Tensor], reference: Mapping[str, Tensor], limit: float | Mapping[str, float]
+) -> None:
     """Refuse parameters that are not a finite model of the reference's names, shapes and types.
 
     Args:
         params: what came.
         reference: what was sent.
-        limit: largest magnitude accepted.
+        limit: largest magnitude accepted, for all arrays or by name.
 
     Raises:
         WireError: with the first difference.
@@ -66,13 +69,11 @@ def check_params(params: Mapping[str, Tensor], reference: Mapping[str, Tensor], 
             raise WireError(f"array {name!r} has shape {tuple(got.shape)}, expected {tuple(expected.shape)}")
         if got.dtype != expected.dtype:
             raise WireError(f"array {name!r} has type {got.dtype}, expected {expected.dtype}")
-        if got.numel() == 0:
-            continue
-        largest = float(got.abs().max())
-        if not np.isfinite(largest):
+        largest, allowed = largest_magnitude(got), limit[name] if isinstance(limit, Mapping) else limit
+        if not math.isfinite(largest):
             raise WireError(f"array {name!r} contains NaN or infinite values")
-        if largest > limit:
-            raise WireError(f"array {name!r} has an element of magnitude {largest:.3g}, beyond the limit {limit:.3g}")
+        if largest > allowed:
+            raise WireError(f"array {name!r} has an element of magnitude {largest:.3g}, beyond the limit {allowed:.3g}")
 
 
 @dataclass(frozen=True)
