@@ -1,0 +1,27 @@
+"""The ServerApp: reads the run's configuration and conducts the run."""
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.config import RunConfig
+from common.settings import process_settings
+from server.run import Run, ServerOptions
+
+
+def build_server_app(options: ServerOptions | None = None) -> ServerApp:
+    """Return a ServerApp that conducts one run.
+
+    Args:
+        options: where to write and whom to tell; None writes to the folder of the environment's settings, silently.
+    """
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        config = RunConfig.parse(context.run_config)
+        Run(grid, config, options or ServerOptions(out=process_settings().out)).conduct()
+
+    return server_app
+
+
+app = build_server_app()
