@@ -30,7 +30,7 @@ from common import __version__
 from common.config import RunConfig
 from common.errors import RunError
 from common.params import Params
-from server.adaptation_curves import ClientCurves, Curve, GroupCurves
+from server.adaptation_curves import ClientCurves, Curve
 from server.checkpoint import checkpoint_round
 from server.durable_file import (
     json_ready,
@@ -78,7 +78,7 @@ class RunFolder:
         """Open a run's folder to go on after its checkpoint.
 
         Rounds in metrics.jsonl that lie beyond the checkpoint, and a last line that was cut short, are dropped: they
-        will be computed again.
+        will be computed again. The old summary goes too, because it will not be true any more.
 
         Args:
             path: the run folder.
@@ -93,6 +93,7 @@ class RunFolder:
         kept = _rounds_up_to(path / METRICS, checkpoint_round(path) or 0)
         write_bytes(path / METRICS, kept)
         with writing(path / METRICS):
+            (path / SUMMARY).unlink(missing_ok=True)
             return cls(path, config or stored, (path / METRICS).open("ab", buffering=0))
 
     def __enter__(self) -> "RunFolder":
@@ -129,29 +130,13 @@ class RunFolder:
         }
         write_tensors(self.path / MODEL, params, metadata)
 
-    def write_figures(
-        self, evaluations: Sequence[tuple[int, Curve]], participating: GroupCurves | None, new: GroupCurves | None
-    ) -> None:
-        """Draw curves.png.
-
-        Args:
-            evaluations: (round, mean curve over s of the participating clients), in the order of rounds.
-            participating: final curves of the participating clients, None if none answered.
-            new: final curves of the new clients, None without any.
-        """
-        from server.figures import draw_curves
-
-        image = draw_curves(evaluations, participating, new, config=self.config)
+    def write_figures(self, image: bytes) -> None:
+        """Write curves.png, as drawn by `server.figures.draw_curves`."""
         write_bytes(self.path / CURVES, image)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json of a run that reached its last round."""
+        """Write summary.json; its `status` is `complete` unless the summary says otherwise."""
         write_json(self.path / SUMMARY, {"status": "complete", **summary})
-
-    def mark_interrupted(self, round: int) -> None:  # noqa: A002 - the vocabulary's word
-        """Write summary.json of a run that was stopped after `round` server updates."""
-        resume = f"nufed simulate --resume {self.path}"
-        write_json(self.path / SUMMARY, {"status": "interrupted", "rounds": round, "resume": resume})
 
 
 def environment() -> dict[str, str | int]:

@@ -12,7 +12,7 @@ import torch
 from common import __version__
 from common.config import RunConfig
 from common.errors import RunError
-from server.adaptation_curves import ClientCurves, group_curves
+from server.adaptation_curves import ClientCurves
 from server.checkpoint import CHECKPOINT, save_checkpoint
 from server.run_folder import RunFolder, load_model
 
@@ -162,12 +162,22 @@ def test_a_missing_model_is_named(folder):
         load_model(folder.path)
 
 
-def test_an_interrupted_run_says_so_and_how_to_go_on(folder):
-    folder.mark_interrupted(7)
+def test_a_summary_says_complete_unless_told_otherwise(folder):
+    folder.write_summary({"rounds": 60})
+    complete = json.loads((folder.path / "summary.json").read_text())
 
-    summary = json.loads((folder.path / "summary.json").read_text())
-    assert (summary["status"], summary["rounds"]) == ("interrupted", 7)
-    assert summary["resume"] == f"nufed simulate --resume {folder.path}"
+    folder.write_summary({"rounds": 7, "status": "interrupted"})
+    interrupted = json.loads((folder.path / "summary.json").read_text())
+
+    assert complete == {"status": "complete", "rounds": 60}
+    assert interrupted == {"status": "interrupted", "rounds": 7}
+
+
+def test_a_resumed_run_is_not_called_complete_by_the_summary_of_before(folder):
+    folder.write_summary({"rounds": 60})
+
+    with RunFolder.open_existing(folder.path):
+        assert not (folder.path / "summary.json").exists()
 
 
 def test_a_resumed_run_drops_what_lies_beyond_its_checkpoint_and_a_line_cut_short(folder):
@@ -220,30 +230,3 @@ def test_a_broken_line_in_the_middle_is_named_not_skipped(folder):
 
     with pytest.raises(RunError, match="line 2"):
         RunFolder.open_existing(folder.path)
-
-
-@pytest.mark.parametrize("accuracy", [(0.1, 1.0), None])
-def test_the_picture_is_a_png(folder, accuracy):
-    clients = [curves("a", test_accuracy=accuracy), curves("n", "new", test_accuracy=accuracy)]
-    groups = [group_curves(clients, group, primary_step=1) for group in ("participating", "new")]
-    config = CONFIG.replace(evaluation__num_adapt_steps=1, evaluation__primary_step=1)
-
-    with RunFolder.create(folder.path.parent, config, now=NOW) as one_step:
-        one_step.write_figures([(0, (0.1, 0.2)), (10, (0.3, 0.9))], *groups)
-
-    assert (one_step.path / "curves.png").read_bytes().startswith(b"\x89PNG\r\n")
-
-
-def test_the_picture_is_drawn_without_evaluations_and_with_a_diverged_client(folder):
-    diverged = group_curves(
-        [curves(f"c{i}", test_accuracy=None, test_loss=(1.0, math.inf)) for i in range(2)],
-        "participating",
-        primary_step=1,
-    )
-    config = CONFIG.replace(evaluation__num_adapt_steps=1, evaluation__primary_step=1)
-
-    with RunFolder.create(folder.path.parent, config, now=NOW) as run:
-        run.write_figures([], None, None)
-        run.write_figures([(0, (1.0, math.inf))], diverged, None)
-
-    assert (run.path / "curves.png").stat().st_size > 1000
