@@ -193,8 +193,8 @@ def _resumed(checkpoint: Checkpoint, initial: Params, config: RunConfig) -> _Sta
     shapes = {name: tensor.shape for name, tensor in initial.items()}
     if {name: tensor.shape for name, tensor in checkpoint.params.items()} != shapes:
         raise RunError(
-            f"Expected a checkpoint of model {config.model.name!r} (hidden-sizes {config.model.hidden_sizes!r}), but its "
-            "arrays differ. Resume with the options of the run's config.json."
+            f"Expected a checkpoint of model {config.model.name!r} (hidden-sizes {config.model.hidden_sizes!r}), but "
+            "its arrays differ. Resume with the options of the run's config.json."
         )
     return _State(checkpoint.round, checkpoint.params, History.from_json(checkpoint.history))
 

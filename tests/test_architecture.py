@@ -1,0 +1,95 @@
+"""The house's plan as tests: who may import whom, what modules may be called, how long they may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("common", "client", "strategy", "server", "deploy")
+MAY_IMPORT = {
+    "common": {"common"},
+    "client": {"client", "common"},
+    "strategy": {"strategy", "common"},
+    "server": {"server", "strategy", "common"},
+    "deploy": set(PACKAGES),
+}
+# Process entries: they put a package's work behind the command line, which lives in deploy.
+ENTRIES = {"client/__main__.py", "server/__main__.py"}
+FLOWER_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
+KNOWS_FLOWER = {
+    "client/app.py",
+    "common/wire.py",
+    "server/app.py",
+    "server/run.py",
+    "server/run_folder.py",
+    "strategy/meta_fedavg.py",
+}
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted modules that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)} imports relatively"
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_packages_import_only_what_lies_below_them(path):
+    package = relative(path).split("/")[0]
+
+    ours = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
+
+    allowed = MAY_IMPORT[package] | ({"deploy"} if relative(path) in ENTRIES else set())
+    assert ours <= allowed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_no_product_code_imports_tests_or_benchmarks(path):
+    assert not {name.split(".")[0] for name in imports(path)} & {"tests", "benchmarks"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_few_files_know_flower_and_one_folder_its_internals(path):
+    flower = {name for name in imports(path) if name.split(".")[0] == "flwr"}
+
+    if relative(path).startswith("deploy/"):
+        internal = {name for name in flower if name not in FLOWER_PUBLIC}
+        assert not internal or relative(path).startswith("deploy/flower_runtime/")
+    elif flower:
+        assert relative(path) in KNOWS_FLOWER | {p for p in KNOWS_FLOWER if p.startswith("strategy/")}
+        assert flower <= FLOWER_PUBLIC | {"flwr"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_modules_stay_short_enough_to_read(path):
+    limit = 100 if path.name == "app.py" else 400
+
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_modules_have_names_of_their_own_and_say_what_they_are(path):
+    assert path.stem not in {"utils", "util", "helpers", "helper", "misc", "base"}
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{relative(path)} has no docstring"
+
+
+def test_the_generic_package_names_are_ours():
+    import client
+    import common
+    import deploy
+    import server
+    import strategy
+
+    for package in (client, common, deploy, server, strategy):
+        assert Path(package.__file__).is_relative_to(ROOT)
