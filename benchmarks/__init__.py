@@ -1,0 +1,1 @@
+"""Side-by-side measurements: each module is a script that prints a table and writes the same numbers as JSON."""
