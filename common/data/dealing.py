@@ -7,7 +7,7 @@ from common.config import DataConfig
 from common.data.hand import Hand, check_size, client_name, split_hand
 from common.data.partition import PARTITIONERS, SMALLEST_CLIENT
 from common.data.per_fedavg import deal_per_fedavg
-from common.data.pool import DealtFederation, Pool, Table
+from common.data.pool import DealtFederation, Pool, Rows, Table
 from common.errors import DataError
 from common.examples import ClientData, Group
 from common.rng import numpy_generator
@@ -50,7 +50,8 @@ def _deal_rows(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Hand], t
         notes = (f"{config.source} says who made each example; data.partition=by-user makes them the clients",)
     rng = numpy_generator(seed, "data", "partition")
     if config.partition == "per-fedavg":
-        return deal_per_fedavg(pool, config, rng)
+        hands, more = deal_per_fedavg(pool, config, rng)
+        return hands, notes + more
     parts = PARTITIONERS[config.partition](pool.train.targets, num_total, config, rng)
     hands = [Hand(*client_name(index, config), pool.train, rows) for index, rows in enumerate(parts.rows)]
     return hands, notes + parts.notes
@@ -95,11 +96,14 @@ def _choose_users(table: Table, num_wanted: int, which: str, config: DataConfig,
 
 
 def _user_hands(table: Table, test: Table | None, chosen: list[int], group: Group) -> list[Hand]:
-    hands = []
-    for user in chosen:
-        name, rows = table.user_names[user], np.flatnonzero(table.users == user)
-        if test is None:
-            hands.append(Hand(name, group, table, rows))
-        else:
-            hands.append(Hand(name, group, table, rows, test, np.flatnonzero(test.users == user)))
-    return hands
+    rows, test_rows = _rows_by_user(table), None if test is None else _rows_by_user(test)
+    if test is None or test_rows is None:
+        return [Hand(table.user_names[user], group, table, rows[user]) for user in chosen]
+    return [Hand(table.user_names[user], group, table, rows[user], test, test_rows[user]) for user in chosen]
+
+
+def _rows_by_user(table: Table) -> list[Rows]:
+    users = np.zeros(0, dtype=np.int64) if table.users is None else table.users
+    order = np.argsort(users, kind="stable")
+    bounds = np.searchsorted(users[order], np.arange(1, len(table.user_names)))
+    return np.split(order, bounds)

@@ -66,6 +66,8 @@ def describe_task(config: DataConfig, settings: Settings, *, seed: int = 0) -> T
         DataError: the source is missing or malformed.
     """
     source, argument = find_source(config.source)
+    if source.describe is None:
+        return _deal(config, seed, settings).task
     return source.describe(SourceRequest(config, seed, settings, argument))
 
 

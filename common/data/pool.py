@@ -62,7 +62,7 @@ class Table:
         """Return the tensors of `rows`: inputs [M, *task.input_shape], targets int64 or [M, K] of `dtype`."""
         inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[rows])).to(dtype)
         if self.inputs.dtype == np.uint8 and self.inputs.ndim >= 3:
-            inputs = inputs / 255
+            inputs.div_(255)
         targets = torch.from_numpy(np.ascontiguousarray(self.targets[rows]))
         targets = targets.to(torch.int64 if task.kind == "classification" else dtype)
         return Examples(inputs.reshape(len(rows), *task.input_shape), targets)

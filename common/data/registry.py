@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from common.data import digits
+from common.data import digits, npz, quadratic, sinusoid, user_defined, vision
 from common.data.pool import DealtFederation, Pool, SourceRequest
 from common.errors import ConfigError, nearest_match_hint
 from common.examples import TaskInfo
@@ -16,18 +17,31 @@ class Source:
     Attributes:
         description: one line for the user.
         load: request -> examples to deal, or a federation by nature.
-        describe: request -> the task, as cheaply as possible.
+        describe: request -> the task, without reading the inputs; None if clients must be made for the answer.
         argument: what follows the colon in `data.source`; empty if nothing does.
     """
 
     description: str
     load: Callable[[SourceRequest], Pool | DealtFederation]
-    describe: Callable[[SourceRequest], TaskInfo]
+    describe: Callable[[SourceRequest], TaskInfo] | None
     argument: str = ""
+
+
+def _vision(name: str, description: str) -> Source:
+    return Source(description, partial(vision.load, name), partial(vision.describe, name))
 
 
 SOURCES: dict[str, Source] = {
     "digits": Source("1797 handwritten digits of 8 x 8 pixels, comes with scikit-learn", digits.load, digits.describe),
+    "mnist": _vision("mnist", "70000 handwritten digits of 28 x 28 pixels"),
+    "fashion-mnist": _vision("fashion-mnist", "70000 articles of clothing of 28 x 28 pixels, 10 classes"),
+    "emnist": _vision("emnist", "131600 handwritten digits and letters of 28 x 28 pixels, 47 classes"),
+    "cifar10": _vision("cifar10", "60000 color photographs of 32 x 32 pixels, 10 classes"),
+    "cifar100": _vision("cifar100", "60000 color photographs of 32 x 32 pixels, 100 classes"),
+    "npz": Source("a NumPy archive with x, y and optionally user", npz.load, npz.describe, "PATH"),
+    "sinusoid": Source("a sine wave for each client, to regress on", sinusoid.load, sinusoid.describe),
+    "quadratic": Source("a known quadratic loss for each client", quadratic.load, quadratic.describe),
+    "python": Source("a federation made by your own function", user_defined.load, None, "module:function"),
 }
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from common.config import ModelConfig
 from common.errors import ConfigError, ModelError, nearest_match_hint
 from common.examples import TaskInfo
-from common.models import mlp
+from common.models import cnn, linear, mlp
 from common.models.checks import check_model
 from common.rng import derive_seed, seeded_torch
 from common.user_code import load_function
@@ -29,6 +29,8 @@ class ModelSpec:
 
 MODELS: dict[str, ModelSpec] = {
     "mlp": ModelSpec(mlp.build, "fully connected layers of the widths in model.hidden-sizes"),
+    "cnn": ModelSpec(cnn.build, "two convolution blocks with GroupNorm and average pooling, for images"),
+    "linear": ModelSpec(linear.build, "one linear layer: logistic regression, or least squares without bias"),
 }
 
 

@@ -1,0 +1,159 @@
+"""`python:module:function`: a federation of the user's own, in code.
+
+The function is called with `(config: DataConfig, seed: int)` and returns either
+
+* a dict from client name to `(inputs [N, ...], targets [N] or [N, K])`, arrays or tensors: whole-number targets are
+  classes, floats values to predict. As many clients as asked for are chosen at random, and split by the configured
+  fractions; or
+* a `common.examples.Federation` with its own splits, `num_clients` participating clients first, then the new ones.
+
+The module may lie in the working directory. Licence, units and origin are the user's to state.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.data.partition import SMALLEST_CLIENT
+from common.data.pool import Array, DealtFederation, Pool, SourceRequest, Table
+from common.data.raw import as_array, as_targets, check_inputs, image_layout
+from common.errors import DataError
+from common.examples import ClientData, Examples, Federation, TaskInfo, TaskKind
+from common.user_code import load_function
+
+
+def load(request: SourceRequest) -> Pool | DealtFederation:
+    """Return what the function made, checked.
+
+    Raises:
+        ConfigError: there is no such function.
+        DataError: naming the client whose examples are not as described above.
+    """
+    made = load_function(request.argument, "data.source")(request.config, request.seed)
+    if isinstance(made, Federation):
+        return _checked_federation(made, request)
+    if not isinstance(made, Mapping) or not made:
+        raise DataError(
+            f"expected {request.config.source} to return a Federation, or a dict of clients that is not empty, but got "
+            f"{type(made).__name__ if not isinstance(made, Mapping) else 'an empty one'}; see common/data/"
+            "user_defined.py"
+        )
+    return _pool(made)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """One client as the function gave it, checked on its own."""
+
+    name: str
+    kind: TaskKind
+    inputs: Array
+    targets: Array
+
+    @property
+    def form(self) -> str:
+        """Return what must be the same for every client."""
+        kind, shapes = self.inputs.dtype.kind, (self.inputs.shape[1:], self.targets.shape[1:])
+        number = "uint8" if self.inputs.dtype == np.uint8 else {"f": "floating-point"}.get(kind, "whole-number")
+        return f"{self.kind}, {number} inputs {list(shapes[0])}, targets {list(shapes[1])}"
+
+
+def _pool(made: Mapping[Any, Any]) -> Pool:
+    clients = [_given(str(name), value) for name, value in made.items()]
+    if len({client.name for client in clients}) < len(clients):
+        raise DataError("expected client names that differ as text, but two are the same; rename one of them")
+    first = clients[0]
+    for client in clients:
+        if client.form != first.form:
+            raise DataError(
+                f"expected client {client.name!r} to have the form of client {first.name!r} ({first.form}), but got "
+                f"{client.form}; bring them to one form"
+            )
+    table = Table(
+        np.concatenate([client.inputs for client in clients]),
+        np.concatenate([client.targets for client in clients]),
+        np.repeat(np.arange(len(clients)), [len(client.targets) for client in clients]),
+        tuple(client.name for client in clients),
+    )
+    num_classes = int(table.targets.max()) + 1
+    if first.kind == "regression":
+        task = TaskInfo(first.kind, first.inputs.shape[1:], first.targets.shape[1])
+    else:
+        task = TaskInfo(first.kind, first.inputs.shape[1:], num_classes, tuple(map(str, range(num_classes))))
+    return Pool(task, table, by_user_only=True)
+
+
+def _given(name: str, value: Any) -> _Given:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise DataError(
+            f"expected client {name!r} to be a pair (inputs, targets), but got {type(value).__name__}; return a pair"
+        )
+    inputs = image_layout(as_array(value[0], f"inputs of client {name!r}"))
+    kind, targets = as_targets(as_array(value[1], f"targets of client {name!r}"), f"targets of client {name!r}")
+    check_inputs(inputs, f"inputs of client {name!r}")
+    if len(inputs) != len(targets):
+        raise DataError(
+            f"expected client {name!r} to have as many targets as inputs, but got {len(targets)} and {len(inputs)}; "
+            "give every example one target"
+        )
+    if len(inputs) < SMALLEST_CLIENT:
+        raise DataError(
+            f"expected client {name!r} to have at least 2 examples, one to train on and one to be judged on, but it "
+            f"has {len(inputs)}; leave this client out"
+        )
+    return _Given(name, kind, inputs, targets)
+
+
+def _checked_federation(federation: Federation, request: SourceRequest) -> DealtFederation:
+    config, groups = request.config, [client.group for client in federation.clients]
+    if groups != ["participating"] * config.num_clients + ["new"] * config.num_new_clients:
+        raise DataError(
+            f"expected {config.num_clients} participating clients and then {config.num_new_clients} new ones from "
+            f"{config.source}, but got {groups.count('participating')} and {groups.count('new')}, or another order; "
+            f"set data.num-clients={groups.count('participating')} and data.num-new-clients={groups.count('new')}, and "
+            "return the participating ones first"
+        )
+    names = [client.client_id for client in federation.clients]
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"expected clients with names of their own from {config.source}, but two are the same; rename one of them"
+        )
+    for client in federation.clients:
+        _check_client(client, federation.task)
+
+    def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
+        client = federation.clients[partition_id]
+        splits = [_cast(part, federation.task, dtype) for part in (client.support, client.validation, client.test)]
+        return ClientData(client.client_id, client.group, *splits)
+
+    return DealtFederation(federation.task, len(names), make_client, federation.notes)
+
+
+def _check_client(client: ClientData, task: TaskInfo) -> None:
+    for split, examples in (("support", client.support), ("validation", client.validation), ("test", client.test)):
+        what = f"{split} split of client {client.client_id!r}"
+        if not len(examples):
+            if split == "validation":
+                continue
+            raise DataError(f"expected at least 1 example in the {what}, but it is empty; leave this client out")
+        kind, targets = as_targets(as_array(examples.targets, f"targets in the {what}"), f"targets in the {what}")
+        inputs = as_array(examples.inputs, f"inputs in the {what}")
+        check_inputs(inputs, f"inputs in the {what}")
+        outputs = int(targets.max()) + 1 if kind == "classification" else targets.shape[1]
+        fits = outputs <= task.num_outputs if kind == "classification" else outputs == task.num_outputs
+        if kind != task.kind or inputs.shape != (len(targets), *task.input_shape) or not fits:
+            raise DataError(
+                f"expected the {what} to fit the federation's task ({task.kind}, inputs {[*task.input_shape]}, "
+                f"{task.num_outputs} outputs), but it is {kind} with {list(inputs.shape)} inputs, {len(targets)} "
+                f"targets and {outputs} outputs; correct the task or the client"
+            )
+
+
+def _cast(examples: Examples, task: TaskInfo, dtype: torch.dtype) -> Examples:
+    targets = examples.targets.to(torch.int64 if task.kind == "classification" else dtype)
+    if task.kind == "regression":
+        targets = targets.reshape(len(targets), task.num_outputs)
+    return Examples(examples.inputs.to(dtype), targets)
