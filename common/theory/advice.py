@@ -112,18 +112,18 @@ def describe(advice: Sequence[Advice]) -> list[Row]:
     return [
         row("α", "inner step size", "section 4", (entry.inner_lr for entry in advice)),
         row("q", "stretch of one inner step", "section 2", (entry.growth for entry in advice)),
-        row("L_F", "smoothness of the meta losses", "(4)", (entry.objective.smoothness for entry in advice)),
+        row("L_F", "smoothness of F", "(4)", (entry.objective.smoothness for entry in advice)),
         row("b", "bias of the estimator", "(5), (8), (9)", (entry.objective.bias for entry in advice)),
         row("√v", "noise of the estimator", "(7), (8), (9)", (math.sqrt(e.objective.variance) for e in advice)),
-        row("γ_F", "heterogeneity of the meta losses", "(10)", (entry.objective.heterogeneity for entry in advice)),
-        row("β max", "largest local step size covered", "Theorem 8", (entry.local_lr_limit for entry in advice)),
+        row("γ_F", "heterogeneity of F", "(10)", (entry.objective.heterogeneity for entry in advice)),
+        row("β max", "largest β covered", "Theorem 8", (entry.local_lr_limit for entry in advice)),
         row("β", "local step size", "Corollary 9.7", (entry.local_lr for entry in advice)),
-        row("start", "bound: what is left of the gap", "(11)", (term.start for term in terms)),
-        row("noise", "bound: noise of the estimator", "(11)", (term.noise for term in terms)),
+        row("start", "bound: initial gap", "(11)", (term.start for term in terms)),
+        row("noise", "bound: noise", "(11)", (term.noise for term in terms)),
         row("sampling", "bound: clients left out", "(11)", (term.sampling for term in terms)),
-        row("drift", "bound: local steps apart", "(11)", (term.drift for term in terms)),
-        row("floor", "bound: bias, never removed", "(11)", (term.floor for term in terms)),
-        row("total", "bound of the mean E‖∇F‖²", "(11)", (term.total for term in terms)),
+        row("drift", "bound: local steps", "(11)", (term.drift for term in terms)),
+        row("floor", "bound: bias", "(11)", (term.floor for term in terms)),
+        row("total", "bound of mean E‖∇F‖²", "(11)", (term.total for term in terms)),
     ]
 
 
