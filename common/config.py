@@ -9,11 +9,14 @@ What depends on the machine (folders, device, threads) is in `common.settings`.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from common.errors import ConfigError, nearest_match_hint
 
@@ -208,6 +211,10 @@ class RunConfig(_Section):
             raise ConfigError(
                 f"Expected a configuration file at {path}, but it cannot be read ({error.strerror}). Check --config."
             ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"Expected JSON or TOML in {path}, but it is not UTF-8 text ({error.reason}). Check --config."
+            ) from error
         try:
             values = tomllib.loads(text) if Path(path).suffix == ".toml" else json.loads(text)
         except ValueError as error:
@@ -267,9 +274,20 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"Unknown option {key!r}.{nearest_match_hint(key, known)}")
         elif problem["type"] == "value_error":
             lines.append(f"{key or 'options'}: {problem['msg'].removeprefix('Value error, ')}.")
+        elif problem["type"] == "model_type":
+            example = next(option for option in known if option.startswith(f"{key}."))
+            lines.append(f"{key}={problem['input']!r} is refused: {key} is a table. Set one of its options: {example}.")
         else:
+            reason = problem["msg"][0].lower() + problem["msg"][1:]
             described = f" It is: {known[key][1]}." if key in known else ""
-            lines.append(
-                f"{key}={problem['input']!r} is refused: {problem['msg'][0].lower()}{problem['msg'][1:]}.{described}"
-            )
+            lines.append(f"{key}={problem['input']!r} is refused: {reason}.{_nearest_choice(problem)}{described}")
     return " ".join(lines)
+
+
+def _nearest_choice(problem: ErrorDetails) -> str:
+    """Return ` Did you mean 'x'?` where one of a few names is expected and one is near."""
+    if problem["type"] != "literal_error":
+        return ""
+    names = re.findall("'([^']+)'", problem["ctx"]["expected"])
+    close = get_close_matches(str(problem["input"]), names, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,110 @@
+"""A whole federation on one machine: checks what was asked for, then hands both apps to an engine."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from common.config import RunConfig
+from common.errors import ConfigError, RunError, nearest_match_hint
+from common.examples import Federation
+from server.run import ServerOptions
+
+
+def simulate(config: RunConfig, options: ServerOptions, *, engine: str) -> None:
+    """Run a federation and leave its run folder.
+
+    Args:
+        config: the run's options.
+        options: where to write and whom to tell.
+        engine: a key of `ENGINES`.
+
+    Raises:
+        NufedError: the run cannot start or go on.
+        KeyboardInterrupt: after what there is was written.
+    """
+    find_engine(engine)(config, options)
+
+
+def prepare(config: RunConfig) -> Federation:
+    """Return the federation after everything that can be wrong with the options was tried, before anything starts.
+
+    The data stay loaded, so that an engine in this process does not load them again.
+
+    Raises:
+        ConfigError: a name is unknown.
+        DataError: the data cannot be had or dealt.
+        ModelError: the model cannot be built or does not fit the data.
+    """
+    from common.data import load_federation
+    from common.meta.estimators import find_estimator
+    from common.models import DTYPES, build_model
+    from common.settings import process_settings
+
+    find_estimator(config.method.estimator)
+    dtype = DTYPES[config.model.dtype]
+    federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=process_settings())
+    build_model(config.model, federation.task, seed=config.seed)
+    return federation
+
+
+def check_resumable(folder: Path, config: RunConfig) -> None:
+    """Refuse a run that has nothing left to do.
+
+    Raises:
+        ConfigError: fewer rounds are asked for than are done.
+        RunError: the run is complete, or its checkpoint is torn.
+    """
+    from server.checkpoint import checkpoint_round
+    from server.run_folder import SUMMARY
+
+    done, asked = checkpoint_round(folder) or 0, config.federation.num_rounds
+    if asked < done:
+        raise ConfigError(f"--rounds={asked} is fewer than the {done} rounds that {folder} has done. Ask for more.")
+    if asked == done and _status(folder / SUMMARY) == "complete":
+        raise RunError(f"Expected a run with rounds left in {folder}, but all {done} are done. Ask for more: --rounds.")
+
+
+def find_engine(name: str) -> Callable[[RunConfig, ServerOptions], None]:
+    """Return the registered engine.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"Unknown engine {name!r} (--engine).{nearest_match_hint(name, ENGINES)}")
+    return ENGINES[name]
+
+
+def _in_process(config: RunConfig, options: ServerOptions) -> None:
+    from client.app import app as client_app
+    from deploy.flower_runtime.in_process import simulate_in_process
+    from server.app import build_server_app
+
+    simulate_in_process(build_server_app(options), client_app, num_nodes=_num_nodes(config), run_config=config.flat())
+
+
+def _with_ray(config: RunConfig, options: ServerOptions) -> None:
+    from client.app import app as client_app
+    from deploy.flower_runtime.ray_simulation import simulate_with_ray
+    from server.app import build_server_app
+
+    simulate_with_ray(build_server_app(options), client_app, num_nodes=_num_nodes(config), run_config=config.flat())
+
+
+ENGINES = {"auto": _in_process, "local": _in_process, "ray": _with_ray}
+"""`local` runs the clients in turn in this process: no start-up, least memory, and the fastest for models whose
+clients take less than seconds; so `auto` means it. `ray` is Flower's simulation engine, on all processors."""
+
+
+def _num_nodes(config: RunConfig) -> int:
+    return config.data.num_clients + config.data.num_new_clients
+
+
+def _status(summary: Path) -> str | None:
+    try:
+        status = json.loads(summary.read_text(encoding="utf-8"))["status"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"Expected a run's summary in {summary}, but {error}. Delete it, then resume.") from error
+    return str(status)
