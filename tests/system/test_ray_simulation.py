@@ -1,0 +1,122 @@
+"""The Ray engine: what the apps see, what failures look like, and that nothing stays behind."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.system.ray_toy import NUM_NODES, RUN_CONFIG
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; from tests.system.ray_toy import COMMANDS as c; c[sys.argv[1]](*sys.argv[2:])",
+]
+
+
+def is_running(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_until_ended(pids, seconds=30):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(map(is_running, pids)):
+        time.sleep(0.1)
+    return not any(map(is_running, pids))
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ray") / "seen"
+    environment = {**os.environ, "NUFED_DATA_ROOT": "some folder"}
+    subprocess.run([*COMMAND, "record", str(path)], cwd=ROOT, env=environment, check=True, timeout=120)
+    return pickle.loads(path.read_bytes())
+
+
+def test_both_apps_see_the_runs_configuration(seen):
+    """Flower's own Python entry gives them an empty one."""
+    assert seen["ray"]["config"] == RUN_CONFIG
+    assert all(RUN_CONFIG.items() <= context.items() for context in seen["ray"]["contexts"])
+
+
+def test_clients_know_their_partition(seen):
+    """Client i of n has partition-id i, once each."""
+    partitions = sorted((context["partition-id"], context["num-partitions"]) for context in seen["ray"]["contexts"])
+
+    assert partitions == [(i, NUM_NODES) for i in range(NUM_NODES)]
+
+
+def test_actors_inherit_the_settings_of_this_machine(seen):
+    """NUFED_* variables reach the clients, which run in other processes."""
+    assert {context["root"] for context in seen["ray"]["contexts"]} == {"some folder"}
+    assert seen["pid"] not in {context["pid"] for context in seen["ray"]["contexts"]}
+
+
+def test_replies_are_those_of_the_in_process_engine(seen):
+    """Arrays, states that are kept, states rolled back and error replies are the same, whichever actor ran whom."""
+    assert seen["ray"]["rounds"] == seen["in process"]["rounds"]
+
+
+def test_a_client_that_raises_fails_alone(seen):
+    """Its error reply says what it raised."""
+    failed = [reply for reply in seen["ray"]["rounds"][1].values() if isinstance(reply[0], int)]
+
+    assert [reason for _, reason in failed] == ["<class 'ValueError'>:<'boom in client'>"]
+
+
+def test_a_phase_cut_short_does_not_disturb_the_next(seen):
+    """Actors that still work for nobody come back to the pool."""
+    partitions = sorted(context["partition-id"] for context in seen["ray"]["after a phase cut short"])
+
+    assert partitions == list(range(NUM_NODES))
+
+
+def test_no_process_stays_behind(seen):
+    """Ray's processes have ended soon after the run."""
+    assert seen["ray"]["processes"]
+    assert wait_until_ended(seen["ray"]["processes"])
+
+
+def test_the_process_is_as_before(seen):
+    """Our variables and Ray's handler of SIGTERM are taken back; Ray itself leaves its own and PYTHONBREAKPOINT."""
+    left = {name for name in seen["changed variables"] if not name.startswith("RAY_")}
+
+    assert left <= {"PYTHONBREAKPOINT"}
+    assert seen["handler is as before"]
+
+
+def test_errors_say_what_they_said_where_they_were_raised():
+    """A client's own explanation, the server's and the engine's reach the caller as what they are, and nothing else."""
+    done = subprocess.run([*COMMAND, "fail"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
+
+    client, server, engine = done.stdout.splitlines()
+    assert client == "DataError: client-003 has no examples; lower data.num-clients"
+    assert server == "RunError: the server says why"
+    assert engine.startswith("RunError: Expected at least 4096 CPUs")
+    assert engine.endswith("or use --engine local.")
+    assert done.stderr == ""
+
+
+def test_ctrl_c_reaches_the_server_app_and_ends_the_actors():
+    """The ServerApp can still write what there is; busy actors are not waited for."""
+    with subprocess.Popen(
+        [*COMMAND, "sleep"], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        children = list(map(int, process.stdout.readline().split()))
+
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+
+    assert said == "the interrupted run is written down\n"
+    assert process.returncode == 130
+    assert children
+    assert wait_until_ended(children)
