@@ -19,6 +19,8 @@ from common.wire import check_params
 DEFAULT_MAX_GROWTH = 1024.0
 """How far beyond max(1, the largest magnitude sent) a reply may go before it counts as diverged."""
 
+MAX_GROWTH = 2.0**30
+
 _SUM_BITS = 62  # of an int64, one bit short of overflow, which leaves room for the rounding of each value
 _MAX_EXPONENT = 1023  # of a float64
 _BLOCK = 2**17  # elements; the scratch of a block stays in the cache

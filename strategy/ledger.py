@@ -1,0 +1,113 @@
+"""The book of one phase: who was asked, what each answered, and what was made of it."""
+
+import logging
+import string
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from flwr.app import Message, RecordDict
+
+from common.errors import WireError
+from common.wire import MetricValue
+from strategy.results import Counts
+
+Outcome = Literal["replied", "rejected", "failed"]
+Accept = Callable[[str, RecordDict], dict[str, MetricValue]]
+"""From a client's id and its reply's content to its metrics; raises WireError to refuse the reply."""
+
+_log = logging.getLogger("nufed.strategy")
+
+
+class Ledger:
+    """Holds what came of each client asked in one phase, until the phase ends.
+
+    Attributes:
+        client_metrics: metrics by client id, for each client that replied.
+        strays: replies that nobody was asked for, or that came twice.
+        bytes_up: array content received.
+    """
+
+    def __init__(self, asked: Mapping[int, str], complaints: set[tuple[str, str]]) -> None:
+        """Open the book.
+
+        Args:
+            asked: client id by node id.
+            complaints: what was logged already, added to, so that each client's trouble is told once and not every
+                round.
+        """
+        self.client_metrics: dict[str, dict[str, MetricValue]] = {}
+        self.strays = 0
+        self.bytes_up = 0
+        self._asked = dict(asked)
+        self._outcomes: dict[str, Outcome] = {}
+        self._problems: dict[str, str] = {}
+        self._complaints = complaints
+        self._opened = time.perf_counter()
+
+    def take(self, node_id: int | None, reply: Message, accept: Accept) -> None:
+        """Enter one reply; nothing that a client sends makes this raise."""
+        client_id = None if node_id is None else self._asked.get(node_id)
+        if client_id is None or client_id in self._outcomes:
+            self.strays += 1
+            _log.warning("A reply from node %d is ignored: %s.", reply.metadata.src_node_id, _stray(client_id))
+        elif reply.has_error():
+            reason = f"error {reply.error.code}: {reply.error.reason or 'no reason given'}"
+            self._enter(client_id, "failed", reason)
+        elif not reply.has_content():
+            self._enter(client_id, "rejected", "the reply is empty")
+        else:
+            self.bytes_up += _array_bytes(reply.content)
+            try:
+                self.client_metrics[client_id] = accept(client_id, reply.content)
+            except WireError as error:
+                self._enter(client_id, "rejected", str(error))
+            else:
+                self._outcomes[client_id] = "replied"
+
+    def close(self, timeout: float | None) -> None:
+        """Enter the clients that did not answer as missing."""
+        for client_id in self._asked.values():
+            if client_id not in self._outcomes:
+                within = "" if timeout is None else f" within {timeout:g} s"
+                self._complain(client_id, "missing", f"no reply{within}")
+
+    @property
+    def counts(self) -> Counts:
+        """What came of the clients asked; all of those that have not answered are missing."""
+        outcomes = list(self._outcomes.values())
+        replied, rejected, failed = (outcomes.count(kind) for kind in ("replied", "rejected", "failed"))
+        return Counts(len(self._asked), replied, rejected, failed, len(self._asked) - len(outcomes))
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Reason by client id, for each client rejected, failed or missing, in the order of ids."""
+        return dict(sorted(self._problems.items()))
+
+    @property
+    def seconds(self) -> float:
+        """Time since the book was opened."""
+        return time.perf_counter() - self._opened
+
+    def _enter(self, client_id: str, outcome: Outcome, reason: str) -> None:
+        self._outcomes[client_id] = outcome
+        self._complain(client_id, outcome, reason)
+
+    def _complain(self, client_id: str, outcome: str, reason: str) -> None:
+        """Keep the reason, and log it unless this client was in the same trouble before, whatever the numbers."""
+        self._problems[client_id] = reason
+        complaint = client_id, outcome + reason.translate(_WITHOUT_DIGITS)
+        if complaint not in self._complaints:
+            self._complaints.add(complaint)
+            _log.warning("Client %s is left out (%s): %s.", client_id, outcome, reason.rstrip("."))
+
+
+_WITHOUT_DIGITS = str.maketrans("", "", string.digits)
+
+
+def _stray(client_id: str | None) -> str:
+    return "nobody asked it" if client_id is None else f"client {client_id} has answered already"
+
+
+def _array_bytes(content: RecordDict) -> int:
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())

@@ -1,0 +1,321 @@
+"""The server of generalized meta federated learning as a Flower Strategy (Jamali, Saber and Bae 2025, server side).
+
+    for k in rounds:  choose S_k  →  send (w_k, k)  →  receive w_k^i, one by one  →  w_{k+1} = Σ p_i w_k^i
+
+What the clients do with w_k is theirs: ν, τ, α, β and the estimator never reach this file. So it serves FedAvg
+clients as well, with the same care about their replies.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import get_args
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from common.errors import ConfigError, RunError
+from common.examples import Group
+from common.params import Params
+from common.wire import arrays_to_params, params_to_arrays
+from strategy.aggregation import DEFAULT_MAX_GROWTH, MAX_GROWTH
+from strategy.exchange import iter_replies, sender_of
+from strategy.members import Member, Roster
+from strategy.participation import choose
+from strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
+from strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
+
+DEFAULT_TIMEOUT = 3600.0
+"""Seconds, as in Flower's strategies."""
+
+_GROUPS: dict[EvaluatedGroup, tuple[Group, ...]] = {
+    "participating": ("participating",),
+    "new": ("new",),
+    "all": ("participating", "new"),
+}
+
+_log = logging.getLogger("flwr")  # progress goes where that of every Flower strategy goes
+
+
+class MetaFedAvg(Strategy):
+    """Holds who takes part, between rounds; a Flower Strategy that can be used alone in any ServerApp.
+
+    It differs from Flower's FedAvg in that a run is repeatable (clients are chosen by their stable ids from a seeded
+    stream, and the mean has the same bits in whatever order they answer) and that no client can spoil it: each
+    reply is checked before it counts, and what is wrong with it is counted, named and logged.
+
+    Example:
+        >>> strategy = MetaFedAvg(seed=0, participation_fraction=0.5, weighting="uniform")
+        >>> strategy.weighting
+        'uniform'
+    """
+
+    def __init__(  # noqa: PLR0913 - the options of a strategy, all by name
+        self,
+        *,
+        seed: int = 0,
+        participation_fraction: float = 0.5,
+        weighting: Weighting = "uniform",
+        evaluation_interval: int = 1,
+        min_clients: int = 1,
+        max_growth: float = DEFAULT_MAX_GROWTH,
+    ) -> None:
+        """Set what stays the same over a run.
+
+        Args:
+            seed: of the choice of clients.
+            participation_fraction: r in (0, 1], share of the connected participating clients that is asked in a round.
+            weighting: weights in the mean over clients: `uniform` (the theory) or `examples` (p_i ∝ N_i).
+            evaluation_interval: rounds between evaluations in `start`; 0 turns them off.
+            min_clients: clients that `start` waits for.
+            max_growth: a reply whose largest magnitude in an array is beyond max(1, that of the array sent) times this
+                counts as diverged; at least 1, rounded up to powers of two.
+
+        Raises:
+            ConfigError: an option is out of range.
+        """
+        for name, value, is_allowed, allowed in (
+            ("participation_fraction", participation_fraction, 0 < participation_fraction <= 1, "above 0, at most 1"),
+            ("weighting", weighting, weighting in get_args(Weighting), " or ".join(get_args(Weighting))),
+            ("evaluation_interval", evaluation_interval, evaluation_interval >= 0, "at least 0; 0 turns it off"),
+            ("min_clients", min_clients, min_clients >= 1, "at least 1"),
+            ("max_growth", max_growth, 1 <= max_growth <= MAX_GROWTH, f"1 to {MAX_GROWTH:g}"),
+        ):
+            if not is_allowed:
+                raise ConfigError(f"MetaFedAvg: {name}={value!r} is refused. Expected {allowed}.")
+        self.seed = seed
+        self.participation_fraction = participation_fraction
+        self.weighting = weighting
+        self.evaluation_interval = evaluation_interval
+        self.min_clients = min_clients
+        self.max_growth = max_growth
+        self._roster = Roster()
+        self._complaints: set[tuple[str, str]] = set()
+        self._training: TrainingPhase | None = None  # between configure_train and aggregate_train
+        self._evaluation: EvaluationPhase | None = None
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """The clients known so far, by id."""
+        return MappingProxyType(self._roster.members)
+
+    def discover(self, grid: Grid, *, expected: int, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Member]:
+        """Wait for clients, ask them who they are, and return them by id.
+
+        Nodes whose app answers no query take part under the id `node-<node id>`. Nodes that come later are asked at
+        the start of the next round.
+
+        Args:
+            grid: any Flower Grid.
+            expected: clients to wait for, new ones included.
+            timeout: seconds.
+
+        Raises:
+            RunError: too few clients in time, or two with one id.
+        """
+        self._roster.discover(grid, expected, timeout)
+        return dict(sorted(self._roster.members.items()))
+
+    def train_round(
+        self,
+        grid: Grid,
+        params: Params,
+        round: int,  # noqa: A002 - the vocabulary's word
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        config: ConfigRecord | None = None,
+    ) -> RoundResult:
+        """Run one round: choose, send, receive, average.
+
+        Args:
+            grid: any Flower Grid.
+            params: w_k; not changed.
+            round: k, which the choice of clients depends on.
+            timeout: seconds to wait for replies, and for a client if none is connected.
+            config: what clients are sent beside `server-round`; not changed.
+
+        Raises:
+            RunError: no participating client within `timeout`.
+            ModelError: w_k is not finite.
+        """
+        outgoing = Outgoing(MessageType.TRAIN, round, params_to_arrays(params), config or ConfigRecord(), timeout)
+        phase = self._open_training(grid, outgoing, params)
+        for node_id, reply in iter_replies(grid, phase.messages, timeout):
+            phase.take(node_id, reply)
+        return self._close_training(phase)
+
+    def evaluate_round(  # noqa: PLR0913 - as train_round, and the group
+        self,
+        grid: Grid,
+        params: Params,
+        round: int,  # noqa: A002 - the vocabulary's word
+        *,
+        group: EvaluatedGroup = "participating",
+        timeout: float = DEFAULT_TIMEOUT,
+        config: ConfigRecord | None = None,
+    ) -> EvaluationResult:
+        """Have every connected client of a group judge a model; nobody is asked if there is none.
+
+        Args:
+            grid: any Flower Grid.
+            params: the model; not changed.
+            round: k, which is sent along.
+            group: who is asked.
+            timeout: seconds to wait for replies.
+            config: what clients are sent beside `server-round`; not changed.
+        """
+        outgoing = Outgoing(MessageType.EVALUATE, round, params_to_arrays(params), config or ConfigRecord(), timeout)
+        phase = self._open_evaluation(grid, outgoing, group)
+        for node_id, reply in iter_replies(grid, phase.messages, timeout):
+            phase.take(node_id, reply)
+        return phase.close(group)
+
+    def start(  # noqa: PLR0913 - Flower's signature, and two options more
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = DEFAULT_TIMEOUT,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        first_round: int = 1,
+        on_round: Callable[[RoundResult], None] | None = None,
+    ) -> Result:
+        """Run rounds `first_round` to `num_rounds` and return Flower's Result, with the last model in `arrays`.
+
+        Args:
+            grid: any Flower Grid.
+            initial_arrays: the model before `first_round`.
+            num_rounds: K, the last round.
+            timeout: seconds to wait for clients at the start, and for the replies of a phase.
+            train_config: what clients are sent for training; not changed.
+            evaluate_config: what clients are sent for evaluation; not changed.
+            evaluate_fn: judges the model on the server, before round 1 and after each round.
+            first_round: above 1 to go on with a run.
+            on_round: is told the result of each training round, e.g. to write a checkpoint.
+
+        Raises:
+            RunError: too few clients.
+        """
+        self.summary()
+        result, params = Result(arrays=initial_arrays), arrays_to_params(initial_arrays)
+        self.discover(grid, expected=self.min_clients, timeout=timeout)
+
+        def judge(done: int) -> None:
+            if evaluate_fn and (metrics := evaluate_fn(done, result.arrays)) is not None:
+                result.evaluate_metrics_serverapp[done] = metrics
+
+        if first_round == 1:
+            judge(0)
+        for number in range(first_round, num_rounds + 1):
+            trained = self.train_round(grid, params, number, timeout=timeout, config=train_config)
+            params = trained.params
+            result.arrays = params_to_arrays(params)
+            _log.info("Round %d of %d: %s", number, num_rounds, trained.counts)
+            if (metrics := self._metric_record(trained.client_metrics)) is not None:
+                result.train_metrics_clientapp[number] = metrics
+            if on_round:
+                on_round(trained)
+            if self._evaluates_in(number):
+                judged = self.evaluate_round(grid, params, number, timeout=timeout, config=evaluate_config)
+                if (metrics := self._metric_record(judged.client_metrics)) is not None:
+                    result.evaluate_metrics_clientapp[number] = metrics
+            judge(number)
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the messages that open a round, for a loop that sends them itself."""
+        outgoing = Outgoing(MessageType.TRAIN, server_round, arrays, config)
+        self._training = self._open_training(grid, outgoing, arrays_to_params(arrays))
+        return self._training.messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the model and the metrics that the replies make; (None, None) if none of them is usable.
+
+        Raises:
+            RunError: `configure_train` was not called for this round.
+        """
+        phase, self._training = self._training, None
+        if phase is None or phase.round != server_round:
+            raise RunError(_not_configured("train", server_round, phase))
+        _take_all(phase, replies)
+        result = self._close_training(phase)
+        arrays = params_to_arrays(result.params) if result.counts.replied else None
+        return arrays, self._metric_record(result.client_metrics)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the messages that open an evaluation; none in rounds without one."""
+        if not self._evaluates_in(server_round):
+            return []
+        outgoing = Outgoing(MessageType.EVALUATE, server_round, arrays, config)
+        self._evaluation = self._open_evaluation(grid, outgoing, "participating")
+        return self._evaluation.messages
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return averages over clients, or None if there was no evaluation or no usable reply.
+
+        Raises:
+            RunError: `configure_evaluate` was not called for this round.
+        """
+        if not self._evaluates_in(server_round):
+            return None
+        phase, self._evaluation = self._evaluation, None
+        if phase is None or phase.round != server_round:
+            raise RunError(_not_configured("evaluate", server_round, phase))
+        _take_all(phase, replies)
+        return self._metric_record(phase.close("participating").client_metrics)
+
+    def summary(self) -> None:
+        """Log the options."""
+        _log.info(
+            "MetaFedAvg: seed %d, participation fraction %g, weighting %s, evaluation interval %d",
+            self.seed,
+            self.participation_fraction,
+            self.weighting,
+            self.evaluation_interval,
+        )
+
+    def _open_training(self, grid: Grid, outgoing: Outgoing, sent: Params) -> TrainingPhase:
+        patience = DEFAULT_TIMEOUT if outgoing.timeout is None else outgoing.timeout
+        participants = self._roster.wait_for_participants(grid, patience)
+        chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
+        asked = {client_id: participants[client_id] for client_id in chosen}
+        return TrainingPhase(outgoing, asked, self._complaints, AveragingRule(self.weighting, self.max_growth), sent)
+
+    def _close_training(self, phase: TrainingPhase) -> RoundResult:
+        for client_id in phase.outgrown:
+            self._roster.reask(client_id)
+        return phase.close()
+
+    def _open_evaluation(self, grid: Grid, outgoing: Outgoing, group: EvaluatedGroup) -> EvaluationPhase:
+        self._roster.refresh(grid)
+        return EvaluationPhase(outgoing, self._roster.connected(grid, _GROUPS[group]), self._complaints)
+
+    def _evaluates_in(self, number: int) -> bool:
+        return self.evaluation_interval > 0 and number % self.evaluation_interval == 0
+
+    def _metric_record(self, client_metrics: ClientMetrics) -> MetricRecord | None:
+        """Return averages over clients by this strategy's weights, or None without clients."""
+        averages = average(client_metrics, self.weighting)
+        return MetricRecord({**averages.numbers, **averages.curves}) if client_metrics else None
+
+
+def _take_all(phase: Phase, replies: Iterable[Message]) -> None:
+    """Enter the replies that a loop which is not ours has collected."""
+    sender = sender_of(phase.messages)
+    for reply in replies:
+        phase.take(sender(reply), reply)
+
+
+def _not_configured(kind: str, server_round: int, phase: Phase | None) -> str:
+    called = f"was called for round {phase.round}" if phase else "was not called"
+    return f"Expected configure_{kind} before aggregate_{kind} of round {server_round}, but it {called}. Call it first."

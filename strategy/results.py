@@ -1,0 +1,156 @@
+"""What a phase leaves behind: who answered, what went wrong, and averages of the clients' metrics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common.errors import RunError
+from common.params import Params
+from common.wire import NUM_EXAMPLES, MetricValue
+
+EvaluatedGroup = Literal["participating", "new", "all"]
+Weighting = Literal["uniform", "examples"]
+ClientMetrics = Mapping[str, Mapping[str, MetricValue]]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What came of the clients asked: sampled = replied + rejected + failed + missing.
+
+    Attributes:
+        sampled: clients asked.
+        replied: answered with something usable.
+        rejected: answered with something that was refused.
+        failed: answered that they failed, or were reported unreachable.
+        missing: did not answer in time.
+    """
+
+    sampled: int
+    replied: int
+    rejected: int
+    failed: int
+    missing: int
+
+    def __post_init__(self) -> None:
+        """Check that every client asked is counted once.
+
+        Raises:
+            RunError: the numbers do not add up.
+        """
+        if self.sampled != self.replied + self.rejected + self.failed + self.missing:
+            raise RunError(f"Expected sampled = replied + rejected + failed + missing, got {self}. Report this defect.")
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Means over the clients that replied, of the metrics that all of them report.
+
+    Attributes:
+        numbers: means of scalar metrics.
+        curves: means, element by element, of list metrics that have one length.
+    """
+
+    numbers: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """What a training or an evaluation phase left behind.
+
+    Attributes:
+        round: k.
+        counts: what came of the clients asked.
+        problems: reason by client id, for each client rejected, failed or missing.
+        client_metrics: metrics by client id, for each client that replied; `num-examples` is among them.
+        strays: replies that nobody was asked for, or that came twice; they are in no count.
+        bytes_down: array content sent to clients.
+        bytes_up: array content received from clients.
+        seconds: from before the first message to after the last reply.
+    """
+
+    round: int
+    counts: Counts
+    problems: dict[str, str]
+    client_metrics: dict[str, dict[str, MetricValue]]
+    strays: int
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+    @property
+    def mean_metrics(self) -> dict[str, float]:
+        """Unweighted means over clients of the scalar metrics that all of them report."""
+        return average(self.client_metrics, "uniform").numbers
+
+    @property
+    def weighted_metrics(self) -> dict[str, float]:
+        """Means weighted by `num-examples`, empty if there are no examples."""
+        return average(self.client_metrics, "examples").numbers
+
+
+@dataclass(frozen=True)
+class RoundResult(PhaseResult):
+    """What a training round left behind.
+
+    Attributes:
+        params: w_{k+1}; w_k itself if no valid reply came.
+    """
+
+    params: Params
+
+
+@dataclass(frozen=True)
+class EvaluationResult(PhaseResult):
+    """What an evaluation phase left behind.
+
+    Attributes:
+        group: who was asked.
+    """
+
+    group: EvaluatedGroup
+
+    @property
+    def mean_curves(self) -> dict[str, list[float]]:
+        """Unweighted means over clients of the list metrics that all of them report with one length."""
+        return average(self.client_metrics, "uniform").curves
+
+    @property
+    def weighted_curves(self) -> dict[str, list[float]]:
+        """Means weighted by `num-examples`, empty if there are no examples."""
+        return average(self.client_metrics, "examples").curves
+
+
+def average(client_metrics: ClientMetrics, weighting: Weighting) -> Averages:
+    """Return means over clients of the metrics that all of them report alike.
+
+    A metric that a client lacks, or reports with another type or length, is left out for everybody. Clients are
+    taken in the order of their ids, so that the order in which they answered leaves no trace.
+
+    Args:
+        client_metrics: metrics by client id.
+        weighting: `uniform`, or `examples` for weights by `num-examples`.
+    """
+    clients = [client_metrics[client_id] for client_id in sorted(client_metrics)]
+    if weighting == "uniform":
+        weights = [1.0] * len(clients)
+    else:
+        weights = [float(size) for metrics in clients if isinstance(size := metrics[NUM_EXAMPLES], int)]
+    if sum(weights) == 0:
+        return Averages()
+    numbers: dict[str, float] = {}
+    curves: dict[str, list[float]] = {}
+    for name in sorted(set.intersection(*(set(metrics) for metrics in clients)) - {NUM_EXAMPLES}):
+        values = [metrics[name] for metrics in clients]
+        scalars = [value for value in values if isinstance(value, int | float)]
+        lists = [value for value in values if isinstance(value, list)]
+        if len(scalars) == len(clients):
+            numbers[name] = _mean(scalars, weights)
+        elif len(lists) == len(clients) and len({len(curve) for curve in lists}) == 1:
+            curves[name] = [_mean(step, weights) for step in zip(*lists, strict=True)]
+    return Averages(numbers, curves)
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Return Σ w x / Σ w."""
+    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
