@@ -1,11 +1,11 @@
 """Losses and accuracy: from a model and a task to a function of parameters and a batch."""
 
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's own documentation uses
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from common.examples import Batch, TaskInfo
 from common.rng import seeded_torch
@@ -20,16 +20,49 @@ def task_loss(task: TaskInfo, outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().flatten(1).sum(1).mean()
 
 
+def with_params(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+    """Return `outputs(params, inputs)`: the model's outputs with other parameters in the place of its own.
+
+    What `torch.func.functional_call` does, at a tenth of its overhead: where the parameters live is looked up once.
+    The model's own parameters are back in place after each call, also when it raises. Not for several threads at once.
+    """
+    places = _places(model)
+
+    def outputs(params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        own = [table[key] for _, table, key in places]
+        try:
+            for name, table, key in places:
+                table[key] = params[name]
+            return cast("Tensor", model(inputs))
+        finally:
+            for (_, table, key), tensor in zip(places, own, strict=True):
+                table[key] = tensor
+
+    return outputs
+
+
+def _places(model: nn.Module) -> list[tuple[str, Any, Any]]:
+    """Return (name, table, key) of all places that a parameter is read from; a shared one has several."""
+    names = {id(tensor): name for name, tensor in model.named_parameters()}
+    places: list[tuple[str, Any, Any]] = []
+    for module in model.modules():
+        own = {key: names[id(tensor)] for key, tensor in module._parameters.items() if tensor is not None}
+        places += [(name, module._parameters, key) for key, name in own.items()]
+        if isinstance(module, nn.RNNBase):  # computes with a list of its own
+            listed = enumerate(module._flat_weights_names)
+            places += [(own[key], module._flat_weights, number) for number, key in listed if key in own]
+    return places
+
+
 def make_loss(model: nn.Module, task: TaskInfo) -> LossFn:
     """Return `loss(params, batch)`, a scalar tensor; dropout masks follow `batch.mask_seed`."""
+    outputs = with_params(model)
 
     def loss(params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         if batch.mask_seed is None:
-            outputs = functional_call(model, dict(params), (batch.inputs,))
-        else:
-            with seeded_torch(batch.mask_seed, (batch.inputs.device,)):
-                outputs = functional_call(model, dict(params), (batch.inputs,))
-        return task_loss(task, outputs, batch.targets)
+            return task_loss(task, outputs(params, batch.inputs), batch.targets)
+        with seeded_torch(batch.mask_seed, (batch.inputs.device,)):
+            return task_loss(task, outputs(params, batch.inputs), batch.targets)
 
     return loss
 
@@ -37,7 +70,7 @@ def make_loss(model: nn.Module, task: TaskInfo) -> LossFn:
 @torch.no_grad()
 def judge(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch) -> tuple[float, float | None]:
     """Return (mean loss, accuracy in [0, 1] or None for regression) of a model in evaluation mode."""
-    outputs = functional_call(model, dict(params), (batch.inputs,))
+    outputs = with_params(model)(params, batch.inputs)
     loss = float(task_loss(task, outputs, batch.targets))
     if task.kind == "regression":
         return loss, None
