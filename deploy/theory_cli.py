@@ -230,8 +230,8 @@ def _explain_source(source: Constants | Estimate) -> Iterator[str]:
 
 def _table(rows: list[Row], nus: list[int]) -> Table:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for title in ("", "meaning"):
-        table.add_column(title, no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("meaning")  # the one that wraps on a narrow terminal
     for nu in nus:
         table.add_column(f"ν = {nu}", justify="right", no_wrap=True)
     for row in rows:

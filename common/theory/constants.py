@@ -146,8 +146,8 @@ def geometric_sum(x: float, num_terms: int) -> float:
     """Return S_j(x) = 1 + x + … + x^(j-1) for x >= 0; 0 for j = 0."""
     if x == 1 or num_terms == 0:
         return float(num_terms)
-    if x == 0:
-        return 1.0
+    if x < 0.5:
+        return (1 - x**num_terms) / (1 - x)
     power(x, num_terms)  # refuses what would overflow
     return math.expm1(num_terms * math.log1p(x - 1)) / (x - 1)
 
