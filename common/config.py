@@ -46,7 +46,7 @@ class DataConfig(_Section):
 
     source: str = Field("digits", description="name of a data source, npz:PATH or python:module:function")
     partition: Literal["iid", "dirichlet", "classes", "by-user", "per-fedavg"] = Field(
-        "dirichlet",
+        "classes",
         description="how examples are dealt; sources that are federations by nature always use by-user",
     )
     dirichlet_alpha: float = Field(0.3, gt=0, le=1e6, description="Dirichlet concentration; small is heterogeneous")
@@ -77,9 +77,9 @@ class MethodConfig(_Section):
     """The objective and the clients' local training."""
 
     num_inner_steps: int = Field(
-        1, ge=0, le=1000, description="ν, fine-tuning steps inside the objective; 0 is FedAvg, 1 Per-FedAvg"
+        3, ge=0, le=1000, description="ν, fine-tuning steps inside the objective; 0 is FedAvg, 1 Per-FedAvg"
     )
-    inner_lr: float = Field(0.1, ge=0, le=1e3, description="α, step size of a fine-tuning step")
+    inner_lr: float = Field(0.05, ge=0, le=1e3, description="α, step size of a fine-tuning step")
     estimator: str = Field("exact", description="how the meta-gradient is computed")
     num_local_steps: int = Field(5, ge=1, le=100_000, description="τ, meta steps on a client in one round")
     local_lr: float = Field(0.1, gt=0, le=1e3, description="β, step size of a meta step")

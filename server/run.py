@@ -5,24 +5,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
 from common.data import describe_task
-from common.errors import RunError
+from common.errors import RunError, WireError
+from common.examples import Group
 from common.meta.estimators import find_estimator
 from common.models import build_model
 from common.params import Params, model_params
 from common.settings import process_settings
+from common.wire import NUM_EXAMPLES, EvaluateReply
 from server.adaptation_curves import ClientCurves, GroupCurves, group_curves, rounds_to_target
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.figures import draw_curves
 from server.history import History
 from server.run_folder import RunFolder
-from strategy.meta_fedavg import EvaluationResult, MetaFedAvg, RoundResult
+from strategy.meta_fedavg import MetaFedAvg
+from strategy.results import EvaluatedGroup, EvaluationResult, RoundResult
+
+GROUPS: tuple[Group, ...] = ("participating", "new")
 
 
 class RunObserver(Protocol):
@@ -153,29 +158,34 @@ class Run:
         self.options.observer.on_round(record)
         return after
 
-    def _evaluate(self, state: _State, group: str, round_done: int) -> tuple[_State, dict[str, Any]]:
+    def _evaluate(self, state: _State, group: EvaluatedGroup, round_done: int) -> tuple[_State, dict[str, Any]]:
         """Return the state with fresh curves, and the evaluation's part of the round's record."""
         result = self.strategy.evaluate_round(
             self.grid, state.params, round_done, group=group, timeout=self.config.federation.round_timeout
         )
-        curves = self._client_curves(result)
+        curves, problems = self._client_curves(result)
         participating = group_curves(curves, "participating", primary_step=self.config.evaluation.primary_step)
-        record = {"participating": _json(participating), "problems": dict(result.problems), "seconds": result.seconds}
+        record = {"participating": _json(participating), "problems": problems, "seconds": result.seconds}
         history = state.history
         if participating and (not history.evaluations or history.evaluations[-1][0] != round_done):
             history = history.after_evaluation(round_done, participating.accuracy or participating.loss)
         return _State(state.round, state.params, history, curves), record
 
-    def _client_curves(self, result: EvaluationResult) -> list[ClientCurves]:
-        members, steps = self.strategy.members, self.config.evaluation.num_adapt_steps
-        return [
-            ClientCurves.from_reply(members[client_id].description, reply, num_adapt_steps=steps)
-            for client_id, reply in result.replies.items()
-        ]
+    def _client_curves(self, result: EvaluationResult) -> tuple[list[ClientCurves], dict[str, str]]:
+        """Return the curves of the clients that answered with curves, and why the others did not, by client id."""
+        curves, problems, steps = [], dict(result.problems), self.config.evaluation.num_adapt_steps
+        for client_id, metrics in result.client_metrics.items():
+            reply = EvaluateReply(int(cast("int", metrics[NUM_EXAMPLES])), metrics)
+            try:
+                description = self.strategy.members[client_id].description
+                curves.append(ClientCurves.from_reply(description, reply, num_adapt_steps=steps))
+            except WireError as error:
+                problems[client_id] = str(error)
+        return curves, problems
 
     def _write(self, folder: RunFolder, state: _State, *, status: str) -> None:
         """Write what a finished or interrupted run leaves."""
-        groups = {group: self._group(state, group) for group in ("participating", "new")}
+        groups = {group: self._group(state, group) for group in GROUPS}
         folder.write_clients(state.curves)
         folder.write_model(state.params, state.round)
         folder.write_figures(
@@ -185,7 +195,7 @@ class Run:
         folder.write_summary(summary)
         self.options.observer.on_finish(summary, folder.path)
 
-    def _group(self, state: _State, group: str) -> GroupCurves | None:
+    def _group(self, state: _State, group: Group) -> GroupCurves | None:
         return group_curves(state.curves, group, primary_step=self.config.evaluation.primary_step)
 
 
@@ -222,7 +232,9 @@ def _total(per_client: Mapping[str, Mapping[str, Any]], key: str) -> int:
     return sum(int(metrics.get(key, 0)) for metrics in per_client.values())
 
 
-def _summary(config: RunConfig, state: _State, groups: Mapping[str, GroupCurves | None], status: str) -> dict[str, Any]:
+def _summary(
+    config: RunConfig, state: _State, groups: Mapping[Group, GroupCurves | None], status: str
+) -> dict[str, Any]:
     """Return the content of summary.json."""
     step, target = config.evaluation.primary_step, config.evaluation.target_accuracy
     at_step = [(done, curve[step]) for done, curve in state.history.evaluations]
