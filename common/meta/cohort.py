@@ -1,0 +1,161 @@
+"""The τ meta steps of several clients as one batched computation (algorithm.md §2.2, for all of S_k at once).
+
+Each client draws the batches that it would draw alone, from its own stream; only the arithmetic is shared. So the
+result is that of `local_update` client by client, up to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.config import MethodConfig
+from common.examples import Examples
+from common.meta.cohort_estimators import CohortBatches, CohortEstimate, find_cohort_estimator
+from common.meta.cohort_kernel import CohortBatch, CohortKernel, norms, stack_params
+from common.meta.draw import BatchPlan, Sources, batch_plan, batch_sources, draw_indices, draws_with_replacement
+from common.meta.estimators import find_estimator
+from common.meta.local_update import LocalUpdate, Stream
+from common.meta.meta_gradient import Costs
+from common.params import Params, add_scaled
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A client that is to train.
+
+    Attributes:
+        params: the server's model, w_k; not changed.
+        support: examples that all batches are drawn from.
+        stream: what the draws are keyed by.
+    """
+
+    params: Params
+    support: Examples
+    stream: Stream
+
+
+def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: MethodConfig) -> list[LocalUpdate]:
+    """Return each client's model after τ meta steps, in the order given.
+
+    Args:
+        kernel: computes the clients' losses.
+        trainees: of one model and one kind of data; of equal batch sizes (`batch_sizes`) unless the kernel pads.
+        method: ν, α, τ, β, batch sizes and estimator.
+
+    Raises:
+        ConfigError: the estimator is unknown.
+        DataError: a support split cannot be divided as `outer-holdout-fraction` asks.
+    """
+    meta_gradient = find_cohort_estimator(method.estimator)
+    plan = _plan(method)
+    sources = [_sources(trainee, method) for trainee in trainees]
+    batches = _Batches(trainees, plan, sources)
+    point = stack_params([trainee.params for trainee in trainees])
+    losses: list[Tensor] = []
+    growth, costs = next(iter(point.values())).new_zeros(len(trainees)), Costs()
+    for step in range(method.num_local_steps):
+        estimate = meta_gradient(kernel, point, batches.draw(step), method)
+        point = add_scaled(point, estimate.gradient, -method.local_lr)
+        losses.append(estimate.outer_losses)
+        grown = _growth(estimate)
+        growth = torch.where(grown > growth, grown, growth)  # unlike maximum, passes over NaN as Python's max does
+        costs = costs + estimate.costs
+    mean_losses, growths = torch.stack(losses).double().mean(0).tolist(), growth.tolist()
+    return [
+        LocalUpdate(
+            {name: tensor[number] for name, tensor in point.items()},
+            mean_losses[number],
+            growths[number],
+            costs,
+            draws_with_replacement(plan, sources[number]),
+        )
+        for number in range(len(trainees))
+    ]
+
+
+def batch_sizes(trainee: Trainee, method: MethodConfig) -> tuple[int, ...]:
+    """Return the sizes of O, I_0 … I_{ν-1}, H_0 …; they differ between clients where a batch is all of the data.
+
+    Raises:
+        ConfigError: the estimator is unknown.
+        DataError: the support split cannot be divided as `outer-holdout-fraction` asks.
+    """
+    return _sizes(_plan(method), _sources(trainee, method))
+
+
+def _plan(method: MethodConfig) -> BatchPlan:
+    return batch_plan(method, uses_hessian_batches=find_estimator(method.estimator).uses_hessian_batches)
+
+
+def _sources(trainee: Trainee, method: MethodConfig) -> Sources:
+    stream = trainee.stream
+    return batch_sources(
+        len(trainee.support), method.outer_holdout_fraction, seed=stream.seed, client_id=stream.client_id
+    )
+
+
+def _sizes(plan: BatchPlan, sources: Sources) -> tuple[int, ...]:
+    return (
+        plan.outer_size or len(sources.outer),
+        *[plan.inner_size or len(sources.inner)] * plan.num_inner,
+        *[plan.hessian_size or len(sources.inner)] * plan.num_hessian,
+    )
+
+
+def _growth(estimate: CohortEstimate) -> Tensor:
+    """Return ‖∇F_i‖ / ‖∇f_i(w_ν)‖, [m]; 1 where the divisor is 0 or no number."""
+    ratio = norms(estimate.gradient) / estimate.outer_norms
+    return torch.where(estimate.outer_norms > 0, ratio, torch.ones_like(ratio))
+
+
+class _Batches:
+    """Draws and gathers the clients' batches; holds one step's inputs, which the next step's overwrite."""
+
+    def __init__(self, trainees: Sequence[Trainee], plan: BatchPlan, sources: Sequence[Sources]) -> None:
+        self._trainees, self._plan, self._sources = trainees, plan, sources
+        sizes = np.array([_sizes(plan, own) for own in sources])  # [m, number of batches]
+        self._sizes = sizes.max(0)  # of each batch, padded
+        total, example = int(self._sizes.sum()), trainees[0].support
+        self._inputs = example.inputs.new_empty(len(trainees), total, *example.inputs.shape[1:])
+        self._targets = example.targets.new_empty(len(trainees), total, *example.targets.shape[1:])
+        self._weights = [self._weigh(own) for own in sizes.T]
+        self._is_constant = plan.outer_size == plan.inner_size == plan.hessian_size == 0
+        self._gathered = False
+
+    def draw(self, step: int) -> CohortBatches:
+        """Return the batches of local step t, valid until the next call."""
+        if not (self._is_constant and self._gathered):
+            for number in range(len(self._trainees)):
+                self._gather(number, step)
+            self._gathered = True
+        ends = np.cumsum(self._sizes)
+        batches = [
+            CohortBatch(self._inputs[:, end - size : end], self._targets[:, end - size : end], weights)
+            for end, size, weights in zip(ends.tolist(), self._sizes.tolist(), self._weights, strict=True)
+        ]
+        inner = tuple(batches[1 : 1 + self._plan.num_inner])
+        return CohortBatches(inner, batches[0], tuple(batches[1 + self._plan.num_inner :]) or inner)
+
+    def _gather(self, number: int, step: int) -> None:
+        trainee = self._trainees[number]
+        drawn = draw_indices(self._plan, self._sources[number], trainee.stream.step_seed(step))
+        rows = np.concatenate([_pad(own, size) for own, size in zip(drawn, self._sizes.tolist(), strict=True)])
+        index = torch.from_numpy(rows).to(trainee.support.targets.device)
+        torch.index_select(trainee.support.inputs, 0, index, out=self._inputs[number])
+        torch.index_select(trainee.support.targets, 0, index, out=self._targets[number])
+
+    def _weigh(self, sizes: np.ndarray) -> Tensor:
+        """Return [m, B] weights 1/B_i, 0 beyond each client's own size."""
+        like = self._inputs
+        own = torch.from_numpy(sizes).to(like.device).unsqueeze(1)
+        positions = torch.arange(int(sizes.max()), device=like.device).unsqueeze(0)
+        dtype = like.dtype if like.is_floating_point() else torch.float32
+        return (positions < own).to(dtype) / own.to(dtype)
+
+
+def _pad(rows: np.ndarray, size: int) -> np.ndarray:
+    """Return `rows` followed by its first one until there are `size`; what is added weighs nothing."""
+    return rows if len(rows) == size else np.concatenate([rows, np.full(size - len(rows), rows[0])])

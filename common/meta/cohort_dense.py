@@ -1,0 +1,215 @@
+"""The batched kernel of fully connected networks: gradients and Hessian-vector products of m clients by hand.
+
+Layer l computes z_l = a_{l-1} W_lᵀ + b_l and a_l = φ_l(z_l), with a_0 the input and z_L the output. The backward pass
+gives δ_l = ∂f/∂z_l, so that ∇W_l = δ_lᵀ a_{l-1} and ∇b_l = Σ δ_l. A Hessian-vector product is the derivative of that
+along v = (V, c), written R{·} (Pearlmutter, Neural Computation 1994):
+
+    R{z_l} = a_{l-1} V_lᵀ + c_l + R{a_{l-1}} W_lᵀ          R{a_l} = φ'(z_l) R{z_l}
+    R{δ_{l-1}} = (R{δ_l} W_l + δ_l V_l) φ' + (δ_l W_l) φ'' R{z_{l-1}}
+    R{∇W_l} = R{δ_l}ᵀ a_{l-1} + δ_lᵀ R{a_{l-1}}
+
+Every product is one batched matrix product over the clients, and updates of the form w - α g are part of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from common.examples import TaskInfo
+from common.meta.activations import Activation, find_activation
+from common.meta.cohort_kernel import CohortBatch, Stacked
+from common.params import Params
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """A linear layer: names of its parameters, and the activation after it (None after the last)."""
+
+    weight: str
+    bias: str
+    activation: Activation | None
+
+
+def dense_layers(model: nn.Module, task: TaskInfo) -> tuple[DenseLayer, ...] | None:
+    """Return the layers of a model that is [flatten,] linear, activation, linear, …, linear, or None for any other.
+
+    Dropout in evaluation mode, or of probability 0, is passed over.
+    """
+    if type(model) is not nn.Sequential or (len(task.input_shape) > 1 and not _starts_flat(model)):
+        return None
+    layers: list[DenseLayer] = []
+    for name, module in model.named_children():
+        if type(module) is nn.Flatten and not layers and (module.start_dim, module.end_dim) == (1, -1):
+            continue
+        if type(module) is nn.Dropout and (module.p == 0 or not module.training):
+            continue
+        if type(module) is nn.Linear and module.bias is not None and (not layers or layers[-1].activation):
+            layers.append(DenseLayer(f"{name}.weight", f"{name}.bias", None))
+        elif layers and layers[-1].activation is None and (activation := find_activation(module)):
+            layers[-1] = DenseLayer(layers[-1].weight, layers[-1].bias, activation)
+        else:
+            return None
+    return tuple(layers) if layers and layers[-1].activation is None else None
+
+
+def _starts_flat(model: nn.Sequential) -> bool:
+    return len(model) > 0 and type(model[0]) is nn.Flatten
+
+
+class DenseKernel:
+    """Computes losses of m dense networks at once; holds their layers and what their outputs mean."""
+
+    takes_padding = True
+
+    def __init__(self, layers: Sequence[DenseLayer], task: TaskInfo) -> None:
+        """Serve models of these layers."""
+        self._layers = tuple(layers)
+        self._is_classification = task.kind == "classification"
+
+    def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> "DenseTape":
+        """Evaluate the losses at `params`, forward and backward down to the first layer."""
+        tape = DenseTape.forward(self._layers, params, batch, is_classification=self._is_classification)
+        tape.backward(keep_products=curvature)
+        return tape
+
+    def outputs(self, params: Stacked, inputs: Tensor) -> Tensor:
+        """Return the networks' outputs [m, B, K] for inputs [m, B, ...]."""
+        current = inputs.flatten(2)
+        for layer in self._layers:
+            current = _linear(params, layer, current)
+            current = layer.activation.value(current) if layer.activation else current
+        return current
+
+
+class DenseTape:
+    """One forward and backward pass; holds activations a_l, slopes φ'(z_l), deltas δ_l and, for `contract`, δ_l W_l."""
+
+    def __init__(self, layers: tuple[DenseLayer, ...], params: Stacked, batch: CohortBatch) -> None:
+        """Start an empty tape."""
+        self._layers, self._params, self._batch = layers, params, batch
+        self._sums: list[Tensor] = []  # z_1 … z_L
+        self._values: list[Tensor] = [batch.inputs.flatten(2)]  # a_0 … a_{L-1}
+        self._slopes: list[Tensor] = []  # φ'(z_1) … φ'(z_{L-1})
+        self._deltas: list[Tensor] = []  # δ_1 … δ_L
+        self._back: list[Tensor] = []  # δ_l W_l for l = 2 … L
+        self._probabilities: Tensor | None = None
+
+    @classmethod
+    def forward(
+        cls, layers: tuple[DenseLayer, ...], params: Stacked, batch: CohortBatch, *, is_classification: bool
+    ) -> Self:
+        """Return a tape with the forward pass on it."""
+        tape = cls(layers, params, batch)
+        for layer in layers:
+            tape._sums.append(_linear(params, layer, tape._values[-1]))
+            if layer.activation:
+                tape._values.append(layer.activation.value(tape._sums[-1]))
+                tape._slopes.append(layer.activation.slope(tape._sums[-1], tape._values[-1]))
+        if is_classification:
+            tape._probabilities = tape._sums[-1].softmax(2)
+        return tape
+
+    def backward(self, *, keep_products: bool) -> None:
+        """Add the deltas of all layers."""
+        delta = self._output_error()
+        self._deltas.append(delta)
+        for number in range(len(self._layers) - 1, 0, -1):
+            back = torch.bmm(delta, self._params[self._layers[number].weight])
+            slope = self._slopes[number - 1]
+            if keep_products:
+                self._back.append(back)
+                delta = back * slope
+            else:
+                delta = back.mul_(slope)
+            self._deltas.append(delta)
+        self._deltas.reverse()
+        self._back.reverse()
+
+    def losses(self) -> Tensor:
+        """Return f_i, [m]."""
+        outputs, targets, weights = self._sums[-1], self._batch.targets, self._batch.weights
+        if self._probabilities is None:
+            each = 0.5 * (outputs - targets.flatten(2)).square().sum(2)
+        else:
+            each = outputs.logsumexp(2) - outputs.gather(2, targets.unsqueeze(2)).squeeze(2)
+        return (each * weights).sum(1)
+
+    def gradient(self) -> Params:
+        """Return ∇f_i."""
+        result: Params = {}
+        for layer, delta, value in zip(self._layers, self._deltas, self._values, strict=True):
+            result[layer.weight] = torch.bmm(delta.transpose(1, 2), value)
+            result[layer.bias] = delta.sum(1)
+        return result
+
+    def descend(self, step_size: float) -> Params:
+        """Return x_i - step_size ∇f_i."""
+        result: Params = {}
+        for layer, delta, value in zip(self._layers, self._deltas, self._values, strict=True):
+            weight, bias = self._params[layer.weight], self._params[layer.bias]
+            result[layer.weight] = torch.baddbmm(weight, delta.transpose(1, 2), value, alpha=-step_size)
+            result[layer.bias] = torch.sub(bias, delta.sum(1), alpha=step_size)
+        return result
+
+    def contract(self, direction: Stacked, step_size: float) -> Params:
+        """Return v_i - step_size ∇²f_i v_i."""
+        sums, values = self._forward_along(direction)
+        delta = self._output_error_along(sums[-1])
+        result: Params = {}
+        for number in range(len(self._layers) - 1, -1, -1):
+            layer = self._layers[number]
+            weight = direction[layer.weight]
+            moved = torch.baddbmm(weight, delta.transpose(1, 2), self._values[number], alpha=-step_size)
+            result[layer.bias] = torch.sub(direction[layer.bias], delta.sum(1), alpha=step_size)
+            if number:
+                own_delta = self._deltas[number]
+                moved.baddbmm_(own_delta.transpose(1, 2), values[number - 1], alpha=-step_size)
+                below = torch.bmm(delta, self._params[layer.weight]).baddbmm_(own_delta, weight)
+                delta = below.mul_(self._slopes[number - 1])
+                if (bend := self._bend(number - 1)) is not None:
+                    delta.addcmul_(bend.mul_(self._back[number - 1]), sums[number - 1])
+            result[layer.weight] = moved
+        return {name: result[name] for name in direction}
+
+    def _forward_along(self, direction: Stacked) -> tuple[list[Tensor], list[Tensor]]:
+        """Return R{z_1} … R{z_L} and R{a_1} … R{a_{L-1}}; the inputs do not move."""
+        sums: list[Tensor] = []
+        values: list[Tensor] = []
+        for number, layer in enumerate(self._layers):
+            moved = _linear(direction, layer, self._values[number])
+            if values:
+                moved.baddbmm_(values[-1], self._params[layer.weight].transpose(1, 2))
+            sums.append(moved)
+            if layer.activation:
+                values.append(moved * self._slopes[number])
+        return sums, values
+
+    def _bend(self, number: int) -> Tensor | None:
+        activation = self._layers[number].activation
+        if activation is None or activation.bend is None:
+            return None
+        return activation.bend(self._sums[number], self._values[number + 1], self._slopes[number])
+
+    def _output_error(self) -> Tensor:
+        """Return δ_L."""
+        weights = self._batch.weights.unsqueeze(2)
+        if self._probabilities is None:
+            return (self._sums[-1] - self._batch.targets.flatten(2)).mul_(weights)
+        targets = self._batch.targets.unsqueeze(2)
+        minus_one = self._probabilities.new_full((), -1.0).expand(targets.shape)
+        return self._probabilities.scatter_add(2, targets, minus_one).mul_(weights)
+
+    def _output_error_along(self, moved: Tensor) -> Tensor:
+        """Return R{δ_L} for R{z_L}."""
+        weights = self._batch.weights.unsqueeze(2)
+        if self._probabilities is None:
+            return moved * weights
+        scaled = self._probabilities * moved
+        return scaled.addcmul_(self._probabilities, scaled.sum(2, keepdim=True), value=-1).mul_(weights)
+
+
+def _linear(params: Stacked, layer: DenseLayer, inputs: Tensor) -> Tensor:
+    return torch.baddbmm(params[layer.bias].unsqueeze(1), inputs, params[layer.weight].transpose(1, 2))

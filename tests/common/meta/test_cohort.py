@@ -1,0 +1,237 @@
+"""Several clients trained as one batched computation end where each of them alone would."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from common.config import MethodConfig
+from common.errors import ConfigError
+from common.examples import Examples, TaskInfo
+from common.meta.activations import ACTIVATION_DERIVATIVES, find_activation
+from common.meta.cohort import Trainee, batch_sizes, cohort_update
+from common.meta.cohort_dense import DenseKernel, dense_layers
+from common.meta.cohort_estimators import COHORT_ESTIMATORS
+from common.meta.cohort_module import ModuleKernel
+from common.meta.estimators import ESTIMATORS
+from common.meta.local_update import Stream, local_update
+from common.params import model_params
+from common.rng import seeded_torch
+from common.task import make_loss
+from tests.common.meta.problems import CLASSES, SHAPES, cnn, mlp, random_examples, relative_difference
+
+TASK = TaskInfo("classification", SHAPES["mlp"], CLASSES)
+METHOD = MethodConfig(
+    num_inner_steps=2, inner_lr=0.2, local_lr=0.3, num_local_steps=3, batch_size=6, outer_batch_size=5
+)
+SIZES = (4, 9, 13)
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+def trainees(params, shape=SHAPES["mlp"], sizes=SIZES, dtype=torch.float64):
+    """Return clients of different sizes; the first is smaller than a batch, so it draws with replacement."""
+    return [
+        Trainee(params, random_examples(size, shape, seed, dtype), Stream(7, f"client-{seed:03d}", 4))
+        for seed, size in enumerate(sizes)
+    ]
+
+
+def alone(loss, clients, method):
+    return [local_update(loss, each.params, each.support, method, each.stream) for each in clients]
+
+
+def assert_same_updates(together, one_by_one, tolerance):
+    assert len(together) == len(one_by_one)
+    for ours, expected in zip(together, one_by_one, strict=True):
+        assert list(ours.params) == list(expected.params)
+        assert relative_difference(ours.params, expected.params) < tolerance
+        assert ours.loss == pytest.approx(expected.loss, rel=tolerance)
+        assert ours.growth == pytest.approx(expected.growth, rel=10 * tolerance)
+        assert ours.costs == expected.costs
+        assert ours.with_replacement == expected.with_replacement
+
+
+def dense(model, task=TASK):
+    return DenseKernel(dense_layers(model, task), task)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_dense_kernel_trains_as_each_client_alone_would(estimator, dtype):
+    """All estimators, clients of unequal size, in both precisions."""
+    model = mlp(nn.ELU).to(dtype)
+    clients = trainees(model_params(model), dtype=dtype)
+    method = METHOD.model_copy(update={"estimator": estimator})
+
+    together = cohort_update(dense(model), clients, method)
+
+    assert_same_updates(together, alone(make_loss(model, TASK), clients, method), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("activation", ACTIVATION_DERIVATIVES)
+def test_every_activation_has_its_first_and_second_derivative(activation):
+    """The hand-written products are those of double backward, for each activation that the kernel knows."""
+    model = mlp(activation)
+    clients = trainees(model_params(model))
+
+    together = cohort_update(dense(model), clients, METHOD)
+
+    assert_same_updates(together, alone(make_loss(model, TASK), clients, METHOD), 1e-12)
+
+
+@pytest.mark.parametrize("activation", ACTIVATION_DERIVATIVES)
+def test_activations_are_torchs_own(activation):
+    """Values and derivatives are autograd's, far from 0 and near it."""
+    known, module = find_activation(activation()), activation()
+    z = torch.linspace(-30, 30, 1201, dtype=torch.float64).add(1e-3).requires_grad_()
+
+    value = known.value(z.detach())
+    slope = known.slope(z.detach(), value)
+    bend = known.bend(z.detach(), value, slope) if known.bend else torch.zeros_like(z)
+
+    expected = module(z)
+    (first,) = torch.autograd.grad(expected.sum(), z, create_graph=True)
+    second = torch.zeros_like(z) if known.bend is None else torch.autograd.grad(first.sum(), z)[0]
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(slope, first.detach(), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(bend, second, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(("build", "name"), [(mlp, "mlp"), (cnn, "cnn")])
+def test_the_kernel_of_any_module_trains_as_each_client_alone_would(estimator, build, name):
+    """The mapped loss serves convolutions and all estimators."""
+    model, task = build(), TaskInfo("classification", SHAPES[name], CLASSES)
+    clients = trainees(model_params(model), SHAPES[name])
+    method = METHOD.model_copy(update={"estimator": estimator})
+    loss = make_loss(model, task)
+
+    together = cohort_update(ModuleKernel(loss), clients, method)
+
+    assert_same_updates(together, alone(loss, clients, method), 1e-10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_inner_steps": 0},
+        {"num_inner_steps": 5, "num_local_steps": 1},
+        {"batch_size": 0},
+        {"batch_size": 0, "outer_batch_size": 0},
+        {"batch_size": 0, "outer_batch_size": 0, "hessian_batch_size": 3},
+        {"hessian_batches": "inner"},
+        {"hessian_batch_size": 11, "outer_holdout_fraction": 0.4},
+        {"estimator": "hessian-free", "hessian_free_displacement": "absolute", "hessian_free_delta": 1e-3},
+    ],
+    ids=str,
+)
+def test_every_way_of_drawing_batches_is_followed(changes):
+    """Batches of all data are padded, held-out rows held out, fresh Hessian batches fresh."""
+    model = mlp(nn.ELU)
+    clients = trainees(model_params(model))
+    method = METHOD.model_copy(update=changes)
+
+    together = cohort_update(dense(model), clients, method)
+
+    assert_same_updates(together, alone(make_loss(model, TASK), clients, method), 1e-10)
+
+
+def test_regression_has_its_own_output_error():
+    """Half the squared error summed over outputs, also through two inner steps."""
+    task = TaskInfo("regression", (3,), 2)
+    with seeded_torch(3):
+        model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+        data = [Examples(torch.randn(8, 3).double(), torch.randn(8, 2).double()) for _ in range(3)]
+    clients = [Trainee(model_params(model), own, Stream(1, str(number), 1)) for number, own in enumerate(data)]
+
+    together = cohort_update(dense(model, task), clients, METHOD)
+
+    assert_same_updates(together, alone(make_loss(model, task), clients, METHOD), 1e-12)
+
+
+def test_clients_may_start_from_different_models():
+    """Nothing assumes that the server sent one model to all."""
+    model = mlp(nn.ELU)
+    clients = [
+        replace(each, params={name: tensor * (1 + number) for name, tensor in each.params.items()})
+        for number, each in enumerate(trainees(model_params(model)))
+    ]
+
+    together = cohort_update(dense(model), clients, METHOD)
+
+    assert_same_updates(together, alone(make_loss(model, TASK), clients, METHOD), 1e-12)
+
+
+def test_a_client_that_diverges_spoils_nobody_else():
+    """NaN stays with its client."""
+    model = mlp(nn.ELU)
+    clients = trainees(model_params(model))
+    spoiled = Examples(torch.full_like(clients[1].support.inputs, torch.nan), clients[1].support.targets)
+
+    together = cohort_update(dense(model), [clients[0], replace(clients[1], support=spoiled), clients[2]], METHOD)
+
+    undisturbed = cohort_update(dense(model), clients, METHOD)
+    [expected] = alone(make_loss(model, TASK), [replace(clients[1], support=spoiled)], METHOD)
+    assert not all(torch.isfinite(tensor).all() for tensor in together[1].params.values())
+    assert together[1].growth == expected.growth
+    assert_same_updates([together[0], together[2]], [undisturbed[0], undisturbed[2]], 1e-15)
+
+
+def test_what_came_in_is_not_changed():
+    """The server's model and the clients' examples are as before."""
+    model = mlp(nn.ELU)
+    clients = trainees(model_params(model))
+    before = [tensor.clone() for tensor in (*clients[0].params.values(), clients[0].support.inputs)]
+
+    cohort_update(dense(model), clients, METHOD)
+
+    after = (*clients[0].params.values(), clients[0].support.inputs)
+    assert all(torch.equal(left, right) for left, right in zip(before, after, strict=True))
+
+
+def test_batch_sizes_say_who_can_be_batched_without_padding():
+    """A batch of all data is as large as the client's data; others are alike."""
+    clients = trainees(model_params(mlp()))
+
+    fixed = {batch_sizes(each, METHOD) for each in clients}
+    ragged = [batch_sizes(each, METHOD.model_copy(update={"batch_size": 0})) for each in clients]
+
+    assert fixed == {(5, 6, 6, 6, 6)}
+    assert ragged == [(5, *[size] * 4) for size in SIZES]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        cnn(),
+        nn.Linear(9, 4),
+        nn.Sequential(nn.Linear(3, 4)),
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.ELU()),
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 4, bias=False)),
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.Linear(4, 4)),
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.ELU(0.5), nn.Linear(5, 4)),
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.GELU("tanh"), nn.Linear(5, 4)),
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.LayerNorm(5), nn.Linear(5, 4)),
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.ELU(), nn.Dropout(0.1), nn.Linear(5, 4)).train(),
+        nn.Sequential(),
+    ],
+    ids=str,
+)
+def test_what_the_dense_kernel_would_compute_wrongly_is_not_for_it(model):
+    """Only plain networks of linear layers and known activations are taken."""
+    assert dense_layers(model, TASK) is None
+
+
+def test_dropout_in_evaluation_mode_is_passed_over():
+    """A network that drops nothing is dense."""
+    layers = dense_layers(mlp(nn.ELU, dropout=0.5).eval(), TASK)
+
+    assert [layer.weight for layer in layers] == ["1.weight", "4.weight", "6.weight"]
+
+
+def test_all_estimators_have_a_batched_form():
+    """The two registries have the same names, and an estimator without a batched form is named."""
+    assert list(COHORT_ESTIMATORS) == list(ESTIMATORS)
+    with pytest.raises(ConfigError, match=r"'exakt' .*has no batched form.*Did you mean 'exact'"):
+        cohort_update(dense(mlp()), trainees(model_params(mlp())), METHOD.model_copy(update={"estimator": "exakt"}))
