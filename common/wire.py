@@ -11,6 +11,8 @@ ClientApps understand ours and ours theirs. Arrays are checked here, once, befor
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,6 +25,18 @@ from common.params import Params, largest_magnitude
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
+# What NumPy's reader raises on bytes that did not come from NumPy's writer.
+_MALFORMED = (
+    BadZipFile,
+    EOFError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    SyntaxError,
+    TokenError,
+    TypeError,
+    ValueError,
+)
 MetricValue = int | float | list[int] | list[float]
 
 
@@ -41,7 +55,7 @@ def arrays_to_params(arrays: ArrayRecord) -> Params:
     for name, array in arrays.items():
         try:
             result[name] = torch.from_numpy(np.array(array.numpy()))
-        except (ValueError, TypeError, OSError, EOFError) as error:
+        except _MALFORMED as error:
             raise WireError(f"array {name!r} cannot be decoded ({error}); send NumPy arrays without objects") from error
     return result
 
