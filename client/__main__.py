@@ -1,0 +1,8 @@
+"""`python -m client` is `nufed client`."""
+
+import sys
+
+from deploy.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["client", *sys.argv[1:]]))

@@ -1,0 +1,267 @@
+"""The commands of a real federation: `nufed server`, `nufed client` and `nufed certs`."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from common.config import RunConfig
+from common.errors import ConfigError
+from deploy.certificates import CertificateFolder, add_client, create_authority, revoke_client
+from deploy.option_groups import MachineOptions, with_option_groups
+from deploy.run_options import RunOptions
+from deploy.terminal import OutputOptions
+
+if TYPE_CHECKING:
+    from deploy.flower_runtime.direct_server import AppBundle, ServerSecurity
+
+DEFAULT_CERTIFICATES = Path("certs")
+
+_SECURITY = "Security"
+_CERTIFICATES = Annotated[
+    Path, typer.Option("--out", help="folder of certificates and keys", metavar="DIR", show_default=True)
+]
+
+certs = typer.Typer(name="certs", no_args_is_help=True, help="Make and revoke certificates and node keys.")
+
+
+def register(app: typer.Typer) -> None:
+    """Mount the commands on the program's."""
+    app.command("server")(server_command)
+    app.command("client")(client_command)
+    app.add_typer(certs)
+
+
+@with_option_groups
+def server_command(  # noqa: PLR0913 - one parameter per option
+    run: RunOptions,
+    machine: MachineOptions,
+    output: OutputOptions,
+    listen: Annotated[
+        str, typer.Option(help="address and port to listen on", metavar="HOST:PORT", rich_help_panel="Deployment")
+    ] = "0.0.0.0:9092",
+    min_clients: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="clients to wait for (default: --clients plus --new-clients)", rich_help_panel="Deployment"
+        ),
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(help="seconds to wait for those clients", min=0, rich_help_panel="Deployment")
+    ] = 3600.0,
+    round_timeout: Annotated[
+        float | None,
+        typer.Option(help="seconds to wait for the replies of a round", metavar="NUMBER", rich_help_panel="Deployment"),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="SQLite file that client registrations survive in; several times slower than memory",
+            metavar="FILE",
+            rich_help_panel="Deployment",
+        ),
+    ] = None,
+    health: Annotated[
+        str | None,
+        typer.Option(
+            help="second, unencrypted port that only answers gRPC health checks",
+            metavar="HOST:PORT",
+            rich_help_panel="Deployment",
+        ),
+    ] = None,
+    stock_clients: Annotated[
+        bool, typer.Option(help="serve Flower's own SuperNodes as well", rich_help_panel="Deployment")
+    ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="go on with the run in this folder; only --rounds may change", metavar="RUN_DIR"),
+    ] = None,
+    certificates: Annotated[
+        Path | None,
+        typer.Option(
+            help=f"folder made by `nufed certs init` (default: {DEFAULT_CERTIFICATES})",
+            metavar="DIR",
+            rich_help_panel=_SECURITY,
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="neither TLS nor node keys; trials on one machine", rich_help_panel=_SECURITY),
+    ] = False,
+) -> None:
+    """Serve a federation: wait for its clients, run the rounds, and leave the same folder as `simulate`.
+
+    Clients are processes of `nufed client` on other machines. They may come and go; a round goes on without those that
+    are gone.
+    """
+    from deploy.flower_runtime.direct_server import DirectServer, ServerEndpoint
+    from server.app import build_server_app
+    from server.run import ServerOptions
+
+    config = _config(run, resume, round_timeout)
+    security = None if insecure else _server_security(certificates)
+    if insecure and certificates:
+        raise ConfigError(f"--insecure contradicts --certificates {certificates}. Leave one of them out.")
+    with machine.exported(), output.observer() as observer, _terminated_as_interrupted():
+        _quiet_flower()
+        endpoint = ServerEndpoint(listen, security, health_address=health, database=state)
+        options = ServerOptions(
+            out=_out(output), resume=resume, observer=observer, min_clients=min_clients, connect_timeout=wait
+        )
+        bundle = _app_bundle() if stock_clients else None
+        with DirectServer(endpoint, on_event=observer.say) as server:
+            observer.say(f"listening on {server.address}{'' if security else ' without TLS and node keys'}")
+            server.run(build_server_app(options), config.flat(), bundle=bundle)
+
+
+@with_option_groups
+def client_command(  # noqa: PLR0913 - one parameter per option
+    machine: MachineOptions,
+    server: Annotated[str, typer.Option(help="the server's address", metavar="HOST:PORT")],
+    data: Annotated[
+        str,
+        typer.Option(help="this client's data: npz:FILE, module:function, or digits#3/20 for trials", metavar="SPEC"),
+    ],
+    name: Annotated[str, typer.Option(help="this client's stable name", metavar="NAME")],
+    root_certificates: Annotated[
+        Path | None,
+        typer.Option(help="ca.crt of the server's `nufed certs init`", metavar="FILE", rich_help_panel=_SECURITY),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="this client's private key, made by `nufed certs add-client`",
+            metavar="FILE",
+            rich_help_panel=_SECURITY,
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="neither TLS nor node keys; trials on one machine", rich_help_panel=_SECURITY),
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="end when the server's run is over")] = False,
+    wait: Annotated[
+        float | None, typer.Option(help="seconds to wait for a server that is not there (default: for ever)", min=0)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="show nothing but errors")] = False,
+) -> None:
+    """Take part in a federation with the data on this machine; runs until it is stopped.
+
+    Nothing but model arrays and aggregate metrics leaves this process.
+    """
+    from client.app import app as client_app
+    from deploy.flower_runtime.direct_client import ClientIdentity, DirectClient
+
+    _check_client_security(root_certificates, key, insecure=insecure)
+    node_config = {"data": data, "client-id": name}
+    identity = ClientIdentity(name, key, node_config, default_run_config=RunConfig().flat())
+    with machine.exported(), _terminated_as_interrupted():
+        _quiet_flower()
+        say = (lambda _line: None) if quiet else typer.echo
+        client = DirectClient(client_app, server, identity, root_certificates=root_certificates, on_event=say)
+        try:
+            client.serve(until_finished=once, patience=wait)
+        except KeyboardInterrupt:
+            say(f"{name} has left")
+
+
+@certs.command("init")
+def init_command(
+    san: Annotated[
+        list[str], typer.Option("--san", help="host name or IP address that clients dial; repeatable", metavar="NAME")
+    ],
+    out: _CERTIFICATES = DEFAULT_CERTIFICATES,
+    days: Annotated[int, typer.Option(help="validity of the certificates in days", min=1, max=36_500)] = 365,
+) -> None:
+    """Make a certificate authority and a server certificate; an authority that is there already is kept."""
+    folder = CertificateFolder(out)
+    create_authority(folder, san, days=days)
+    typer.echo(f"server: {folder.server_certificate}, {folder.server_key} (for {', '.join(san)})")
+    typer.echo(f"clients: give each {folder.authority_certificate} and a key from `nufed certs add-client NAME`")
+
+
+@certs.command("add-client")
+def add_client_command(
+    name: Annotated[str, typer.Argument(help="the client's name")], out: _CERTIFICATES = DEFAULT_CERTIFICATES
+) -> None:
+    """Make a node key for a client and admit it; a running server takes note by itself."""
+    private_key = add_client(CertificateFolder(out), name)
+    typer.echo(f"{name}: bring {private_key} to that machine over a safe channel, then delete it here")
+
+
+@certs.command("revoke")
+def revoke_command(
+    name: Annotated[str, typer.Argument(help="the client's name")], out: _CERTIFICATES = DEFAULT_CERTIFICATES
+) -> None:
+    """Take a client's key away; a running server refuses it from then on."""
+    revoke_client(CertificateFolder(out), name)
+    typer.echo(f"{name} is not admitted any more")
+
+
+def _config(run: RunOptions, resume: Path | None, round_timeout: float | None) -> RunConfig:
+    from deploy.run_options import config_for_resuming
+    from deploy.simulate import check_resumable
+    from server.run_folder import stored_config
+
+    config = config_for_resuming(stored_config(resume), run) if resume else run.resolve()
+    if resume:
+        check_resumable(resume, config)
+    return config if round_timeout is None else config.updated({"federation.round-timeout": round_timeout})
+
+
+def _out(output: OutputOptions) -> Path:
+    from common.settings import process_settings
+
+    return output.out or process_settings().out
+
+
+def _server_security(certificates: Path | None) -> "ServerSecurity":
+    from deploy.flower_runtime.direct_server import ServerSecurity
+
+    folder = CertificateFolder(certificates or DEFAULT_CERTIFICATES)
+    if not folder.server_certificate.exists():
+        raise ConfigError(
+            f"Expected the server's certificate at {folder.server_certificate}. Make it with `nufed certs init --san "
+            "NAME`, name its folder with --certificates, or type --insecure for a trial on one machine."
+        )
+    return ServerSecurity(folder.server_certificate, folder.server_key, folder.admitted_clients)
+
+
+def _check_client_security(root_certificates: Path | None, key: Path | None, *, insecure: bool) -> None:
+    if insecure and (root_certificates or key):
+        raise ConfigError("--insecure contradicts --root-certificates and --key. Leave it or both of them out.")
+    missing = [flag for flag, value in (("--root-certificates", root_certificates), ("--key", key)) if value is None]
+    if not insecure and missing:
+        raise ConfigError(
+            f"Expected {' and '.join(missing)}: the server's ca.crt, and the key that `nufed certs add-client` made. "
+            "For a trial on one machine, type --insecure on both sides."
+        )
+
+
+def _app_bundle() -> "AppBundle":
+    from deploy.flower_runtime.app_bundle import build_app_bundle
+
+    return build_app_bundle()
+
+
+def _quiet_flower() -> None:
+    """Let Flower speak of what is wrong only: it logs every call."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that a stopped container writes its folder or takes its leave."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,8 @@
+"""`python -m server` is `nufed server`."""
+
+import sys
+
+from deploy.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["server", *sys.argv[1:]]))
