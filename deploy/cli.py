@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import ConfigError, NufedError
+from deploy import deploy_cli, theory_cli
 from deploy.option_groups import MachineOptions, with_option_groups
 from deploy.run_options import FLAGS, RunOptions, config_for_resuming
 from deploy.terminal import OutputOptions, stdout_console
@@ -175,3 +176,7 @@ def _list(what: str, descriptions: Mapping[str, str]) -> None:
     for name, description in descriptions.items():
         table.add_row(Text(name), Text(description))
     stdout_console().print(table)
+
+
+theory_cli.register(app)
+deploy_cli.register(app)

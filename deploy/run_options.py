@@ -87,8 +87,9 @@ class RunOptions:
             ConfigError: an option is unknown or out of range, a file cannot be read, or a flag and --set disagree.
         """
         config = RunConfig.load(self.config_file) if self.config_file else base or RunConfig()
+        changes = self.changes()
         try:
-            return config.updated(self.changes())
+            return config.updated(changes)
         except ConfigError as error:
             raise ConfigError(self._in_flags(str(error))) from error
 

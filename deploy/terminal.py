@@ -145,6 +145,7 @@ class TerminalObserver:
         """Show the final numbers and where they are."""
         self._stop()
         if (table := summary_table(summary)) is not None:
+            self.say("After s fine-tuning steps (worst: mean of the worst tenth of the clients):")
             self._console.print(table)
         for line in closing_lines(summary, folder):
             self.say(line)
@@ -216,21 +217,21 @@ def last_evaluation(record: Mapping[str, Any]) -> str:
 def summary_table(summary: Mapping[str, Any]) -> Table | None:
     """Return the final numbers: one row per group, accuracy (or loss) after 0, 1, ν, s* and S steps; None without any.
 
-    Columns `worst tenth` are the mean over the worst tenth of the clients, before and after S steps.
+    Columns `worst` are the mean over the worst tenth of the clients, before and after S steps.
     """
     groups = {name: summary[name] for name in ("participating", "new") if summary.get(name)}
     if not groups:
         return None
     measure = next(iter(groups.values()))["measure"]
     last = len(next(iter(groups.values()))[measure]) - 1
-    table = Table(title=f"test {measure} after s fine-tuning steps", title_justify="left", title_style="")
-    table.add_column("clients")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(f"test {measure}\nof clients")
     table.add_column("n", justify="right")
     steps = sorted({0, min(1, last), min(summary["num_inner_steps"], last), summary["primary_step"], last})
     for step in steps:
-        table.add_column(_step_title(step, summary, last), justify="right")
-    table.add_column("worst tenth\ns = 0", justify="right")
-    table.add_column(f"worst tenth\ns = {last}", justify="right")
+        table.add_column(f"s = {step}\n{_step_names(step, summary, last)}", justify="right", no_wrap=True)
+    for step in (0, last):
+        table.add_column(f"s = {step}\nworst", justify="right", no_wrap=True)
     for name, group in groups.items():
         means = [_number(group[measure][step], measure) for step in steps]
         worst = [_number(group["worst_decile"][step], measure) for step in (0, last)]
@@ -252,16 +253,11 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     return [*lines, f"{summary['seconds']:.1f} s, {folder}"]
 
 
-def _step_title(step: int, summary: Mapping[str, Any], last: int) -> str:
-    names = []
-    if step == summary["num_inner_steps"] and step:
-        names.append("ν")
-    if step == summary["primary_step"] and step:
-        names.append("s*")
-    if step == last and step:
-        names.append("S")
-    meaning = ", ".join(names) or ("before" if step == 0 else "")
-    return f"s = {step}\n{meaning}" if meaning else f"s = {step}"
+def _step_names(step: int, summary: Mapping[str, Any], last: int) -> str:
+    if step == 0:
+        return "before"
+    named = {"ν": summary["num_inner_steps"], "s*": summary["primary_step"], "S": last}
+    return " = ".join(name for name, value in named.items() if value == step)
 
 
 def _number(value: float | None, measure: str) -> str:

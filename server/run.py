@@ -115,7 +115,8 @@ class Run:
                 if state.round == 0:
                     state = self._evaluated_at_start(state)
                 while state.round < self.config.federation.num_rounds:
-                    state = self._advance(state, folder)
+                    state, record = self._advance(state, folder)
+                    self.options.observer.on_round(record)
                 state = self._evaluate(state, "all", state.round)[0]
             except KeyboardInterrupt:
                 self._write(folder, state, status="interrupted")
@@ -143,8 +144,8 @@ class Run:
         """Return the state with the adaptation curves of the initial model, if there are evaluations on the way."""
         return self._evaluate(state, "participating", 0)[0] if self.config.evaluation.interval else state
 
-    def _advance(self, state: _State, folder: RunFolder) -> _State:
-        """Return the state after one more round; by then its line and its checkpoint are on the disk."""
+    def _advance(self, state: _State, folder: RunFolder) -> tuple[_State, dict[str, Any]]:
+        """Return the state after one more round and the round's record; by then both are on the disk."""
         started, timeout = time.perf_counter(), self.config.federation.round_timeout
         result = self.strategy.train_round(self.grid, state.params, state.round + 1, timeout=timeout)
         after, evaluation = _State(result.round, result.params, state.history, state.curves), None
@@ -155,8 +156,7 @@ class Run:
         after = _State(after.round, after.params, after.history.after_round(record), after.curves)
         folder.append_round(record)
         save_checkpoint(folder.path, round=after.round, params=after.params, history=after.history.to_json())
-        self.options.observer.on_round(record)
-        return after
+        return after, record
 
     def _evaluate(self, state: _State, group: EvaluatedGroup, round_done: int) -> tuple[_State, dict[str, Any]]:
         """Return the state with fresh curves, and the evaluation's part of the round's record."""
