@@ -1,4 +1,29 @@
-"""Where examples come from and how they are dealt to clients."""
+"""Where examples come from and how they are dealt to clients.
+
+| `data.source` | what it is | inputs | licence |
+|---|---|---|---|
+| `digits` | handwritten digits of 13 writers, with scikit-learn | [1, 8, 8] in [0, 1] | CC BY 4.0 |
+| `mnist` | handwritten digits | [1, 28, 28] in [0, 1] | CC BY-SA 3.0 |
+| `fashion-mnist` | articles of clothing | [1, 28, 28] in [0, 1] | MIT |
+| `emnist` | handwritten digits and letters, 47 classes | [1, 28, 28] in [0, 1] | none stated |
+| `cifar10`, `cifar100` | photographs | [3, 32, 32] in [0, 1] | none stated |
+| `npz:PATH` | a NumPy archive of the user's own | as in the file | the file's |
+| `sinusoid` | one sine wave for each client, to regress on | [1] in [-5, 5] | made here |
+| `quadratic` | one known quadratic loss for each client | [6] | made here |
+| `python:module:function` | a federation made by the user's own function | as made | the user's |
+
+Origins, units and file layouts are in the docstring of each source's module.
+
+| `data.partition` | who holds what |
+|---|---|
+| `iid` | equal random parts |
+| `dirichlet` | shares of each class from a Dirichlet distribution with `data.dirichlet-alpha` |
+| `classes` | `data.classes-per-client` classes each |
+| `by-user` | each client is one user of the source; `sinusoid`, `quadratic` and `python` always are |
+| `per-fedavg` | half of the clients hold five classes, the others two, as in Per-FedAvg's experiments |
+
+Adding a source: a module with `load` and `describe`, a line in `registry.SOURCES`, and a small stand-in in the tests.
+"""
 
 from common.data.federation import describe_task, load_client, load_federation
 from common.data.quadratic import quadratic_problems

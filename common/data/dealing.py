@@ -1,15 +1,17 @@
 """From a pool of examples to a federation: which client gets which rows."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 
 from common.config import DataConfig
-from common.data.hand import Hand, check_size, client_name, split_hand
-from common.data.partition import PARTITIONERS, SMALLEST_CLIENT
+from common.data.hand import SMALLEST_CLIENT, Hand, client_name, split_hand, too_small
+from common.data.partition import PARTITIONERS
 from common.data.per_fedavg import deal_per_fedavg
 from common.data.pool import DealtFederation, Pool, Rows, Table
 from common.errors import DataError
-from common.examples import ClientData, Group
+from common.examples import ClientData
 from common.rng import numpy_generator
 
 
@@ -21,15 +23,16 @@ def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:
     Raises:
         DataError: there are too few examples or users, or a client would be too small.
     """
-    notes: tuple[str, ...] = ()
     if pool.by_user_only or config.partition == "by-user":
-        hands = _deal_by_user(pool, config, seed)
-        what_to_do = f"give it more examples in {config.source}, or leave this user out"
+        hands, notes = _deal_by_user(pool, config, seed)
     else:
         hands, notes = _deal_rows(pool, config, seed)
-        what_to_do = "lower data.num-clients or data.num-new-clients, or raise data.dirichlet-alpha"
     for hand in hands:
-        check_size(hand, what_to_do)
+        if problem := too_small(hand):
+            raise DataError(
+                f"expected client {hand.client_id!r} to have enough examples to train on and to be judged on, but it "
+                f"{problem}; lower data.num-clients or data.num-new-clients, or choose another data.partition"
+            )
 
     def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
         return split_hand(hands[partition_id], pool.task, config, seed, dtype)
@@ -57,18 +60,19 @@ def _deal_rows(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Hand], t
     return hands, notes + parts.notes
 
 
-def _deal_by_user(pool: Pool, config: DataConfig, seed: int) -> list[Hand]:
+def _deal_by_user(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Hand], tuple[str, ...]]:
     """Return one hand per user, chosen at random, participating first; new ones from `pool.new` if there is one."""
     if pool.new is None:
         num_total = config.num_clients + config.num_new_clients
-        chosen = _choose_users(pool.train, num_total, "participating and new", config, seed)
-        hands = _user_hands(pool.train, pool.test, chosen[: config.num_clients], "participating")
-        hands += _user_hands(pool.train, pool.test, chosen[config.num_clients :], "new")
+        users = _choose(_user_hands(pool.train, pool.test, config), num_total, "participating and new", config, seed)
+        own, new = users.hands[: config.num_clients], users.hands[config.num_clients :]
+        notes = users.notes
     else:
-        chosen = _choose_users(pool.train, config.num_clients, "participating", config, seed)
-        hands = _user_hands(pool.train, pool.test, chosen, "participating")
-        chosen = _choose_users(pool.new, config.num_new_clients, "new", config, seed)
-        hands += _user_hands(pool.new, None, chosen, "new")
+        users = _choose(_user_hands(pool.train, pool.test, config), config.num_clients, "participating", config, seed)
+        new_users = _choose(_user_hands(pool.new, None, config), config.num_new_clients, "new", config, seed)
+        own, new = users.hands, new_users.hands
+        notes = users.notes + new_users.notes
+    hands = [*own, *(replace(hand, group="new") for hand in new)]
     names = [hand.client_id for hand in hands]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -76,34 +80,49 @@ def _deal_by_user(pool: Pool, config: DataConfig, seed: int) -> list[Hand]:
             f"expected every user to have a name of its own, but {twice!r} names two users of {config.source}; "
             "rename one of them"
         )
-    return hands
+    return hands, notes
 
 
-def _choose_users(table: Table, num_wanted: int, which: str, config: DataConfig, seed: int) -> list[int]:
+def _user_hands(table: Table, test: Table | None, config: DataConfig) -> list[Hand]:
+    """Return a hand for every user that has examples, as a participating client."""
     if table.users is None:
         raise DataError(
             f"data.partition=by-user needs to know who made each example, but {config.source} does not say; "
             "use data.partition=iid, dirichlet or classes"
         )
-    present = np.unique(table.users)
-    if num_wanted > len(present):
-        raise DataError(
-            f"expected {num_wanted} {which} users (data.num-clients={config.num_clients}, "
-            f"data.num-new-clients={config.num_new_clients}), but {config.source} has {len(present)}; "
-            "lower these numbers"
-        )
-    return [int(user) for user in numpy_generator(seed, "data", "users", which).permutation(present)[:num_wanted]]
-
-
-def _user_hands(table: Table, test: Table | None, chosen: list[int], group: Group) -> list[Hand]:
     rows, test_rows = _rows_by_user(table), None if test is None else _rows_by_user(test)
-    if test is None or test_rows is None:
-        return [Hand(table.user_names[user], group, table, rows[user]) for user in chosen]
-    return [Hand(table.user_names[user], group, table, rows[user], test, test_rows[user]) for user in chosen]
+    hands = []
+    for user in np.unique(table.users):
+        hand = Hand(table.user_names[user], "participating", table, rows[user])
+        hands.append(hand if test_rows is None else replace(hand, test_table=test, test_rows=test_rows[user]))
+    return hands
 
 
 def _rows_by_user(table: Table) -> list[Rows]:
     users = np.zeros(0, dtype=np.int64) if table.users is None else table.users
     order = np.argsort(users, kind="stable")
-    bounds = np.searchsorted(users[order], np.arange(1, len(table.user_names)))
-    return np.split(order, bounds)
+    return np.split(order, np.searchsorted(users[order], np.arange(1, len(table.user_names))))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    hands: list[Hand]
+    notes: tuple[str, ...]
+
+
+def _choose(hands: list[Hand], num_wanted: int, which: str, config: DataConfig, seed: int) -> _Chosen:
+    """Return `num_wanted` of the users that are large enough, in random order."""
+    usable = [hand for hand in hands if not too_small(hand)]
+    small = [hand for hand in hands if too_small(hand)]
+    left_out = (
+        f"{len(small)} are too small, such as {small[0].client_id!r}, which {too_small(small[0])}" if small else ""
+    )
+    if num_wanted > len(usable):
+        raise DataError(
+            f"expected {num_wanted} {which} users (data.num-clients={config.num_clients}, "
+            f"data.num-new-clients={config.num_new_clients}), but {config.source} has {len(hands)}"
+            f"{f', of which {left_out}' if small else ''}; lower these numbers"
+        )
+    order = numpy_generator(seed, "data", "users", which).permutation(len(usable))[:num_wanted]
+    notes = (f"of {len(hands)} users of {config.source}, {left_out}; they are left out",) if small else ()
+    return _Chosen([usable[index] for index in order], notes)

@@ -1,7 +1,7 @@
 """`digits`: handwritten digits that come with scikit-learn; needs no download.
 
-1797 grey images of 8 x 8 pixels, 43 writers, 10 classes of 174 to 183 images: the test part of "Optical Recognition of
-Handwritten Digits" (Alpaydin and Kaynak 1998), UCI Machine Learning Repository, CC BY 4.0. A pixel counts the dark
+1797 grey images of 8 x 8 pixels by 13 writers, 10 classes of 174 to 183 images: the test part of "Optical Recognition
+of Handwritten Digits" (Alpaydin and Kaynak 1998), UCI Machine Learning Repository, CC BY 4.0. A pixel counts the dark
 pixels of a 4 x 4 block of the scan, 0 to 16; here it is divided by 16.
 """
 

@@ -7,10 +7,10 @@ import torch
 
 from common.config import DataConfig
 from common.data.pool import Rows, Table
-from common.errors import DataError
 from common.examples import ClientData, Group, TaskInfo
 from common.rng import numpy_generator
 
+SMALLEST_CLIENT = 2
 NO_ROWS: Rows = np.zeros(0, dtype=np.int64)
 
 
@@ -69,19 +69,12 @@ def split_hand(hand: Hand, task: TaskInfo, config: DataConfig, seed: int, dtype:
     )
 
 
-def check_size(hand: Hand, what_to_do: str) -> None:
-    """Refuse a client that cannot have both a support and a test example.
-
-    Raises:
-        DataError: naming the client, its size and what to change.
-    """
-    if hand.test_table is None and len(hand.rows) < 2:
-        raise DataError(
-            f"expected client {hand.client_id!r} to have at least 2 examples, one to train on and one to be judged on, "
-            f"but it has {len(hand.rows)}; {what_to_do}"
+def too_small(hand: Hand) -> str:
+    """Return what is wrong with a client that cannot have both a support and a test example; empty if nothing is."""
+    if hand.test_table is None:
+        return f"has {len(hand.rows)} examples and needs at least {SMALLEST_CLIENT}" * (
+            len(hand.rows) < SMALLEST_CLIENT
         )
-    if hand.test_table is not None and not (len(hand.rows) and len(hand.test_rows)):
-        raise DataError(
-            f"expected client {hand.client_id!r} to have at least 1 training and 1 test example, but it has "
-            f"{len(hand.rows)} and {len(hand.test_rows)}; {what_to_do}"
-        )
+    if len(hand.rows) and len(hand.test_rows):
+        return ""
+    return f"has {len(hand.rows)} training and {len(hand.test_rows)} test examples and needs at least 1 of each"

@@ -43,6 +43,7 @@ def load(request: SourceRequest) -> Pool:
     with _open(path) as archive:
         suffixes = _suffixes(path, archive.files)
         arrays = _read(path, archive, archive.files)
+    _check_user_arrays(path, arrays, suffixes)
     parts = {suffix: _table(path, arrays, suffix) for suffix in suffixes}
     first = parts[suffixes[0]]
     for suffix, part in parts.items():
@@ -55,7 +56,7 @@ def load(request: SourceRequest) -> Pool:
         _task(path, arrays, first.inputs.shape[1:]),
         train=first,
         test=parts.get("_test"),
-        new=parts.get("_new") if parts.get("_new", first).users is not None else None,
+        new=parts.get("_new"),
     )
 
 
@@ -111,6 +112,24 @@ def _suffixes(path: Path, names: list[str]) -> list[str]:
         f"expected the arrays x and y, or x_train and y_train, in {path}, but found "
         f"{', '.join(sorted(names)) or 'nothing'}; rename them"
     )
+
+
+def _check_user_arrays(path: Path, arrays: Arrays, suffixes: list[str]) -> None:
+    """Refuse parts without users beside parts with users, and new examples without users."""
+    wanted = [f"user{suffix}" for suffix in suffixes]
+    missing = [name for name in wanted if name not in arrays]
+    if missing and (len(missing) < len(wanted) or "_new" in suffixes):
+        raise DataError(
+            f"expected {', '.join(wanted)} in {path}, but {', '.join(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} missing; say who made each example in every part, or in none and "
+            "leave out x_new"
+        )
+    for name in wanted:
+        if name in arrays and (arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iuU"):
+            raise DataError(
+                f"expected {name} in {path} to be names or whole numbers of shape [N], but got "
+                f"{arrays[name].dtype} of shape {list(arrays[name].shape)}; convert it"
+            )
 
 
 def _table(path: Path, arrays: Arrays, suffix: str) -> Table:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.config import DataConfig
+from common.data.hand import SMALLEST_CLIENT
 from common.data.pool import Array, Rows
 from common.errors import DataError
 from common.rng import NumpyGenerator
 
-SMALLEST_CLIENT = 2
 NUM_DIRICHLET_DRAWS = 100
 
 
@@ -99,8 +99,10 @@ def classes(labels: Array, num_parts: int, config: DataConfig, rng: NumpyGenerat
     counts = np.zeros(held.shape, dtype=np.int64)
     for row in np.flatnonzero(used):
         counts[row, held[row]] = [len(part) for part in np.array_split(np.arange(sizes[row]), used[row])]
-    unused = ", ".join(str(name) for name in names[used == 0])
-    return Parts(_cut_classes(labels, names, counts, rng), (f"no client holds the classes {unused}",) if unused else ())
+    unused = names[used == 0]
+    few = ", ".join(str(name) for name in unused[:5]) + (", …" if len(unused) > 5 else "")
+    notes = (f"{len(unused)} of {len(names)} classes are held by no client: {few}",) if len(unused) else ()
+    return Parts(_cut_classes(labels, names, counts, rng), notes)
 
 
 def _cut_classes(labels: Array, names: Array, counts: Array, rng: NumpyGenerator) -> list[Rows]:

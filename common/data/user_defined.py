@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.data.partition import SMALLEST_CLIENT
+from common.data.hand import SMALLEST_CLIENT
 from common.data.pool import Array, DealtFederation, Pool, SourceRequest, Table
 from common.data.raw import as_array, as_targets, check_inputs, image_layout
 from common.errors import DataError

@@ -7,7 +7,7 @@ images.
 * mnist: 60000 + 10000 handwritten digits, 28 x 28 (LeCun, Cortes and Burges; from NIST), CC BY-SA 3.0.
 * fashion-mnist: 60000 + 10000 articles of clothing, 28 x 28 (Xiao, Rasul and Vollgraf 2017, Zalando), MIT.
 * emnist: 112800 + 18800 handwritten digits and letters, 28 x 28, 47 classes, the "balanced" split (Cohen et al. 2017;
-  from NIST Special Database 19, a work of the US government). torchvision's images lie on their side; here they stand.
+  from NIST Special Database 19), no licence stated. torchvision's images lie on their side; here they stand.
 * cifar10, cifar100: 50000 + 10000 photographs, 32 x 32 in color (Krizhevsky 2009; from the Tiny Images collection, no
   licence stated).
 """

@@ -1,0 +1,1 @@
+"""Claims about sources, partitions and splits."""
