@@ -63,7 +63,7 @@ def meta_gradient(A: Tensor, c: Tensor, w: Tensor, alpha: float, p: int) -> Tens
 
 
 def meta_optimum(A: Tensor, c: Tensor, alpha: float, p: int) -> Tensor:
-    """Return (Σ_i M_i(p))^-1 Σ_i M_i(p) c_i, [d]: w*_ν for p = 2ν, the first-order fixed point for p = ν; section 5."""
+    """Return (Σ_i M_i(p))^-1 Σ_i M_i(p) c_i, [d]: w*_ν for p = 2ν, the first-order fixed point for p = ν; section 8."""
     return _weighted_mean(meta_matrix(A, alpha, p), c)
 
 

@@ -119,7 +119,7 @@ def hessian_free_error(constants: Constants, step: MetaStep) -> float:
 def unrolled_error(constants: Constants, step: MetaStep) -> float:
     """Return a bound of E‖G - ∇F_i‖² for Hessian factors on the inner batches themselves; Lemma 6', (9').
 
-    L, ρ and mu must hold for every batch loss. By Jensen its root bounds ‖∇F_i^sgd - ∇F_i‖ too.
+    q (through L and mu) must hold for every batch's loss. By Jensen its root bounds ‖∇F_i^sgd - ∇F_i‖ too.
     """
     q, nu = inner_growth(constants, step.inner_lr), step.num_inner_steps
     outer = math.sqrt(first_order_variance(constants, step))

@@ -9,6 +9,7 @@ from common.theory.bounds import ObjectiveConstants
 
 ADMISSIBLE = 1 / 5  # β L_F τ may not exceed it
 BIAS_COEFFICIENT = 6.5
+_STUCK = "1/K down to a level set by β"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def constant_rate(objective: ObjectiveConstants, run: RunShape) -> Rate:
     run = replace(run, local_lr=max_local_lr(objective, run.num_local_steps))
     terms = convergence_bound(objective, run)
     persistent = terms.noise + terms.sampling + terms.drift
-    order = "1/K" if persistent == 0 else "1/K down to a level set by β"
+    order = "1/K" if persistent == 0 else _STUCK
     return Rate("constant", run.local_lr, terms, _start(objective, run) + persistent + terms.floor, order)
 
 
@@ -187,7 +188,10 @@ def cube_root_rate(objective: ObjectiveConstants, run: RunShape) -> Rate:
 
 
 def tuned_rate(objective: ObjectiveConstants, run: RunShape) -> Rate:
-    """Return β = min(1/(5 L_F τ), √(4Δ_F/(τKC))) with C = 4L_F(v(1/n + 2φ) + 2φτγ_F²); Corollary 9.5."""
+    """Return β = min(1/(5 L_F τ), √(4Δ_F/(τKC))) with C = 4L_F(v(1/n + 2φ) + 2φτγ_F²); Corollary 9.5.
+
+    Where C = 0 and τ > 1 this β does not fall with K and the drift of local steps stays: take `best_rate`.
+    """
     tau, phi = run.num_local_steps, run.sampling_factor
     spread = objective.heterogeneity**2
     level = objective.variance * (1 / run.num_clients + 2 * phi) + 2 * phi * tau * spread
@@ -197,7 +201,7 @@ def tuned_rate(objective: ObjectiveConstants, run: RunShape) -> Rate:
     run = replace(run, local_lr=min(limit, balanced))
     terms = convergence_bound(objective, run)
     leading = _start(objective, run) + 4 * math.sqrt(run.initial_gap * level / (tau * run.num_rounds))
-    order = "1/√K" if balanced < limit else "1/K"
+    order = "1/√K" if balanced < limit else _STUCK if terms.drift else "1/K"
     return Rate("tuned", run.local_lr, terms, leading + terms.drift + terms.floor, order)
 
 
