@@ -1,7 +1,7 @@
 """The book of one phase: who was asked, what each answered, and what was made of it."""
 
 import logging
-import string
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -15,6 +15,8 @@ from strategy.results import Counts
 Outcome = Literal["replied", "rejected", "failed"]
 Accept = Callable[[str, RecordDict], dict[str, MetricValue]]
 """From a client's id and its reply's content to its metrics; raises WireError to refuse the reply."""
+
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 
 _log = logging.getLogger("nufed.strategy")
 
@@ -96,13 +98,10 @@ class Ledger:
     def _complain(self, client_id: str, outcome: str, reason: str) -> None:
         """Keep the reason, and log it unless this client was in the same trouble before, whatever the numbers."""
         self._problems[client_id] = reason
-        complaint = client_id, outcome + reason.translate(_WITHOUT_DIGITS)
+        complaint = client_id, outcome + _NUMBER.sub("", reason)
         if complaint not in self._complaints:
             self._complaints.add(complaint)
             _log.warning("Client %s is left out (%s): %s.", client_id, outcome, reason.rstrip("."))
-
-
-_WITHOUT_DIGITS = str.maketrans("", "", string.digits)
 
 
 def _stray(client_id: str | None) -> str:

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from common.errors import RunError
 from common.params import Params
-from common.wire import NUM_EXAMPLES, MetricValue
+from common.wire import NUM_EXAMPLES, EvaluateReply, MetricValue
 
 EvaluatedGroup = Literal["participating", "new", "all"]
 Weighting = Literal["uniform", "examples"]
@@ -111,6 +111,15 @@ class EvaluationResult(PhaseResult):
     group: EvaluatedGroup
 
     @property
+    def replies(self) -> dict[str, EvaluateReply]:
+        """What each client that replied said, by its id."""
+        replies: dict[str, EvaluateReply] = {}
+        for client_id, metrics in self.client_metrics.items():
+            rest = {name: value for name, value in metrics.items() if name != NUM_EXAMPLES}
+            replies[client_id] = EvaluateReply(_num_examples(metrics), rest)
+        return replies
+
+    @property
     def mean_curves(self) -> dict[str, list[float]]:
         """Unweighted means over clients of the list metrics that all of them report with one length."""
         return average(self.client_metrics, "uniform").curves
@@ -132,10 +141,7 @@ def average(client_metrics: ClientMetrics, weighting: Weighting) -> Averages:
         weighting: `uniform`, or `examples` for weights by `num-examples`.
     """
     clients = [client_metrics[client_id] for client_id in sorted(client_metrics)]
-    if weighting == "uniform":
-        weights = [1.0] * len(clients)
-    else:
-        weights = [float(size) for metrics in clients if isinstance(size := metrics[NUM_EXAMPLES], int)]
+    weights = [1 if weighting == "uniform" else _num_examples(metrics) for metrics in clients]
     if sum(weights) == 0:
         return Averages()
     numbers: dict[str, float] = {}
@@ -149,6 +155,11 @@ def average(client_metrics: ClientMetrics, weighting: Weighting) -> Averages:
         elif len(lists) == len(clients) and len({len(curve) for curve in lists}) == 1:
             curves[name] = [_mean(step, weights) for step in zip(*lists, strict=True)]
     return Averages(numbers, curves)
+
+
+def _num_examples(metrics: Mapping[str, MetricValue]) -> int:
+    """Return the count that `common.wire` has checked when the reply came in."""
+    return cast("int", metrics[NUM_EXAMPLES])
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

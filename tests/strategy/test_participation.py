@@ -1,0 +1,68 @@
+import itertools
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import RunError
+from strategy.participation import choose, num_chosen
+
+names = st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=30)
+fractions = st.floats(0, 1, exclude_min=True)
+
+
+@given(names, fractions, st.integers(0, 2**62), st.integers(0, 10**6), st.randoms(use_true_random=False))
+def test_a_choice_is_a_sorted_subset_of_m_clients_whatever_their_order(clients, fraction, seed, number, shuffler):
+    shuffled = clients.copy()
+    shuffler.shuffle(shuffled)
+
+    chosen = choose(clients, fraction, seed=seed, round=number)
+
+    assert list(chosen) == sorted(set(chosen))
+    assert set(chosen) <= set(clients)
+    assert len(chosen) == num_chosen(len(clients), fraction)
+    assert choose(shuffled, fraction, seed=seed, round=number) == chosen
+
+
+def test_every_client_and_every_pair_is_chosen_equally_often():
+    clients, rounds, fraction = [f"c{i}" for i in range(8)], 4000, 3 / 8
+
+    choices = [choose(clients, fraction, seed=3, round=number) for number in range(rounds)]
+
+    for size, probability in ((1, 3 / 8), (2, 3 * 2 / (8 * 7))):
+        counts = Counter(group for chosen in choices for group in itertools.combinations(chosen, size))
+        spread = math.sqrt(rounds * probability * (1 - probability))
+        assert len(counts) == math.comb(8, size)
+        assert all(abs(count - rounds * probability) < 4.5 * spread for count in counts.values())
+
+
+def test_the_choice_differs_between_rounds_and_between_seeds():
+    clients = [f"c{i}" for i in range(20)]
+
+    assert len({choose(clients, 0.5, seed=0, round=number) for number in range(50)}) == 50
+    assert len({choose(clients, 0.5, seed=seed, round=1) for seed in range(50)}) == 50
+
+
+def test_the_choice_is_the_same_on_every_machine_and_in_every_version():
+    clients = [f"client-{i:03d}" for i in range(10)]
+
+    assert choose(clients, 0.3, seed=0, round=1) == PINNED
+
+
+PINNED = ("client-002", "client-005", "client-007")
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "fraction", "expected"),
+    [(10, 1.0, 10), (10, 0.01, 1), (1, 0.5, 1), (20, 0.5, 10), (5, 0.5, 2), (7, 0.5, 4), (3, 0.5, 2), (0, 0.5, 0)],
+)
+def test_m_is_the_rounded_share_and_at_least_one(num_clients, fraction, expected):
+    assert num_chosen(num_clients, fraction) == expected
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.0001, math.nan])
+def test_a_fraction_outside_0_to_1_is_refused(fraction):
+    with pytest.raises(RunError, match="fraction"):
+        choose(["a"], fraction, seed=0, round=0)
