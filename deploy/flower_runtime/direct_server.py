@@ -134,6 +134,7 @@ class DirectServer:
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.service.close(_FAREWELL)
         self._closing.set()
+        self.service.nodes.ring()
         for stopped in [server.stop(grace=2) for server in self._servers]:
             stopped.wait()
         self._watcher.join()

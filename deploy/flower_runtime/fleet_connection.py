@@ -78,7 +78,7 @@ class _Signature(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
         self._metadata: tuple[tuple[str, str | bytes], ...] = ()
 
     def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
-        now = dt.datetime.now(dt.UTC)
+        now = _now()
         if not dt.timedelta(0) <= now - self._signed_at < _SIGNATURE_LIFE:
             stamp = now.isoformat()
             signature = self._key.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))
@@ -263,6 +263,10 @@ class FleetConnection:
                 self._stub.SendNodeHeartbeat(request, timeout=5)
 
 
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
 def _open_channel(server: ServerAddress) -> grpc.Channel:
     options = [
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -314,7 +318,7 @@ def _explain_refusal(details: str, server: ServerAddress) -> Exception:
             "`nufed certs add-client`, and give it with --key."
         )
     if "timestamp" in details.lower():
-        now = f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+        now = f"{_now():%Y-%m-%d %H:%M:%S} UTC"
         return PeerError(
             f"The clocks of this machine ({now}) and of the server at {server} differ by more than 5 minutes: "
             "set both right."

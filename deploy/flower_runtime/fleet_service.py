@@ -164,8 +164,10 @@ class FleetService(FleetServicer):
     def DeactivateNode(  # noqa: N802 - Flower's name
         self, request: fleet.DeactivateNodeRequest, context: grpc.ServicerContext
     ) -> fleet.DeactivateNodeResponse:
-        """Let a node go."""
+        """Let a node go; what it had taken is answered with an error at once."""
         response = super().DeactivateNode(request, context)
+        with self._lock:
+            self._answered |= self._taken[request.node_id]
         self.nodes.ring()
         self.replies.ring()
         return response
@@ -188,7 +190,7 @@ class FleetService(FleetServicer):
         bell = self._bell(node_id)
         if self.takes_whole(node_id):
             self._give_up_taken(node_id)
-        while context.is_active():
+        while context.is_active() and self._admits(_signer(context)):
             seen = bell.count
             if self._closed:
                 context.send_initial_metadata(((headers.FINISHED, "1"),))
@@ -231,8 +233,8 @@ class FleetService(FleetServicer):
         self.replies.ring()
         return response
 
-    def _admits(self, public_key: bytes) -> bool:
-        return self._keys is None or self._keys.name_of(public_key) is not None
+    def _admits(self, public_key: bytes | None) -> bool:
+        return self._keys is None or self._keys.name_of(public_key or b"") is not None
 
     def _name(self, public_key: bytes, announced: str, node_id: int) -> str:
         by_key = self._keys.name_of(public_key) if self._keys is not None else None
