@@ -10,11 +10,12 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.personalize import adaptation_curves
+from client.train_reply import train_reply
 from client.workplace import Workplace, workplace
 from common.meta.local_update import Stream, local_update
 from common.params import Params
 from common.settings import process_settings
-from common.wire import ClientDescription, EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from common.wire import ClientDescription, EvaluateReply, EvaluateRequest, TrainRequest
 
 app = ClientApp()
 
@@ -36,15 +37,8 @@ def train(message: Message, context: Context) -> Message:
     update = local_update(
         place.training_loss, _on_device(request.params), place.data.support, place.config.method, stream
     )
-    metrics = {
-        "loss": update.loss,
-        "growth": update.growth,
-        "gradient-evaluations": update.costs.gradient_evaluations,
-        "hvps": update.costs.hvps,
-        "with-replacement": int(update.with_replacement),
-        "seconds": time.perf_counter() - started,
-    }
-    return Message(TrainReply(update.params, len(place.data.support), metrics).to_records(), reply_to=message)
+    reply = train_reply(update, len(place.data.support), time.perf_counter() - started)
+    return Message(reply.to_records(), reply_to=message)
 
 
 @app.evaluate()

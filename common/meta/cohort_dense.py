@@ -12,7 +12,7 @@ Every product is one batched matrix product over the clients, and updates of the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -26,11 +26,19 @@ from common.params import Params
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """A linear layer: names of its parameters, and the activation after it (None after the last)."""
+    """A linear layer.
+
+    Attributes:
+        weight: name of its parameter [outputs, inputs].
+        bias: name of its parameter [outputs]; None without one.
+        shape: (outputs, inputs).
+        activation: what follows; None after the last layer.
+    """
 
     weight: str
-    bias: str
-    activation: Activation | None
+    bias: str | None
+    shape: tuple[int, int]
+    activation: Activation | None = None
 
 
 def dense_layers(model: nn.Module, task: TaskInfo) -> tuple[DenseLayer, ...] | None:
@@ -46,10 +54,11 @@ def dense_layers(model: nn.Module, task: TaskInfo) -> tuple[DenseLayer, ...] | N
             continue
         if type(module) is nn.Dropout and (module.p == 0 or not module.training):
             continue
-        if type(module) is nn.Linear and module.bias is not None and (not layers or layers[-1].activation):
-            layers.append(DenseLayer(f"{name}.weight", f"{name}.bias", None))
+        if type(module) is nn.Linear and (not layers or layers[-1].activation):
+            bias = f"{name}.bias" if module.bias is not None else None
+            layers.append(DenseLayer(f"{name}.weight", bias, (module.out_features, module.in_features)))
         elif layers and layers[-1].activation is None and (activation := find_activation(module)):
-            layers[-1] = DenseLayer(layers[-1].weight, layers[-1].bias, activation)
+            layers[-1] = replace(layers[-1], activation=activation)
         else:
             return None
     return tuple(layers) if layers and layers[-1].activation is None else None
@@ -60,25 +69,33 @@ def _starts_flat(model: nn.Sequential) -> bool:
 
 
 class DenseKernel:
-    """Computes losses of m dense networks at once; holds their layers and what their outputs mean."""
+    """Computes losses of m dense networks at once; holds their layers and what their outputs mean.
+
+    Attributes:
+        layers: from the input to the output.
+    """
 
     takes_padding = True
 
     def __init__(self, layers: Sequence[DenseLayer], task: TaskInfo) -> None:
         """Serve models of these layers."""
-        self._layers = tuple(layers)
-        self._is_classification = task.kind == "classification"
+        self.layers = tuple(layers)
+        self._task = task
+
+    def above_first_layer(self) -> "DenseKernel":
+        """Return the kernel of the layers above the first, whose input is a_1."""
+        return DenseKernel(self.layers[1:], self._task)
 
     def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> "DenseTape":
         """Evaluate the losses at `params`, forward and backward down to the first layer."""
-        tape = DenseTape.forward(self._layers, params, batch, is_classification=self._is_classification)
+        tape = DenseTape.forward(self.layers, params, batch, is_classification=self._task.kind == "classification")
         tape.backward(keep_products=curvature)
         return tape
 
     def outputs(self, params: Stacked, inputs: Tensor) -> Tensor:
         """Return the networks' outputs [m, B, K] for inputs [m, B, ...]."""
         current = inputs.flatten(2)
-        for layer in self._layers:
+        for layer in self.layers:
             current = _linear(params, layer, current)
             current = layer.activation.value(current) if layer.activation else current
         return current
@@ -142,17 +159,23 @@ class DenseTape:
         result: Params = {}
         for layer, delta, value in zip(self._layers, self._deltas, self._values, strict=True):
             result[layer.weight] = torch.bmm(delta.transpose(1, 2), value)
-            result[layer.bias] = delta.sum(1)
+            if layer.bias:
+                result[layer.bias] = delta.sum(1)
         return result
 
     def descend(self, step_size: float) -> Params:
         """Return x_i - step_size ∇f_i."""
         result: Params = {}
         for layer, delta, value in zip(self._layers, self._deltas, self._values, strict=True):
-            weight, bias = self._params[layer.weight], self._params[layer.bias]
+            weight = self._params[layer.weight]
             result[layer.weight] = torch.baddbmm(weight, delta.transpose(1, 2), value, alpha=-step_size)
-            result[layer.bias] = torch.sub(bias, delta.sum(1), alpha=step_size)
+            if layer.bias:
+                result[layer.bias] = torch.sub(self._params[layer.bias], delta.sum(1), alpha=step_size)
         return result
+
+    def input_gradient(self) -> Tensor:
+        """Return ∂f_i/∂a_0, [m, B, width of the input]."""
+        return torch.bmm(self._deltas[0], self._params[self._layers[0].weight])
 
     def contract(self, direction: Stacked, step_size: float) -> Params:
         """Return v_i - step_size ∇²f_i v_i."""
@@ -163,7 +186,8 @@ class DenseTape:
             layer = self._layers[number]
             weight = direction[layer.weight]
             moved = torch.baddbmm(weight, delta.transpose(1, 2), self._values[number], alpha=-step_size)
-            result[layer.bias] = torch.sub(direction[layer.bias], delta.sum(1), alpha=step_size)
+            if layer.bias:
+                result[layer.bias] = torch.sub(direction[layer.bias], delta.sum(1), alpha=step_size)
             if number:
                 own_delta = self._deltas[number]
                 moved.baddbmm_(own_delta.transpose(1, 2), values[number - 1], alpha=-step_size)
@@ -212,4 +236,5 @@ class DenseTape:
 
 
 def _linear(params: Stacked, layer: DenseLayer, inputs: Tensor) -> Tensor:
-    return torch.baddbmm(params[layer.bias].unsqueeze(1), inputs, params[layer.weight].transpose(1, 2))
+    weight = params[layer.weight].transpose(1, 2)
+    return torch.baddbmm(params[layer.bias].unsqueeze(1), inputs, weight) if layer.bias else torch.bmm(inputs, weight)

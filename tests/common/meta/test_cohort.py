@@ -150,6 +150,17 @@ def test_regression_has_its_own_output_error():
     assert_same_updates(together, alone(make_loss(model, task), clients, METHOD), 1e-12)
 
 
+def test_layers_may_lack_a_bias():
+    """As the linear model of regression does."""
+    with seeded_torch(4):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(9, 5, bias=False), nn.ELU(), nn.Linear(5, 4)).double()
+    clients = trainees(model_params(model))
+
+    together = cohort_update(dense(model), clients, METHOD)
+
+    assert_same_updates(together, alone(make_loss(model, TASK), clients, METHOD), 1e-12)
+
+
 def test_clients_may_start_from_different_models():
     """Nothing assumes that the server sent one model to all."""
     model = mlp(nn.ELU)
@@ -208,7 +219,6 @@ def test_batch_sizes_say_who_can_be_batched_without_padding():
         nn.Linear(9, 4),
         nn.Sequential(nn.Linear(3, 4)),
         nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.ELU()),
-        nn.Sequential(nn.Flatten(), nn.Linear(9, 4, bias=False)),
         nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.Linear(4, 4)),
         nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.ELU(0.5), nn.Linear(5, 4)),
         nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.GELU("tanh"), nn.Linear(5, 4)),

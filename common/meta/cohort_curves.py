@@ -1,0 +1,118 @@
+"""Adaptation curves of several clients at once: plain gradient steps on the support split, judged on other examples."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.examples import TaskInfo
+from common.meta.cohort_dense import DenseKernel
+from common.meta.cohort_kernel import CohortBatch, Stacked
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """m clients' results on one split, after s = 0 … S steps.
+
+    Attributes:
+        losses: [S+1, m], means over each client's examples.
+        accuracies: [S+1, m] in float64; None for regression.
+    """
+
+    losses: Tensor
+    accuracies: Tensor | None
+
+
+def outputs_while_adapting(
+    kernel: DenseKernel, params: Stacked, batches: Iterable[CohortBatch], inputs: Tensor, step_size: float
+) -> Iterator[Tensor]:
+    """Yield the outputs [m, T, K] for `inputs` [m, T, ...] after s = 0 … S steps, one on each of S batches."""
+    yield kernel.outputs(params, inputs)
+    for batch in batches:
+        params = kernel.tape(params, batch, curvature=False).descend(step_size)
+        yield kernel.outputs(params, inputs)
+
+
+def outputs_through_products(
+    kernel: DenseKernel, params: Stacked, support: CohortBatch, inputs: Tensor, steps: tuple[float, int]
+) -> Iterator[Tensor]:
+    """Yield what `outputs_while_adapting` does for S steps on one and the same batch, without moving the first layer.
+
+    Its weights only ever move by multiples of the support inputs X, W_1 ← W_1 - α δᵀX, so its sums move by multiples
+    of their inner products: for any inputs Y, Y W_1ᵀ ← Y W_1ᵀ - α (Y Xᵀ) δ. With Y Xᵀ computed once, a step costs
+    N (N + T) multiplications for each unit instead of (2N + T) for each unit and input.
+
+    Args:
+        kernel: of at least two layers.
+        params: stacked; not changed.
+        support: X and its targets.
+        inputs: [m, T, ...].
+        steps: step size α and number of steps S.
+    """
+    step_size, num_steps = steps
+    first, rest = kernel.layers[0], kernel.above_first_layer()
+    if first.activation is None:
+        raise AssertionError("the first of several layers has an activation")
+    size = support.inputs.shape[1]
+    rows = torch.cat([support.inputs.flatten(2), inputs.flatten(2)], 1)
+    products = torch.bmm(rows, support.inputs.flatten(2).transpose(1, 2))
+    sums = torch.bmm(rows, params[first.weight].transpose(1, 2))
+    if first.bias:
+        sums += params[first.bias].unsqueeze(1)
+        products += 1  # the bias moves as the weight of an input that is 1 everywhere
+    upper = {name: tensor for name, tensor in params.items() if name not in (first.weight, first.bias)}
+    for step in range(num_steps + 1):
+        values = first.activation.value(sums)
+        yield rest.outputs(upper, values[:, size:])
+        if step < num_steps:
+            tape = rest.tape(upper, CohortBatch(values[:, :size], support.targets, support.weights), curvature=False)
+            slope = first.activation.slope(sums[:, :size], values[:, :size])
+            sums = torch.baddbmm(sums, products, tape.input_gradient().mul_(slope), alpha=-step_size)
+            upper = tape.descend(step_size)
+
+
+def products_pay(kernel: DenseKernel, num_support: int, num_judged: int, num_steps: int) -> bool:
+    """Return whether `outputs_through_products` needs fewer multiplications.
+
+    Args:
+        kernel: of the clients' models.
+        num_support: N, examples in the batch that all steps are taken on.
+        num_judged: T, examples judged at each step.
+        num_steps: S.
+    """
+    if len(kernel.layers) < 2:
+        return False
+    units, inputs = kernel.layers[0].shape
+    products = num_support * (num_support + num_judged) * (inputs + units * num_steps)
+    return products < (2 * num_support + num_judged) * inputs * units * num_steps
+
+
+def judge_outputs(
+    task: TaskInfo, outputs: Iterator[Tensor], targets: Tensor, weights: Sequence[Tensor]
+) -> list[Judgement]:
+    """Return losses and accuracies on each split.
+
+    Args:
+        task: what the outputs mean.
+        outputs: [m, T, K] for each s.
+        targets: [m, T] class numbers, or [m, T, K] values.
+        weights: for each split [m, T], 1/T_i for its examples and 0 for all others.
+    """
+    losses: list[list[Tensor]] = [[] for _ in weights]
+    accuracies: list[list[Tensor]] = [[] for _ in weights]
+    sizes = [(split > 0).sum(1) for split in weights]
+    for out in outputs:
+        if task.kind == "regression":
+            each, is_right = 0.5 * (out - targets).square().flatten(2).sum(2), None
+        else:
+            each = out.logsumexp(2) - out.gather(2, targets.unsqueeze(2)).squeeze(2)
+            is_right = out.argmax(2) == targets
+        for number, split in enumerate(weights):
+            losses[number].append((each * split).sum(1))
+            if is_right is not None:
+                accuracies[number].append((is_right & (split > 0)).sum(1).double() / sizes[number])
+    return [
+        Judgement(torch.stack(loss), torch.stack(accuracy) if accuracy else None)
+        for loss, accuracy in zip(losses, accuracies, strict=True)
+    ]
