@@ -100,10 +100,24 @@ class MethodConfig(_Section):
         description="share of the support split kept for outer batches alone; 0 draws both from all of it",
     )
     hessian_free_delta: float = Field(
-        0.0, ge=0, le=10, description="δ, norm of the displacement; 0 is 1e-2 in float32, 1e-4 in float64"
+        0.0, ge=0, le=10, description="size of the displacement; 0 takes the default of its kind and precision"
     )
-    hessian_free_displacement: Literal["normalized", "absolute"] = Field(
-        "normalized", description="displace by δ v/‖v‖, or by δ v as Per-FedAvg does"
+    hessian_free_displacement: Literal["normalized", "absolute", "relative"] = Field(
+        "normalized",
+        description="displace by δ v/‖v‖, by δ v as Per-FedAvg does, or by δ (1 + ‖w‖) v/‖v‖",
+    )
+    hessian_free_difference: Literal["central", "forward"] = Field(
+        "central", description="both sides of the point, or one side: fewer gradients, larger error"
+    )
+    hessian_free_dtype: Literal["same", "float64"] = Field(
+        "same", description="precision of hessian-free: the model's, or float64 whatever the model's"
+    )
+    memory: Literal["low", "fast", "auto"] = Field(
+        "auto",
+        description="graphs kept where Hessian batches are the inner ones: the last, all, or what fits in 256 MiB",
+    )
+    compile: Literal["off", "on", "auto"] = Field(
+        "off", description="compile the inner step: equal to rounding only; auto where it saves more than it costs"
     )
 
     @model_validator(mode="after")
@@ -225,7 +239,10 @@ class RunConfig(_Section):
             raise ConfigError(
                 f"Expected a table of options in {path}, but found {type(values).__name__}. See any run's config.json."
             )
-        return cls.parse(values)
+        try:
+            return cls.parse(values)
+        except ConfigError as error:
+            raise ConfigError(f"In {path}: {error}") from error
 
 
 def option_descriptions() -> dict[str, tuple[Scalar, str]]:

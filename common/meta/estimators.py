@@ -28,29 +28,48 @@ class Estimator:
     summary: str
 
 
+def _exact(loss: LossFn, method: MethodConfig) -> MetaGradient:
+    """Return `exact`; where Hessian batches are the inner ones, the graphs of the inner steps can serve twice."""
+    if method.hessian_batches == "inner":
+        return _unrolled(loss, method)
+    return exact(loss, inner_lr=method.inner_lr)
+
+
+def _unrolled(loss: LossFn, method: MethodConfig) -> MetaGradient:
+    return unrolled(loss, inner_lr=method.inner_lr, memory=method.memory)
+
+
+def _first_order(loss: LossFn, method: MethodConfig) -> MetaGradient:
+    return first_order(loss, inner_lr=method.inner_lr)
+
+
+def _hessian_free(loss: LossFn, method: MethodConfig) -> MetaGradient:
+    return hessian_free(
+        loss,
+        inner_lr=method.inner_lr,
+        delta=method.hessian_free_delta,
+        displacement=method.hessian_free_displacement,
+    )
+
+
 ESTIMATORS = {
     "exact": Estimator(
-        lambda loss, method: exact(loss, inner_lr=method.inner_lr),
+        _exact,
         uses_hessian_batches=True,
         summary="ν Hessian-vector products on fresh batches; ν+1 gradients, memory of ν parameter vectors",
     ),
     "unrolled": Estimator(
-        lambda loss, method: unrolled(loss, inner_lr=method.inner_lr),
+        _unrolled,
         uses_hessian_batches=False,
         summary="exact for mini-batch fine-tuning, Hessians on the inner batches; fastest, memory of ν graphs",
     ),
     "first-order": Estimator(
-        lambda loss, method: first_order(loss, inner_lr=method.inner_lr),
+        _first_order,
         uses_hessian_batches=False,
         summary="Hessians dropped; ν+1 gradients, a different and weaker objective",
     ),
     "hessian-free": Estimator(
-        lambda loss, method: hessian_free(
-            loss,
-            inner_lr=method.inner_lr,
-            delta=method.hessian_free_delta,
-            displacement=method.hessian_free_displacement,
-        ),
+        _hessian_free,
         uses_hessian_batches=True,
         summary="Hessian-vector products by central differences; 3ν+1 gradients, no double backward",
     ),

@@ -4,19 +4,21 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from common.meta.adapt import adapt
-from common.meta.differentiate import value_and_gradient
 from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
+from common.meta.steps import MakeSteps, eager_steps
 from common.params import norm
 from common.task import LossFn
 
 
-def first_order(loss: LossFn, *, inner_lr: float) -> MetaGradient:
+def first_order(loss: LossFn, *, inner_lr: float, make_steps: MakeSteps = eager_steps) -> MetaGradient:
     """Return the estimator ∇f(w_ν; O): ν+1 gradients, biased by O(α) whatever the batch size."""
+    steps = make_steps(loss, inner_lr)
 
     def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
-        *_, adapted = adapt(loss, params, batches.inner, inner_lr)
-        outer_loss, direction = value_and_gradient(loss, adapted, batches.outer)
+        adapted = dict(params)
+        for batch in batches.inner:
+            adapted = steps.descend(adapted, batch)
+        outer_loss, direction = steps.value_and_gradient(adapted, batches.outer)
         return Estimate(direction, outer_loss, norm(direction), Costs(len(batches.inner) + 1))
 
     return meta_gradient

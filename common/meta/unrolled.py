@@ -2,31 +2,46 @@
 
 Coupled batches, H_j = I_j: unbiased for the loss after ν steps of *mini-batch* fine-tuning, biased for F_i itself.
 Equal to autograd through the unrolled loop, but each step's graph stands alone and is freed as the sweep passes it.
+A graph that is not kept is made again when its turn comes: one more forward and backward pass, the same numbers.
 """
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from common.meta.differentiate import gradient_graph, gradient_graph_product, value_and_gradient
+from common.meta.kept_graphs import KeptGraphs, Memory
 from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from common.params import Params, add_scaled, norm
+from common.meta.steps import MakeSteps, PullBack, eager_steps
+from common.params import Params, norm
 from common.task import LossFn
 
 
-def unrolled(loss: LossFn, *, inner_lr: float) -> MetaGradient:
-    """Return the estimator that keeps ν gradient graphs; `batches.hessian` is not read."""
+def unrolled(
+    loss: LossFn, *, inner_lr: float, memory: Memory = "fast", make_steps: MakeSteps = eager_steps
+) -> MetaGradient:
+    """Return the estimator that keeps up to ν gradient graphs; `batches.hessian` is not read.
+
+    Args:
+        loss: the client's loss.
+        inner_lr: step size of the fine-tuning, α.
+        memory: `fast` keeps all graphs, `low` that of the last step alone, `auto` as many as fit in 256 MiB.
+        make_steps: how the inner step is computed.
+    """
+    steps, kept_graphs = make_steps(loss, inner_lr), KeptGraphs(memory)
 
     def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
-        graphs: list[tuple[Params, Params]] = []
+        num_steps = len(batches.inner)
+        path: list[tuple[Params, PullBack | None]] = []
         adapted = dict(params)
-        for batch in batches.inner:
-            graphs.append(gradient_graph(loss, adapted, batch))
-            adapted = add_scaled(adapted, graphs[-1][1], -inner_lr)
-        outer_loss, direction = value_and_gradient(loss, adapted, batches.outer)
-        outer_norm, num_steps = norm(direction), len(graphs)
-        while graphs:
-            direction = add_scaled(direction, gradient_graph_product(*graphs.pop(), direction), -inner_lr)
+        for number, batch in enumerate(batches.inner):
+            moved, pull_back = kept_graphs.step(steps, adapted, batch, num_steps - 1 - number)
+            path.append((adapted, pull_back))
+            adapted = moved
+        outer_loss, direction = steps.value_and_gradient(adapted, batches.outer)
+        outer_norm = norm(direction)
+        for batch in reversed(batches.inner):
+            point, pull_back = path.pop()
+            direction = pull_back(direction) if pull_back else steps.pull_back(point, batch, direction)
         return Estimate(direction, outer_loss, outer_norm, Costs(num_steps + 1, num_steps))
 
     return meta_gradient
