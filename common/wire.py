@@ -21,9 +21,13 @@ from torch import Tensor
 
 from common.errors import WireError
 from common.examples import Group
+from common.npy import from_npy, to_npy
 from common.params import Params, largest_magnitude
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+NUMPY = "numpy.ndarray"
+"""Flower's name for the bytes of a `.npy` file."""
+
 NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
 # What NumPy's reader raises on bytes that did not come from NumPy's writer.
 _MALFORMED = (
@@ -42,7 +46,7 @@ MetricValue = int | float | list[int] | list[float]
 
 def params_to_arrays(params: Mapping[str, Tensor]) -> ArrayRecord:
     """Return Flower arrays with the content of `params`, in their order."""
-    return ArrayRecord({name: Array(tensor.detach().cpu().numpy()) for name, tensor in params.items()})
+    return ArrayRecord({name: _to_array(tensor) for name, tensor in params.items()})
 
 
 def arrays_to_params(arrays: ArrayRecord) -> Params:
@@ -54,7 +58,8 @@ def arrays_to_params(arrays: ArrayRecord) -> Params:
     result: Params = {}
     for name, array in arrays.items():
         try:
-            result[name] = torch.from_numpy(np.array(array.numpy()))
+            as_announced = from_npy(array.data, array.dtype, array.shape) if array.stype == NUMPY else None
+            result[name] = torch.from_numpy(np.array(array.numpy())) if as_announced is None else as_announced
         except _MALFORMED as error:
             raise WireError(f"array {name!r} cannot be decoded ({error}); send NumPy arrays without objects") from error
     return result
@@ -213,6 +218,11 @@ class EvaluateReply:
             WireError: `num-examples` is missing or malformed.
         """
         return cls(*_metrics(records))
+
+
+def _to_array(tensor: Tensor) -> Array:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Array(dtype=dtype, shape=tuple(tensor.shape), stype=NUMPY, data=to_npy(tensor))
 
 
 def _only_arrays(records: RecordDict) -> ArrayRecord:
