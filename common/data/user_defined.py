@@ -32,7 +32,7 @@ def load(request: SourceRequest) -> Pool | DealtFederation:
         ConfigError: there is no such function.
         DataError: naming the client whose examples are not as described above.
     """
-    made = load_function(request.argument, "data.source")(request.config, request.seed)
+    made = load_function(request.argument, "data.source", DataError)(request.config, request.seed)
     if isinstance(made, Federation):
         return _checked_federation(made, request)
     if not isinstance(made, Mapping) or not made:

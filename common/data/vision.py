@@ -91,14 +91,15 @@ def _table(name: str, request: SourceRequest, *, train: bool) -> Table:
     try:
         images = make(str(root), train=train, download=download, **vision_set.options)
     except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
         if download:
             raise DataError(
-                f"expected to download {name} to {root}, but that failed ({error}); check the network and the "
+                f"expected to download {name} to {root}, but that failed ({reason}); check the network and the "
                 f"folder's permissions, or copy torchvision's {vision_set.torchvision_name} files there"
             ) from error
         raise DataError(
             f"expected torchvision's {vision_set.torchvision_name} files in {root}, but found none that are complete "
-            f"({error}); add --data-root {root} --download"
+            f"({reason}); add --data-root {root} --download"
         ) from error
     pixels = image_layout(np.asarray(images.data))
     return Table(

@@ -52,14 +52,16 @@ def _dummy_outputs(model: nn.Module, task: TaskInfo, like: Tensor) -> Tensor:
             f"expected {type(model).__name__} to take inputs of shape [B, {_dims(task.input_shape)}], but it raised: "
             f"{error}; choose another model.name, or change the model"
         ) from error
-    if not isinstance(outputs, Tensor) or outputs.shape != (_NUM_DUMMY, task.num_outputs):
-        came = (
-            f"[{_dims(('B', *outputs.shape[1:]))}]"
-            if isinstance(outputs, Tensor) and outputs.ndim and len(outputs) == _NUM_DUMMY
-            else getattr(outputs, "shape", type(outputs).__name__)
-        )
+    if not isinstance(outputs, Tensor):
         raise ModelError(
-            f"expected outputs of shape [B, {task.num_outputs}] from {type(model).__name__}, but got {came}; let its "
+            f"expected outputs of shape [B, {task.num_outputs}] from {type(model).__name__}, but got "
+            f"{type(outputs).__name__}; return one tensor"
+        )
+    if outputs.shape != (_NUM_DUMMY, task.num_outputs):
+        batched = outputs.ndim > 0 and len(outputs) == _NUM_DUMMY
+        came = _dims(("B", *outputs.shape[1:]) if batched else tuple(outputs.shape))
+        raise ModelError(
+            f"expected outputs of shape [B, {task.num_outputs}] from {type(model).__name__}, but got [{came}]; let its "
             f"last layer have {task.num_outputs} outputs"
         )
     return outputs

@@ -58,5 +58,5 @@ def _find_build(name: str) -> Build:
     if name in MODELS:
         return MODELS[name].build
     if ":" in name:
-        return load_function(name, "model.name")
+        return load_function(name, "model.name", ModelError)
     raise ConfigError(f"model.name={name!r} is unknown.{nearest_match_hint(name, MODELS)} Or module:function.")

@@ -1,5 +1,6 @@
-"""A small, offline stand-in for every data source, in the source's own file format."""
+"""A small, offline stand-in for every data source, in the source's own file format; where real data may be."""
 
+import os
 import pickle
 import struct
 import sys
@@ -15,6 +16,9 @@ from common.rng import numpy_generator
 from common.settings import Settings
 
 PER_CLASS, PER_CLASS_TEST = 24, 12
+
+REAL_DATA = Path(os.environ.get("NUFED_DATA_ROOT", Path(__file__).parents[4] / "shared/data"))
+REAL_VISION = REAL_DATA / "torchvision" if (REAL_DATA / "torchvision").is_dir() else REAL_DATA
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def test_an_alpha_that_leaves_clients_empty_is_refused_with_client_and_sizes(alp
 @pytest.mark.parametrize("name", ["dirichlet", "classes"])
 def test_values_cannot_be_dealt_by_class(name):
     """Regression targets have no classes; the message offers iid."""
-    with pytest.raises(DataError, match=f"data.partition={name} deals by class.*iid"):
+    with pytest.raises(DataError, match=rf"data.partition={name} deals by class.*iid"):
         PARTITIONERS[name](np.zeros((20, 1)), 2, DataConfig(), rng())
 
 

@@ -148,7 +148,7 @@ def test_loading_again_costs_nothing(stand_in):
 @pytest.mark.parametrize("partition_id", [-1, 8])
 def test_a_partition_id_beyond_the_federation_is_refused_with_the_numbers(stand_in, partition_id):
     """More supernodes than clients is an error, not a repeated client."""
-    with pytest.raises(DataError, match=f"from 0 to 7 .*got {partition_id}"):
+    with pytest.raises(DataError, match=rf"from 0 to 7 .*got {partition_id}"):
         load_client(stand_in.config, partition_id, seed=0, dtype=torch.float32, settings=stand_in.settings)
 
 
