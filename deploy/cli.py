@@ -178,5 +178,6 @@ def _list(what: str, descriptions: Mapping[str, str]) -> None:
     stdout_console().print(table)
 
 
+deploy_cli.register(app)
 theory_cli.register(app)
 deploy_cli.register(app)

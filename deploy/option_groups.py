@@ -34,22 +34,22 @@ class OptionGroup(Protocol):
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Return `command` for typer, each parameter annotated with an option group replaced by the group's options."""
     signature = inspect.signature(command, eval_str=True)
-    groups: dict[str, type[OptionGroup]] = {}
+    groups: dict[str, tuple[type[OptionGroup], list[inspect.Parameter]]] = {}
     own: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
         if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, OptionGroup):
-            groups[parameter.name] = parameter.annotation
+            groups[parameter.name] = parameter.annotation, parameter.annotation.parameters()
         else:
             own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def parsed(**values: Any) -> None:
         records = {}
-        for name, group in groups.items():
-            records[name] = group.from_values({option.name: values.pop(option.name) for option in group.parameters()})
+        for name, (group, members) in groups.items():
+            records[name] = group.from_values({member.name: values.pop(member.name) for member in members})
         command(**records, **values)
 
-    shown = [*(option for group in groups.values() for option in group.parameters()), *own]
+    shown = [*(member for _, members in groups.values() for member in members), *own]
     parsed.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return parsed

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ class RunOptions:
     def _in_flags(self, message: str) -> str:
         """Return the message with the flags that were typed named beside their keys."""
         for flag in self.flags:
-            message = message.replace(f"{FLAGS[flag]}=", f"--{flag} ({FLAGS[flag]})=")
+            shown = f"--{flag}" if flag == FLAGS[flag] else f"--{flag} ({FLAGS[flag]})"
+            message = message.replace(f"{FLAGS[flag]}=", f"{shown}=")
         return message
 
 
@@ -135,7 +137,7 @@ def config_for_resuming(stored: RunConfig, options: RunOptions) -> RunConfig:
 
 def allowed_values(key: str) -> str:
     """Return what a key's value may be, e.g. `1 to 1000; `, as the configuration's own schema has it."""
-    schema = RunConfig.model_json_schema(by_alias=True)
+    schema = _schema()
     section, _, name = key.rpartition(".")
     table = schema["$defs"][f"{section.capitalize()}Config"] if section else schema
     declared = table["properties"][name]
@@ -144,6 +146,11 @@ def allowed_values(key: str) -> str:
     low = next((text.format(declared[k]) for k, text in _LOW.items() if k in declared), "")
     high = next((text.format(declared[k]) for k, text in _HIGH.items() if k in declared), "")
     return f"{low}{high}; " if low and high else ""
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return RunConfig.model_json_schema(by_alias=True)
 
 
 def _flag_parameter(flag: str, key: str) -> inspect.Parameter:

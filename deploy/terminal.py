@@ -243,7 +243,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """Return the last lines of a run's output: status, target, replies that were not used, and the folder."""
     lines = []
     if summary["status"] == "interrupted":
-        lines.append(f"Interrupted after round {summary['rounds']}. Go on with: nufed simulate --resume {folder}")
+        lines.append(f"Interrupted after round {summary['rounds']}. To go on, give the same command --resume {folder}")
     if summary.get("target_accuracy"):
         reached = summary["rounds_to_target"]
         when = f"after round {reached}" if reached is not None else f"in none of {summary['rounds']} rounds"

@@ -96,7 +96,7 @@ def test_a_terminal_gets_a_bar_that_counts_rounds():
 def test_an_interrupted_run_says_how_to_go_on():
     lines = closing_lines({**SUMMARY, "status": "interrupted"}, FOLDER)
 
-    assert lines[0] == "Interrupted after round 20. Go on with: nufed simulate --resume runs/trial"
+    assert lines[0] == "Interrupted after round 20. To go on, give the same command --resume runs/trial"
 
 
 @pytest.mark.parametrize(("reached", "text"), [(0, "reached after round 0"), (None, "reached in none of 20 rounds")])
