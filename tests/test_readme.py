@@ -1,0 +1,83 @@
+"""What the README shows is run, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from common.config import option_descriptions
+from deploy.cli import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str, containing: str) -> str:
+    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if containing in text]
+    return found
+
+
+def words(line: str) -> list[str]:
+    return re.sub(r"[\d.]+ %", "", line).split()
+
+
+def numbers(line: str) -> list[float]:
+    """Return the percentages of a line; another processor may round another example over the line."""
+    return [float(number) for number in re.findall(r"([\d.]+) %", line)]
+
+
+def test_the_example_of_ones_own_data_and_model_runs_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "factories.py").write_text(block("python", "factories tell good parts"), encoding="utf-8")
+    command = block("console", "nufed simulate").splitlines()[0].removeprefix("$ nufed ").split()
+    printed = block("console", "nufed simulate").splitlines()[1:]
+
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "runs")])
+
+    assert result.exit_code == 0, result.output
+    shown = [
+        line for line in result.output.splitlines() if line.startswith(("test acc", "of clients", "partic", "new"))
+    ]
+    assert [words(line) for line in shown] == [words(line) for line in printed]
+    assert [numbers(line) for line in shown] == [pytest.approx(numbers(line), abs=3) for line in printed]
+
+
+def test_the_strategy_example_is_a_server_app():
+    from flwr.serverapp import ServerApp
+
+    names: dict = {}
+
+    exec(compile(block("python", "strategy = MetaFedAvg"), "README.md", "exec"), names)
+
+    assert isinstance(names["app"], ServerApp)
+
+
+def test_the_first_screen_says_what_it_is_and_shows_the_command_with_its_output():
+    first = "\n".join(README.splitlines()[:30])
+
+    assert "make demo" in first
+    assert re.search(r"new\s+10\s+[\d.]+ %", first)
+    assert "is not for" in first
+
+
+@pytest.mark.parametrize("flag", sorted(set(re.findall(r"`(--[a-z-]+)", README))))
+def test_every_flag_in_the_readme_exists(flag):
+    result = CliRunner().invoke(app, ["simulate", "--help"], env={"COLUMNS": "200"})
+
+    assert flag in result.output
+
+
+@pytest.mark.parametrize("key", sorted(set(re.findall(r"--set ([a-z.-]+)=", README))))
+def test_every_option_in_the_readme_exists(key):
+    assert key in option_descriptions()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
+def test_every_link_of_the_readme_leads_somewhere(target):
+    assert (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE))))
+def test_every_make_target_of_the_readme_exists(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
