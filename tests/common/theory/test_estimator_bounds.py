@@ -18,6 +18,7 @@ from common.theory.bounds import (
     exact_error,
     first_order_bias,
     first_order_variance,
+    heterogeneity,
     hessian_free_bias,
     hessian_free_error,
     hessian_free_gap,
@@ -230,6 +231,25 @@ def test_the_error_of_exact_is_its_conditional_variance_and_its_bias_squared():
 
     assert exact_error(NOISY, step) == exact_conditional_variance(NOISY, step) + exact_bias(NOISY, step) ** 2
     assert hessian_free_bias(NOISY, step) == exact_bias(NOISY, step) + hessian_free_gap(NOISY, step)
+
+
+def test_the_bounds_of_convex_losses_at_three_inner_steps_are_those_worked_out_by_hand():
+    # q = 1, so that S_j = j: L = 1, ρ = 2, B = 3, α = 1/2, σ_G/√D = 2/2, σ_G/√D' = 2/1, σ_H/√D'' = 4/2, σ_H/√D = 4/2
+    constants = Constants(1.0, 2.0, 3.0, sigma_g=2.0, sigma_h=4.0, gamma_g=0.5, gamma_h=0.25, kappa=6.0, mu=0.0)
+    step = MetaStep(3, 0.5, "exact", 4, 1, 4, delta=0.1)
+    root2, root3, s = math.sqrt(2), math.sqrt(3), 0.5
+    noisy = math.sqrt(1 + 0.25 * 4)  # q_h
+
+    assert exact_bias(constants, step) == pytest.approx(s * (root3 + 0.5 * 2 * 3 * (1 + root2)))
+    assert exact_conditional_variance(constants, step) == pytest.approx(noisy**6 * (9 + 4) - 9)
+    assert first_order_bias(constants, step) == pytest.approx(s * root3 + 0.5 * 3 * 3)
+    assert first_order_variance(constants, step) == pytest.approx(4 + s**2 * 3)
+    gap = 0.5 * (6 * 0.01 / 6) * (noisy**2 + noisy + 1) * math.sqrt(13)
+    assert hessian_free_gap(constants, step) == pytest.approx(gap)
+    factors = 3 * 2 + 2 * s * (0 + 1 + root2)
+    assert unrolled_error(constants, step) == pytest.approx((math.sqrt(4 + s**2 * 3) + 0.5 * 3 * factors) ** 2)
+    spread = 0.5 * (1 + 0.5 * 3) + 0.5 * 3 * (3 * 0.25 + 0.5 * 2 * 0.5 * (0 + 1 + 2))
+    assert heterogeneity(constants, 0.5, 3) == pytest.approx(spread)
 
 
 def test_an_unknown_estimator_is_refused_with_the_nearest_name():
