@@ -45,6 +45,7 @@ def iter_replies(grid: Grid, messages: Sequence[Message], timeout: float) -> Ite
     for reply in _poll_replies(grid, messages, timeout) if stream is None else stream:
         sender = sender or sender_of(messages)
         yield sender(reply), reply
+        del reply  # a model; it need not outlive the wait for the next one
 
 
 def _poll_replies(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Message]:

@@ -13,14 +13,11 @@ from common.examples import Group
 from common.wire import CONFIG, ClientDescription
 from strategy.exchange import connected_nodes, iter_replies, poll, time_to_live, wait_for_nodes
 
-QUERY_TIMEOUT = 120.0
-"""Seconds that a client has to say who it is; it may load its data first."""
+QUERY_TIMEOUT = 30.0
+"""Seconds that a node which comes or is doubted during a run has to say who it is; the others wait meanwhile."""
 
 FIRST_RETRY = 60.0
 """Seconds after which a node that failed to say who it is is asked again."""
-
-PROBE_TIMEOUT = 30.0
-"""Seconds that a node has to show that it is alive when another one claims its name."""
 
 CLIENT_ID = "client-id"
 _NO_HANDLER = "No query function registered"  # what flwr.clientapp.ClientApp raises
@@ -75,9 +72,7 @@ class Roster:
         deadline = time.monotonic() + timeout
         waiting = wait_for_nodes(grid, expected, timeout)
         while waiting:
-            here = connected_nodes(grid)
-            left = max(0.0, deadline - time.monotonic())
-            self.refresh(grid, left if len(here) <= expected else min(left, QUERY_TIMEOUT), strict=True)
+            self.refresh(grid, max(0.0, deadline - time.monotonic()), strict=True)
             able = self.connected(grid, ["participating", "new"])
             if len(able) >= expected:
                 return
@@ -196,7 +191,7 @@ def _is_alive(grid: Grid, member: Member) -> bool:
     """Return whether a client's node still answers."""
     if member.node_id not in connected_nodes(grid):
         return False
-    replies = iter_replies(grid, [_query(member.node_id, PROBE_TIMEOUT)], PROBE_TIMEOUT)
+    replies = iter_replies(grid, [_query(member.node_id, QUERY_TIMEOUT)], QUERY_TIMEOUT)
     return any(not reply.has_error() for _, reply in replies)
 
 

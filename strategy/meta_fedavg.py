@@ -143,6 +143,7 @@ class MetaFedAvg(Strategy):
         phase = self._open_training(grid, outgoing, params)
         for node_id, reply in iter_replies(grid, phase.messages, timeout):
             phase.take(node_id, reply)
+            del reply  # a model; it need not outlive the wait for the next one
         return self._close_training(phase)
 
     def evaluate_round(  # noqa: PLR0913 - as train_round, and the group

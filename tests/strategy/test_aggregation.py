@@ -192,6 +192,12 @@ def test_integer_counters_keep_their_type_and_are_rounded_half_to_even():
     assert mean["n"].tolist() == [12, -4, 7]
 
 
+def test_integer_counters_are_weighted():
+    mean = mean_of([{"n": torch.tensor([10])}, {"n": torch.tensor([20])}], [1, 4])
+
+    assert mean["n"].tolist() == [18]
+
+
 def test_flags_are_averaged_by_majority():
     replies = [
         {"f": torch.tensor([True, False])},

@@ -175,7 +175,7 @@ def test_a_client_that_comes_back_on_another_node_replaces_its_old_entry(caplog)
 
 @pytest.mark.parametrize("dead", [unreachable, lambda message: None], ids=["error", "silence"])
 def test_a_client_comes_back_even_while_the_server_still_lists_its_old_node(dead, monkeypatch):
-    monkeypatch.setattr(members, "PROBE_TIMEOUT", 0.05)
+    monkeypatch.setattr(members, "QUERY_TIMEOUT", 0.05)
     grid = FakeGrid({5: client("a")})
     roster = discovered(grid)
     grid.nodes = {5: dead, 9: client("a")}
