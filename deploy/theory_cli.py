@@ -4,9 +4,8 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -14,26 +13,26 @@ from rich.table import Table
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.rng import numpy_generator
-from common.settings import Settings
-from common.theory.advice import Advice, Row, describe, recommend
-from common.theory.constants import Constants, MetaStep
-from common.theory.convergence import RunShape
-from common.theory.estimate import Estimate, estimate_constants
-from common.theory.measure import Probe
 from deploy.option_groups import MachineOptions, option, with_option_groups
 from deploy.run_options import RunOptions
+
+if TYPE_CHECKING:  # torch, which these need, takes seconds to import: other commands do without
+    from common.settings import Settings
+    from common.theory.advice import Advice, Row
+    from common.theory.constants import Constants
+    from common.theory.convergence import RunShape
+    from common.theory.estimate import Estimate
 
 _CONSTANTS = {
     "L": "bound of the Hessians' norm",
     "rho": "ρ, Lipschitz constant of the Hessians",
     "B": "bound of gradients after adaptation",
-    "sigma-g": "σ_G, noise of one example's gradient [default: 0]",
-    "sigma-h": "σ_H, noise of one example's Hessian [default: 0]",
-    "gamma-g": "γ_G, heterogeneity of the clients' gradients [default: 0]",
-    "gamma-h": "γ_H, heterogeneity of the clients' Hessians [default: 0]",
-    "kappa": "κ, Lipschitz constant of the third derivatives [default: unknown]",
-    "mu": "μ, smallest eigenvalue of any Hessian; 0 for convex losses [default: unknown]",
+    "sigma-g": "σ_G, noise of one example's gradient (default: 0)",
+    "sigma-h": "σ_H, noise of one example's Hessian (default: 0)",
+    "gamma-g": "γ_G, heterogeneity of the clients' gradients (default: 0)",
+    "gamma-h": "γ_H, heterogeneity of the clients' Hessians (default: 0)",
+    "kappa": "κ, Lipschitz constant of the third derivatives (default: unknown)",
+    "mu": "μ, smallest eigenvalue of any Hessian; 0 for convex losses (default: unknown)",
 }
 _REQUIRED = ("L", "rho", "B")
 
@@ -68,12 +67,14 @@ class ConstantOptions:
         typed = {name: values[f"constant_{name.replace('-', '_')}"] for name in _CONSTANTS}
         return cls({name: value for name, value in typed.items() if value is not None})
 
-    def constants(self) -> Constants | None:
+    def constants(self) -> "Constants | None":
         """Return the constants, or None where none was given.
 
         Raises:
             ConfigError: some of L, ρ, B are missing, or a constant is impossible.
         """
+        from common.theory.constants import Constants
+
         if not self.given:
             return None
         if missing := [f"--{name}" for name in _REQUIRED if name not in self.given]:
@@ -98,7 +99,7 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     ] = "0,1,2,5,10",
     initial_gap: Annotated[
         float | None,
-        typer.Option("--initial-gap", help="F(w_0) - inf F [default: 1, or the measured loss]", show_default=False),
+        typer.Option("--initial-gap", help="F(w_0) - inf F (default: 1, or the measured loss)", show_default=False),
     ] = None,
     measure_clients: Annotated[
         int, typer.Option("--measure-clients", min=1, help="participating clients that constants are measured on")
@@ -111,6 +112,10 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     inner paths from it (local estimates: lower bounds of the true suprema). --inner-lr judges that α; without it one
     is recommended for each ν.
     """
+    from common.settings import Settings
+    from common.theory.advice import recommend
+    from common.theory.constants import MetaStep
+
     nus = _parse_nus(inner_steps_list)
     config = run.resolve()
     given = constants.constants()
@@ -138,7 +143,7 @@ def _parse_nus(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _refuse_both(run: RunOptions, given: Constants | None) -> None:
+def _refuse_both(run: RunOptions, given: "Constants | None") -> None:
     data_options = [key for key in run.changes() if key.startswith(("data.", "model."))]
     data_options = [key for key in data_options if key not in ("data.num-clients", "model.dtype")]
     if given is not None and data_options:
@@ -148,7 +153,9 @@ def _refuse_both(run: RunOptions, given: Constants | None) -> None:
         )
 
 
-def _shape(config: RunConfig, gap: float) -> RunShape:
+def _shape(config: RunConfig, gap: float) -> "RunShape":
+    from common.theory.convergence import RunShape
+
     clients = config.data.num_clients
     return RunShape(
         initial_gap=gap,
@@ -160,13 +167,20 @@ def _shape(config: RunConfig, gap: float) -> RunShape:
     )
 
 
-def _measure(config: RunConfig, num_inner_steps: int, num_clients: int, settings: Settings) -> tuple[Estimate, float]:
+def _measure(
+    config: RunConfig, num_inner_steps: int, num_clients: int, settings: "Settings"
+) -> "tuple[Estimate, float]":
     """Return constants at the initial model and the clients' mean loss there, an upper bound of Δ_F for losses >= 0."""
+    import torch
+
     from common.data import load_federation
     from common.examples import Batch
     from common.models import build_model
     from common.params import model_params
+    from common.rng import numpy_generator
     from common.task import make_loss
+    from common.theory.estimate import estimate_constants
+    from common.theory.measure import Probe
 
     torch.set_num_threads(settings.num_threads)
     dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
@@ -187,7 +201,10 @@ def _measure(config: RunConfig, num_inner_steps: int, num_clients: int, settings
     return estimate, mean_loss
 
 
-def _as_json(source: Constants | Estimate, advice: list[Advice]) -> dict[str, Any]:
+def _as_json(source: "Constants | Estimate", advice: "list[Advice]") -> dict[str, Any]:
+    from common.theory.advice import describe
+    from common.theory.estimate import Estimate
+
     record = dataclasses.asdict(source)
     return {
         "constants": record["constants"] if isinstance(source, Estimate) else record,
@@ -200,7 +217,9 @@ def _as_json(source: Constants | Estimate, advice: list[Advice]) -> dict[str, An
     }
 
 
-def _print(source: Constants | Estimate, advice: list[Advice]) -> None:
+def _print(source: "Constants | Estimate", advice: "list[Advice]") -> None:
+    from common.theory.advice import describe
+
     console = Console()
     for line in _explain_source(source):
         console.print(line, highlight=False)
@@ -218,7 +237,9 @@ def _print(source: Constants | Estimate, advice: list[Advice]) -> None:
     )
 
 
-def _explain_source(source: Constants | Estimate) -> Iterator[str]:
+def _explain_source(source: "Constants | Estimate") -> Iterator[str]:
+    from common.theory.estimate import Estimate
+
     constants = source.constants if isinstance(source, Estimate) else source
     yield "  ".join(f"{name} = {value:.4g}" for name, value in vars(constants).items() if value is not None)
     if isinstance(source, Estimate):
@@ -228,7 +249,7 @@ def _explain_source(source: Constants | Estimate) -> Iterator[str]:
         )
 
 
-def _table(rows: list[Row], nus: list[int]) -> Table:
+def _table(rows: "list[Row]", nus: list[int]) -> Table:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("meaning")  # the one that wraps on a narrow terminal
