@@ -1,6 +1,7 @@
 """Losses and accuracy: from a model and a task to a function of parameters and a batch."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -54,17 +55,31 @@ def _places(model: nn.Module) -> list[tuple[str, Any, Any]]:
     return places
 
 
-def make_loss(model: nn.Module, task: TaskInfo) -> LossFn:
-    """Return `loss(params, batch)`, a scalar tensor; dropout masks follow `batch.mask_seed`."""
-    outputs = with_params(model)
+@dataclass(frozen=True)
+class ModelLoss:
+    """A model's loss on a task; equal for the same model and task, so that what is compiled for one serves the other.
 
-    def loss(params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    Attributes:
+        model: its own parameters are not used.
+        task: what the loss is.
+        outputs: the model's outputs as a function of parameters and inputs.
+    """
+
+    model: nn.Module
+    task: TaskInfo
+    outputs: Callable[[Mapping[str, Tensor], Tensor], Tensor] = field(compare=False, repr=False)
+
+    def __call__(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the loss, a scalar tensor; dropout masks follow `batch.mask_seed`."""
         if batch.mask_seed is None:
-            return task_loss(task, outputs(params, batch.inputs), batch.targets)
+            return task_loss(self.task, self.outputs(params, batch.inputs), batch.targets)
         with seeded_torch(batch.mask_seed, (batch.inputs.device,)):
-            return task_loss(task, outputs(params, batch.inputs), batch.targets)
+            return task_loss(self.task, self.outputs(params, batch.inputs), batch.targets)
 
-    return loss
+
+def make_loss(model: nn.Module, task: TaskInfo) -> ModelLoss:
+    """Return `loss(params, batch)`, a scalar tensor; dropout masks follow `batch.mask_seed`."""
+    return ModelLoss(model, task, with_params(model))
 
 
 @torch.no_grad()
