@@ -149,8 +149,9 @@ def _add_rounded(total: Tensor, values: Tensor, bits: int, weight: int) -> None:
         if not values.is_floating_point():
             target.add_(block.long(), alpha=weight)
             continue
-        rounded = torch.mul(block.to(dtype), 2.0**bits, out=scaled[: len(block)]).round_()
-        target.add_(integers[: len(block)].copy_(rounded), alpha=weight)
+        size = block.numel()
+        rounded = torch.mul(block.to(dtype), 2.0**bits, out=scaled[:size]).round_()
+        target.add_(integers[:size].copy_(rounded), alpha=weight)
 
 
 def _blocks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

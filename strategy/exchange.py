@@ -16,6 +16,9 @@ FIRST_WAIT, LONGEST_WAIT = 0.02, 0.5
 """Seconds between two looks for replies, at first and at most."""
 
 
+LONGEST_ENDS = (150, 250)
+"""Characters that are kept of the beginning and of the end of an error's reason."""
+
 CLOCK_TOLERANCE = 300.0
 """Seconds by which two machines' clocks may differ; Flower's node authentication tolerates as much."""
 
@@ -83,6 +86,14 @@ def sender_of(messages: Sequence[Message]) -> Callable[[Message], int | None]:
         return got.src_node_id if (got.src_node_id, got.message_type, got.group_id) in expected else None
 
     return sender
+
+
+def describe_error(reply: Message) -> str:
+    """Return an error reply's code and reason on one line; of a long one, e.g. a traceback, its two ends."""
+    reason = " ".join((reply.error.reason or "no reason given").split())
+    if len(reason) > sum(LONGEST_ENDS):
+        reason = f"{reason[: LONGEST_ENDS[0]]} … {reason[-LONGEST_ENDS[1] :]}"
+    return f"error {reply.error.code}: {reason}"
 
 
 def connected_nodes(grid: Grid) -> frozenset[int]:

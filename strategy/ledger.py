@@ -10,6 +10,7 @@ from flwr.app import Message, RecordDict
 
 from common.errors import WireError
 from common.wire import MetricValue
+from strategy.exchange import describe_error
 from strategy.results import Counts
 
 Outcome = Literal["replied", "rejected", "failed"]
@@ -54,8 +55,7 @@ class Ledger:
             self.strays += 1
             _log.warning("A reply from node %d is ignored: %s.", reply.metadata.src_node_id, _stray(client_id))
         elif reply.has_error():
-            reason = f"error {reply.error.code}: {reply.error.reason or 'no reason given'}"
-            self._enter(client_id, "failed", reason)
+            self._enter(client_id, "failed", describe_error(reply))
         elif not reply.has_content():
             self._enter(client_id, "rejected", "the reply is empty")
         else:

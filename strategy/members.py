@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from common.errors import RunError, WireError
 from common.examples import Group
 from common.wire import CONFIG, ClientDescription
-from strategy.exchange import connected_nodes, iter_replies, poll, time_to_live, wait_for_nodes
+from strategy.exchange import connected_nodes, describe_error, iter_replies, poll, time_to_live, wait_for_nodes
 
 QUERY_TIMEOUT = 30.0
 """Seconds that a node which comes or is doubted during a run has to say who it is; the others wait meanwhile."""
@@ -207,9 +207,9 @@ def _read(node_id: int, reply: Message) -> Member:
         WireError: the client knows the question and failed to answer it.
     """
     if reply.has_error():
-        reason = reply.error.reason or "no reason given"
-        if _NO_HANDLER not in reason:
-            raise WireError(f"answered with error {reply.error.code}: {reason}")
+        if _NO_HANDLER not in (reply.error.reason or ""):
+            raise WireError(f"answered with {describe_error(reply)}")
+        reason = "its app answers no query"
     elif reply.has_content():
         try:
             return Member(node_id, ClientDescription.from_records(reply.content))

@@ -1,8 +1,16 @@
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from strategy.exchange import CLOCK_TOLERANCE, iter_replies, poll, sender_of, time_to_live, wait_for_nodes
-from tests.strategy.fake_grid import FakeGrid, StreamingGrid, client, reply, unreachable
+from strategy.exchange import (
+    CLOCK_TOLERANCE,
+    describe_error,
+    iter_replies,
+    poll,
+    sender_of,
+    time_to_live,
+    wait_for_nodes,
+)
+from tests.strategy.fake_grid import FakeGrid, StreamingGrid, client, error_reply, reply, unreachable
 
 
 class SlowGrid(FakeGrid):
@@ -133,3 +141,23 @@ def test_polling_ends_when_the_condition_comes_true():
 
 def test_a_message_outlives_the_servers_patience_by_what_clocks_may_differ():
     assert time_to_live(60) == 60 + CLOCK_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("<class 'ValueError'>:<'boom'>", "error 2: <class 'ValueError'>:<'boom'>"),
+        ("two\n  lines", "error 2: two lines"),
+        ("", "error 2: no reason given"),
+    ],
+)
+def test_an_error_is_described_on_one_line(reason, expected):
+    assert describe_error(error_reply(query(7), reason)) == expected
+
+
+def test_of_a_long_error_the_beginning_and_the_end_are_kept():
+    described = describe_error(error_reply(query(7), "begins" + "\nFile x" * 500 + "\nends"))
+
+    assert described.startswith("error 2: begins")
+    assert described.endswith("ends")
+    assert len(described) < 450

@@ -261,3 +261,15 @@ def test_without_participants_to_the_end_the_run_stops():
 
     with pytest.raises(RunError, match=r"at least one participating client within 0\.05 s, but 1 nodes"):
         Roster().wait_for_participants(grid, timeout=0.05)
+
+
+def test_a_node_that_went_and_came_back_is_asked_again():
+    grid = FakeGrid({5: client("a", num_examples=3), 6: client("b")})
+    roster = discovered(grid)
+    del grid.nodes[5]
+    roster.refresh(grid)
+    grid.nodes[5] = client("a", num_examples=8)
+
+    roster.refresh(grid)
+
+    assert roster.members["a"].description.num_support == 8
