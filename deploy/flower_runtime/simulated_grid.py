@@ -153,7 +153,8 @@ class SimulatedGrid(Grid):
     ) -> Iterator[Message]:
         """Yield each reply as soon as its client has run, so that the caller can hold one model at a time.
 
-        The messages have their ids when this returns. What is not consumed is not run.
+        The messages have their ids when this returns. When the caller stops early, clients whose turn has not come
+        do not run.
 
         Raises:
             NufedError: a client's own explanation of what is wrong with its data or options.
@@ -161,24 +162,24 @@ class SimulatedGrid(Grid):
         return self._replies([message for _, message in map(self._address, messages)])
 
     def _address(self, message: Message) -> tuple[str, Message]:
-        # Without an id a reply would not say what it replies to; Metadata offers no setters for these three.
-        message_id = f"{next(self._message_numbers):032x}"
-        message.metadata.__dict__.update(
-            _message_id=message_id, _run_id=self._run.run_id, _src_node_id=SUPERLINK_NODE_ID
-        )
-        return message_id, message
+        # Messages take these two from the process, which may hold several grids; there are no setters.
+        message.metadata.__dict__.update(_run_id=self._run.run_id, _src_node_id=SUPERLINK_NODE_ID)
+        return self._numbered(message).metadata.message_id, message
+
+    def _numbered(self, message: Message) -> Message:
+        """Return the message with an id of its own; without one a reply would not say what it replies to."""
+        message.metadata.__dict__["_message_id"] = f"{next(self._message_numbers):032x}"
+        return message
 
     def _replies(self, messages: list[Message]) -> Iterator[Message]:
-        known = [message for message in messages if self._is_known(message)]
         for message in messages:
             if not self._is_known(message):
                 reason = f"There is no node {message.metadata.dst_node_id}; nodes are {FIRST_NODE_ID} and up."
-                yield Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
-        for message, turn in self._turns(known):
+                yield self._numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message))
+        for message, turn in self._turns([message for message in messages if self._is_known(message)]):
             self._states[message.metadata.dst_node_id] = turn.state
             self._report(message, turn)
-            turn.reply.metadata.__dict__["_message_id"] = f"{next(self._message_numbers):032x}"
-            yield turn.reply
+            yield self._numbered(turn.reply)
 
     def _is_known(self, message: Message) -> bool:
         return 0 <= message.metadata.dst_node_id - FIRST_NODE_ID < self._num_nodes

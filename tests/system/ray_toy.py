@@ -79,7 +79,8 @@ def observe(grid, context):
     for k in (1, 2, 3):
         replies = grid.stream_replies([request(node, "train", round=k) for node in nodes])
         seen["rounds"].append({reply.metadata.src_node_id: outcome(reply) for reply in replies})
-    next(grid.stream_replies([request(node, "query") for node in nodes]))
+    for _ in range(os.cpu_count() + 1):  # once more than there are actors
+        next(grid.stream_replies([request(node, "query") for node in nodes]))
     after = grid.send_and_receive([request(node, "query") for node in nodes])
     seen["after a phase cut short"] = [dict(reply.content["config"]) for reply in after]
     seen["processes"] = descendants(os.getpid())
