@@ -32,7 +32,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from common.config import Scalar
 from common.errors import PeerError, RunError
 from deploy.flower_runtime.fleet_grid import FleetGrid
-from deploy.flower_runtime.fleet_service import FleetService
+from deploy.flower_runtime.fleet_service import FleetService, RawResponses
 from deploy.flower_runtime.node_auth import FleetAuthInterceptor
 from deploy.flower_runtime.node_keys import AdmittedKeys
 from deploy.flower_runtime.object_store import AtomicObjectStoreFactory
@@ -162,6 +162,7 @@ class DirectServer:
                 RpcErrorTranslationServerInterceptor(),
                 FleetAuthInterceptor(states, self._keys),
                 create_fleet_runtime_version_server_interceptor(),
+                RawResponses(),
             ],
             options=[
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),

@@ -38,6 +38,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from common.config import Scalar
 from common.errors import PeerError
 from deploy.flower_runtime import fleet_headers as headers
+from deploy.flower_runtime.message_bytes import push_request
 from deploy.flower_runtime.node_auth import REVOKED
 from deploy.flower_runtime.server_probe import ServerAddress
 
@@ -109,7 +110,11 @@ class FleetConnection:
         self._server, self._registers = server, registers
         self._public_key = key.public_key().public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
         self._channel = _open_channel(server)
-        self._stub = FleetStub(grpc.intercept_channel(self._channel, _Signature(key, self._public_key)))
+        signed = grpc.intercept_channel(self._channel, _Signature(key, self._public_key))
+        self._stub = FleetStub(signed)
+        self._push_bytes = signed.unary_unary(
+            "/flwr.proto.Fleet/PushMessages", response_deserializer=fleet.PushMessagesResponse.FromString
+        )
         self._closing = threading.Event()
         try:
             self._node, self._whole = self._join(name)
@@ -159,15 +164,13 @@ class FleetConnection:
             RunOver: the round or the run was over before it came.
             ConnectionLost, PeerError: as for every call.
         """
-        whole = self._whole and headers.array_bytes(reply) <= headers.WHOLE_LIMIT
         if not reply.metadata.message_id:
             reply.metadata.__dict__["_message_id"] = reply.object_id
         request = fleet.PushMessagesRequest(node=self._node, clientapp_runtime_list=[seconds])
-        if whole:
-            request.messages_list.append(message_to_proto(reply))
-            _, metadata = self._call(
-                self._stub.PushMessages, request, timeout=_TRANSFER_TIMEOUT, metadata=((headers.WHOLE, "1"),)
-            )
+        if self._whole and headers.array_bytes(reply) <= headers.WHOLE_LIMIT:
+            content = push_request(request, reply)
+            whole = ((headers.WHOLE, "1"),)
+            _, metadata = self._call(self._push_bytes, content, timeout=_TRANSFER_TIMEOUT, metadata=whole)
             if headers.has_header(metadata, headers.LATE):
                 raise RunOver("the round was over before the reply came")
             return

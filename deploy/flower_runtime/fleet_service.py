@@ -7,7 +7,8 @@ replies wake the ServerApp, and nodes that announce it (`fleet_headers.WHOLE`) g
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import grpc
 from flwr.app import Message
@@ -25,6 +26,7 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.utils import get_metadata_bytes
 
 from deploy.flower_runtime import fleet_headers as headers
+from deploy.flower_runtime.message_bytes import pull_response
 from deploy.flower_runtime.node_keys import AdmittedKeys
 from deploy.flower_runtime.wakeup import Bell
 
@@ -182,9 +184,9 @@ class FleetService(FleetServicer):
         known = state.acknowledge_node_heartbeat(request.node.node_id, LIVENESS_INTERVAL)
         return heartbeat.SendNodeHeartbeatResponse(success=known)
 
-    def PullMessages(  # noqa: N802 - Flower's name
+    def PullMessages(  # type: ignore[override]  # noqa: N802 - Flower's name; bytes pass through `RawResponses`
         self, request: fleet.PullMessagesRequest, context: grpc.ServicerContext
-    ) -> fleet.PullMessagesResponse:
+    ) -> fleet.PullMessagesResponse | bytes:
         """Return a node's next message as soon as there is one, or nothing after `hold` seconds."""
         node_id, deadline = request.node.node_id, time.monotonic() + self._hold
         bell = self._bell(node_id)
@@ -197,9 +199,10 @@ class FleetService(FleetServicer):
                 self._told.add(node_id)
                 self.nodes.ring()
                 return fleet.PullMessagesResponse()
-            response = self._next_message(request, context)
-            if response.messages_list or not bell.wait(seen, max(0.0, deadline - time.monotonic())):
+            if (response := self._next_message(request, context)) is not None:
                 return response
+            if not bell.wait(seen, max(0.0, deadline - time.monotonic())):
+                break
         return fleet.PullMessagesResponse()
 
     def PushMessages(  # noqa: N802 - Flower's name
@@ -255,21 +258,26 @@ class FleetService(FleetServicer):
 
     def _next_message(
         self, request: fleet.PullMessagesRequest, context: grpc.ServicerContext
-    ) -> fleet.PullMessagesResponse:
+    ) -> fleet.PullMessagesResponse | bytes | None:
+        """Return a response with a node's next message, already as bytes if it travels whole, or None."""
         node_id = request.node.node_id
         if not self.takes_whole(node_id):
             response = super().PullMessages(request, context)
-        else:
-            response = fleet.PullMessagesResponse()
-            for head in self.state_factory.state().get_message_ins(node_id=node_id, limit=1):
-                message = self._expected.get(head.metadata.message_id)
-                response.messages_list.append(message_to_proto(head if message is None else message))
-                if message is None:
-                    store = self.objectstore_factory.store()
-                    response.message_object_trees.append(store.get_object_tree(head.metadata.message_id))
+            self._note_taken(node_id, (message.metadata.message_id for message in response.messages_list))
+            return response if response.messages_list else None
+        heads = self.state_factory.state().get_message_ins(node_id=node_id, limit=1)
+        if not heads:
+            return None
+        message_id = heads[0].metadata.message_id
+        self._note_taken(node_id, [message_id])
+        if (message := self._expected.get(message_id)) is not None:
+            return pull_response(message)
+        tree = self.objectstore_factory.store().get_object_tree(message_id)
+        return fleet.PullMessagesResponse(messages_list=[message_to_proto(heads[0])], message_object_trees=[tree])
+
+    def _note_taken(self, node_id: int, message_ids: Iterable[str]) -> None:
         with self._lock:
-            self._taken[node_id].update(message.metadata.message_id for message in response.messages_list)
-        return response
+            self._taken[node_id].update(message_ids)
 
     def _take_whole(
         self, request: fleet.PushMessagesRequest, context: grpc.ServicerContext
@@ -284,6 +292,23 @@ class FleetService(FleetServicer):
             self._inbox.pop(reply_id, None)
             context.send_initial_metadata(((headers.LATE, "1"),))
         return fleet.PushMessagesResponse(results={reply_id: 0})
+
+
+class RawResponses(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Lets `PullMessages` answer with bytes; belongs innermost."""
+
+    def intercept_service(
+        self, continuation: Callable[[Any], Any], handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler:
+        """Replace what turns the response into bytes."""
+        handler = continuation(handler_call_details)
+        if handler is None or handler_call_details.method != "/flwr.proto.Fleet/PullMessages":
+            return handler
+        return grpc.unary_unary_rpc_method_handler(handler.unary_unary, handler.request_deserializer, _as_bytes)
+
+
+def _as_bytes(response: fleet.PullMessagesResponse | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 def _signer(context: grpc.ServicerContext) -> bytes | None:

@@ -1,0 +1,91 @@
+"""Flower's message records as bytes on the wire, with one copy of each array.
+
+Building the protobuf objects copies every array once per level of nesting (0.1 s for 5 MB). Their wire format is
+simple enough to be put together here: a length-delimited field is its tag, its length and its bytes, and records that
+follow each other are merged. What is read back, protobuf reads.
+"""
+
+from collections.abc import Sequence
+
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_to_proto, recorddict_to_proto
+from flwr.proto import fleet_pb2, message_pb2, recorddict_pb2
+
+_LENGTH_DELIMITED = 2
+
+
+def _tag(record: type, field: str) -> bytes:
+    number: int = record.DESCRIPTOR.fields_by_name[field].number  # type: ignore[attr-defined]
+    return _varint(number << 3 | _LENGTH_DELIMITED)
+
+
+def _varint(value: int) -> bytes:
+    digits = bytearray()
+    while value > 0x7F:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    digits.append(value)
+    return bytes(digits)
+
+
+_PULLED = _tag(fleet_pb2.PullMessagesResponse, "messages_list")
+_PUSHED = _tag(fleet_pb2.PushMessagesRequest, "messages_list")
+_CONTENT = _tag(message_pb2.Message, "content")
+_RECORD_ITEM = _tag(recorddict_pb2.RecordDict, "items")
+_RECORD_KEY = _tag(recorddict_pb2.RecordDict.Item, "key")
+_RECORD_ARRAYS = _tag(recorddict_pb2.RecordDict.Item, "array_record")
+_ARRAY_ITEM = _tag(recorddict_pb2.ArrayRecord, "items")
+_ARRAY_KEY = _tag(recorddict_pb2.ArrayRecord.Item, "key")
+_ARRAY_VALUE = _tag(recorddict_pb2.ArrayRecord.Item, "value")
+_ARRAY_DATA = _tag(recorddict_pb2.Array, "data")
+
+
+def pull_response(message: Message) -> bytes:
+    """Return a `PullMessagesResponse` that carries a message with its content."""
+    return b"".join(_field(_PULLED, _message(message)))
+
+
+def push_request(envelope: fleet_pb2.PushMessagesRequest, reply: Message) -> bytes:
+    """Return a `PushMessagesRequest` that carries a reply with its content.
+
+    Args:
+        envelope: the request without messages.
+        reply: the message.
+    """
+    return b"".join([envelope.SerializeToString(), *_field(_PUSHED, _message(reply))])
+
+
+def _message(message: Message) -> list[bytes]:
+    head = message_to_proto(remove_content_from_message(message))
+    head.ClearField("content")
+    parts = [head.SerializeToString()]
+    return parts + _field(_CONTENT, _records(message.content)) if message.has_content() else parts
+
+
+def _records(records: RecordDict) -> list[bytes]:
+    parts: list[bytes] = []
+    for key, record in records.items():
+        if isinstance(record, ArrayRecord):
+            name = _field(_RECORD_KEY, [key.encode()])
+            parts += _field(_RECORD_ITEM, name + _field(_RECORD_ARRAYS, _arrays(record)))
+        else:
+            parts.append(recorddict_to_proto(RecordDict({key: record})).SerializeToString())
+    return parts
+
+
+def _arrays(record: ArrayRecord) -> list[bytes]:
+    parts: list[bytes] = []
+    for key, array in record.items():
+        name = _field(_ARRAY_KEY, [key.encode()])
+        parts += _field(_ARRAY_ITEM, name + _field(_ARRAY_VALUE, _array(array)))
+    return parts
+
+
+def _array(array: Array) -> list[bytes]:
+    described = recorddict_pb2.Array(dtype=array.dtype, shape=array.shape, stype=array.stype)
+    return [described.SerializeToString(), *_field(_ARRAY_DATA, [array.data])]
+
+
+def _field(tag: bytes, parts: Sequence[bytes]) -> list[bytes]:
+    return [tag, _varint(sum(map(len, parts))), *parts]
