@@ -18,10 +18,10 @@ from common.theory.bounds import (
     exact_error,
     first_order_bias,
     first_order_variance,
-    heterogeneity,
     hessian_free_bias,
     hessian_free_error,
     hessian_free_gap,
+    heterogeneity,
     objective_constants,
     unrolled_error,
 )

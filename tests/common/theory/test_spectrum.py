@@ -52,6 +52,16 @@ def test_an_eigenvalue_lies_within_the_residual_of_each_extreme_at_any_time(prod
     assert values[0] - 1e-12 <= found.smallest <= found.largest <= values[-1] + 1e-12
 
 
+def test_isolated_extremes_take_far_fewer_products_than_dimensions():
+    spectrum = torch.cat([torch.tensor([-5.0, 9.0]), torch.linspace(0, 1, 298)]).double()
+
+    found = extreme_eigenvalues(lambda v: spectrum * v, 300, Accuracy(1e-6), generator())
+
+    assert found.converged
+    assert found.num_products < 30
+    assert (found.smallest, found.largest) == pytest.approx((-5.0, 9.0))
+
+
 def test_eigenvalues_that_did_not_converge_are_refused():
     matrix = random_quadratics(1, 60, (-1.0, 1.0), seed=1)[0][0]
 
