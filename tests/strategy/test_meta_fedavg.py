@@ -127,7 +127,10 @@ def test_neither_training_nor_evaluation_changes_the_model_they_are_given():
 def test_every_client_has_records_of_its_own_around_the_same_arrays():
     config = ConfigRecord({"rates": [0.1, 0.2]})
 
+    found = []
+
     def careless(message):
+        found.append((list(message.content["arrays"]), list(message.content["config"])))
         message.content["config"]["rates"].append(0.3)
         message.content["config"]["mine"] = 1
         message.content["arrays"]["extra"] = Array(np.zeros(1))
@@ -141,6 +144,7 @@ def test_every_client_has_records_of_its_own_around_the_same_arrays():
     assert [dict(records["config"]) for records in sent] == [
         {"rates": [0.1, 0.2, 0.3], "server-round": 3, "mine": 1}
     ] * 3
+    assert found == [(["w", "b"], ["rates", "server-round"])] * 3
     assert len({id(records["arrays"]["w"]) for records in sent}) == 1
     assert dict(config) == {"rates": [0.1, 0.2]}
 
