@@ -25,7 +25,7 @@ from common.wire import EvaluateReply, TrainReply
 MEMORY = {"cpu": 64 * 2**20, "cuda": 4 * 2**30}
 """Bytes that the inputs, models and graphs of one batched computation may take, by type of device."""
 
-SMALLEST_SHARE = 0.75
+SMALLEST_SHARE = 0.9
 """A client is batched with larger ones if it has at least this share of the largest one's examples."""
 
 _log = logging.getLogger("nufed.cohort")
