@@ -94,7 +94,7 @@ def test_help_texts_state_what_is_allowed():
 def test_a_resumed_run_may_have_more_rounds():
     stored = RunConfig().replace(seed=3)
 
-    config = config_for_resuming(stored, RunOptions(flags={"rounds": "100", "seed": "3"}))
+    config = config_for_resuming(stored, RunOptions(flags={"rounds": "100"}))
 
     assert config == stored.replace(federation__num_rounds=100)
 

@@ -141,6 +141,10 @@ def test_a_target_can_be_reached_at_round_0():
     assert rounds_to_target([(0, 0.92), (10, 0.1)], 0.9) == 0
 
 
+def test_a_mean_that_misses_the_target_by_rounding_alone_reaches_it():
+    assert rounds_to_target([(0, 0.05), (10, 0.1), (20, 0.15)], 0.1) == 20
+
+
 def test_an_evaluation_that_is_nan_reaches_nothing():
     assert rounds_to_target([(0, math.nan), (10, 0.95), (20, 0.95)], 0.9) is None
 
