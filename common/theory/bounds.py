@@ -88,22 +88,22 @@ def first_order_variance(constants: Constants, step: MetaStep) -> float:
 def hessian_free_gap(constants: Constants, step: MetaStep) -> float:
     """Return d_HF(ν, δ), a bound of the finite differences' error in root mean square; Lemma 6, (9).
 
-    Of order δ² where κ is known and of order δ otherwise.
+    Of order δ² for central differences where κ is known, and of order δ otherwise.
 
     Raises:
         ConfigError: an absolute displacement δv with noisy batches, whose error needs higher moments than A4 gives.
     """
-    q, nu, delta = inner_growth(constants, step.inner_lr), step.num_inner_steps, step.delta
+    q, nu = inner_growth(constants, step.inner_lr), step.num_inner_steps
     if step.displacement == "absolute":
         _refuse_noise(constants, step)
         total = math.fsum(
-            power(q, j) * _curvature_error(constants, delta, power(q, nu - 1 - j) * constants.B) for j in range(nu)
+            power(q, j) * _curvature_error(constants, step, power(q, nu - 1 - j) * constants.B) for j in range(nu)
         )
         return step.inner_lr * total
     noisy = _noisy_growth(constants, step)
     norm = math.sqrt(constants.B**2 + _gradient_noise(constants, step.outer_batch_size))
     total = math.fsum(power(q, j) * power(noisy, nu - 1 - j) for j in range(nu))
-    return step.inner_lr * _curvature_error(constants, delta, 1.0) * total * norm
+    return step.inner_lr * _curvature_error(constants, step, 1.0) * total * norm
 
 
 def hessian_free_bias(constants: Constants, step: MetaStep) -> float:
@@ -207,14 +207,14 @@ def _noisy_growth(constants: Constants, step: MetaStep) -> float:
     return math.hypot(inner_growth(constants, step.inner_lr), noise)
 
 
-def _curvature_error(constants: Constants, delta: float, norm: float) -> float:
+def _curvature_error(constants: Constants, step: MetaStep, norm: float) -> float:
     """Return a bound of the difference quotient's error for a vector displaced by δ times itself.
 
-    With δ the norm of the displacement and `norm` 1 this is ε(δ) = ρδ/2, or κδ²/6 where κ is known.
+    With δ the norm of the displacement and `norm` 1 this is ε(δ) = ρδ/2, or κδ²/6 for central differences with κ.
     """
-    if constants.kappa is None:
-        return constants.rho * delta / 2 * norm**2
-    return constants.kappa * delta**2 / 6 * norm**3
+    if constants.kappa is None or step.difference == "forward":
+        return constants.rho * step.delta / 2 * norm**2
+    return constants.kappa * step.delta**2 / 6 * norm**3
 
 
 def _refuse_noise(constants: Constants, step: MetaStep) -> None:

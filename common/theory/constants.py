@@ -8,6 +8,7 @@ from common.config import MethodConfig
 from common.errors import ConfigError
 
 Displacement = Literal["normalized", "absolute"]
+Difference = Literal["central", "forward"]
 LARGEST_EXPONENT = 230.0  # e^230 = 1e100, so that products and squares of bounds stay finite
 
 
@@ -78,6 +79,7 @@ class MetaStep:
         hessian_batch_size: D''.
         delta: δ, norm of the Hessian-free displacement.
         displacement: by δv/‖v‖ (`normalized`) or by δv (`absolute`).
+        difference: of both sides of the point (`central`) or of one (`forward`), which κ does not help.
     """
 
     num_inner_steps: int
@@ -88,6 +90,7 @@ class MetaStep:
     hessian_batch_size: int = 0
     delta: float = 1e-2
     displacement: Displacement = "normalized"
+    difference: Difference = "central"
 
     def __post_init__(self) -> None:
         """Refuse counts and step sizes below 0."""
@@ -102,11 +105,23 @@ class MetaStep:
 
     @classmethod
     def from_config(cls, method: MethodConfig, default_delta: float = 1e-2) -> "MetaStep":
-        """Return the meta step of a run; `default_delta` is taken where the run leaves δ at 0."""
+        """Return the meta step of a run; `default_delta` is taken where the run leaves δ at 0.
+
+        Raises:
+            ConfigError: a Hessian-free displacement relative to the parameters' norm, which no constant bounds.
+        """
 
         def resolved(size: int) -> int:
             return method.batch_size if size == -1 else size
 
+        displacement = method.hessian_free_displacement
+        if displacement == "relative":
+            if method.estimator == "hessian-free":
+                raise ConfigError(
+                    "Expected a displacement that does not depend on the parameters, but hessian-free-displacement is "
+                    "'relative'. Take 'normalized' with hessian-free-delta at the largest δ(1 + ‖w‖) that you expect."
+                )
+            displacement = "normalized"  # other estimators displace nothing
         return cls(
             method.num_inner_steps,
             method.inner_lr,
@@ -115,7 +130,8 @@ class MetaStep:
             resolved(method.outer_batch_size),
             resolved(method.hessian_batch_size),
             method.hessian_free_delta or default_delta,
-            method.hessian_free_displacement,
+            displacement,
+            method.hessian_free_difference,
         )
 
 

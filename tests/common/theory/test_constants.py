@@ -87,3 +87,11 @@ def test_geometric_sums_are_accurate_where_q_is_almost_one():
 def test_bounds_beyond_meaning_are_refused_with_the_way_out(exceed):
     with pytest.raises(ConfigError, match="Lower the inner step size"):
         exceed()
+
+
+def test_a_displacement_relative_to_the_parameters_has_no_bound_and_says_so():
+    relative = {"hessian_free_displacement": "relative"}
+
+    with pytest.raises(ConfigError, match="Take 'normalized'"):
+        MetaStep.from_config(MethodConfig(estimator="hessian-free", **relative))
+    assert MetaStep.from_config(MethodConfig(estimator="exact", **relative)).displacement == "normalized"

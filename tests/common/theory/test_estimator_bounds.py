@@ -155,6 +155,37 @@ def test_the_bound_of_finite_differences_is_of_order_delta_and_of_order_two_with
     assert hessian_free_gap(smooth, step) / hessian_free_gap(smooth, finer) == pytest.approx(100)
 
 
+@pytest.mark.parametrize("delta", [1.0, 0.1])
+@pytest.mark.parametrize("nu", [1, 3])
+def test_forward_differences_err_by_at_most_their_bound_and_by_more_than_central_ones_may(nu, delta):
+    rng, shares = numpy_generator(0, "forward", nu), []
+
+    for problem in logistic_federation(10, 40, 5, 1.0, seed=4):
+        alpha, w = 1 / problem.L, torch.from_numpy(rng.standard_normal(5))
+        path = [w]
+        for _ in range(nu):
+            path.append(path[-1] - alpha * problem.gradient(path[-1]))
+        v = last = problem.gradient(path[nu])
+        for point in reversed(path[:nu]):
+            step = delta / float(v.norm())
+            v = v - alpha * (problem.gradient(point + step * v) - problem.gradient(point)) / step
+        gap = float((v - product_meta_gradient(problem.gradient, problem.hessian, w, alpha, nu)).norm())
+        constants = Constants(problem.L, problem.rho, float(last.norm()), kappa=problem.kappa, mu=0.0)
+        shares.append(gap / hessian_free_gap(constants, MetaStep(nu, alpha, delta=delta, difference="forward")))
+
+    assert 0.01 < max(shares) <= 1
+
+
+def test_the_bound_of_forward_differences_is_of_order_delta_whatever_kappa():
+    smooth = replace(NOISY, kappa=1.0)
+
+    coarse, fine = (
+        hessian_free_gap(smooth, MetaStep(3, 0.5, delta=delta, difference="forward")) for delta in (1e-1, 1e-2)
+    )
+
+    assert coarse / fine == pytest.approx(10)
+
+
 @pytest.mark.parametrize("sizes", [{"outer_batch_size": 4}, {"hessian_batch_size": 4}])
 def test_an_absolute_displacement_with_noise_has_no_bound_and_says_so(sizes):
     step = MetaStep(1, 0.5, displacement="absolute", **sizes)
