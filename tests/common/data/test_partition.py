@@ -127,6 +127,19 @@ def test_dirichlet_draws_anew_until_no_client_is_too_small_and_says_so():
     assert "times until no client was too small" in noted[0].notes[0]
 
 
+@given(num_parts=st.integers(2, 20), alpha=st.floats(0.05, 0.5), seed=st.integers(0, 2**32))
+def test_a_client_above_the_average_gets_nothing_of_later_classes(num_parts, alpha, seed):
+    """Without its last class, every client has at most the average."""
+    try:
+        parts = dirichlet(LABELS, num_parts, DataConfig(dirichlet_alpha=alpha), rng(seed))
+    except DataError:
+        return
+
+    for rows in parts.rows:
+        last = LABELS[rows].max()
+        assert (LABELS[rows] < last).sum() <= len(LABELS) / num_parts
+
+
 @pytest.mark.parametrize("alpha", [1e-300, 1e-9, 0.01])
 def test_an_alpha_that_leaves_clients_empty_is_refused_with_client_and_sizes(alpha):
     """With more clients than classes and all of a class in one place, someone has nothing."""
