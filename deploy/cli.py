@@ -180,4 +180,3 @@ def _list(what: str, descriptions: Mapping[str, str]) -> None:
 
 deploy_cli.register(app)
 theory_cli.register(app)
-deploy_cli.register(app)
