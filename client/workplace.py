@@ -9,6 +9,7 @@ from torch import nn
 
 from common.config import ModelConfig, RunConfig, Scalar
 from common.data import load_federation
+from common.data.private import load_private
 from common.errors import ConfigError
 from common.examples import ClientData, Examples, TaskInfo
 from common.models import build_model
@@ -55,7 +56,12 @@ def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar
 @lru_cache(maxsize=4096)
 def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workplace:
     config = _config(run_items)
-    task, data = _simulated_client(config, dict(node_items), settings)
+    node_config = dict(node_items)
+    if (spec := node_config.get("data")) is not None:
+        task, data = load_private(str(spec), config, settings)
+    else:
+        task, data = _simulated_client(config, node_config, settings)
+    data = _on_device(data, settings.device)
     training_model, model = _models(config.model, task, config.seed, settings.device)
     masks = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training_model.modules())
     return Workplace(config, task, data, model, make_loss(training_model, task), make_loss(model, task), masks)
@@ -87,7 +93,7 @@ def _simulated_client(
         )
     dtype = getattr(torch, config.model.dtype)
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
-    return federation.task, _on_device(federation.clients[partition], settings.device)
+    return federation.task, federation.clients[partition]
 
 
 def _on_device(data: ClientData, device: str) -> ClientData:

@@ -128,7 +128,7 @@ class Run:
         find_estimator(self.config.method.estimator)
         if (threads := process_settings().num_threads) != torch.get_num_threads():
             torch.set_num_threads(threads)
-        task = describe_task(self.config.data, process_settings())
+        task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
         initial = model_params(build_model(self.config.model, task, seed=self.config.seed))
         checkpoint = load_checkpoint(self.options.resume) if self.options.resume else None
         if checkpoint is None:
