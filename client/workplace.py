@@ -12,6 +12,7 @@ from common.data import load_federation
 from common.data.private import load_private
 from common.errors import ConfigError
 from common.examples import ClientData, Examples, TaskInfo
+from common.meta.compile_choice import settle_compile
 from common.models import build_model
 from common.settings import Settings
 from common.task import LossFn, make_loss
@@ -58,13 +59,15 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
     config = _config(run_items)
     node_config = dict(node_items)
     if (spec := node_config.get("data")) is not None:
-        task, data = load_private(str(spec), config, settings)
+        (task, data), num_here = load_private(str(spec), config, settings), 1
     else:
-        task, data = _simulated_client(config, node_config, settings)
+        (task, data), num_here = _simulated_client(config, node_config, settings), config.data.num_clients
     data = _on_device(data, settings.device)
     training_model, model = _models(config.model, task, config.seed, settings.device)
     masks = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training_model.modules())
-    return Workplace(config, task, data, model, make_loss(training_model, task), make_loss(model, task), masks)
+    training_loss = make_loss(training_model, task)
+    config = settle_compile(config, training_loss, num_here)
+    return Workplace(config, task, data, model, training_loss, make_loss(model, task), masks)
 
 
 @lru_cache(maxsize=8)

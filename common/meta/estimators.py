@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from common.config import MethodConfig
 from common.errors import ConfigError, nearest_match_hint
+from common.meta.compiled_steps import compiled_steps
 from common.meta.exact import exact
 from common.meta.first_order import first_order
-from common.meta.hessian_free import hessian_free
+from common.meta.hessian_free import Difference, hessian_free
 from common.meta.meta_gradient import MetaGradient
+from common.meta.steps import MakeSteps, eager_steps
 from common.meta.unrolled import unrolled
 from common.task import LossFn
 
@@ -28,28 +30,34 @@ class Estimator:
     summary: str
 
 
+def _make_steps(method: MethodConfig) -> MakeSteps:
+    """Return how inner steps are computed; auto that nobody settled (common.meta.compile_choice) is off."""
+    return compiled_steps if method.compile == "on" else eager_steps
+
+
 def _exact(loss: LossFn, method: MethodConfig) -> MetaGradient:
     """Return `exact`; where Hessian batches are the inner ones, the graphs of the inner steps can serve twice."""
     if method.hessian_batches == "inner":
         return _unrolled(loss, method)
-    return exact(loss, inner_lr=method.inner_lr)
+    return exact(loss, inner_lr=method.inner_lr, make_steps=_make_steps(method))
 
 
 def _unrolled(loss: LossFn, method: MethodConfig) -> MetaGradient:
-    return unrolled(loss, inner_lr=method.inner_lr, memory=method.memory)
+    return unrolled(loss, inner_lr=method.inner_lr, memory=method.memory, make_steps=_make_steps(method))
 
 
 def _first_order(loss: LossFn, method: MethodConfig) -> MetaGradient:
-    return first_order(loss, inner_lr=method.inner_lr)
+    return first_order(loss, inner_lr=method.inner_lr, make_steps=_make_steps(method))
 
 
 def _hessian_free(loss: LossFn, method: MethodConfig) -> MetaGradient:
-    return hessian_free(
-        loss,
-        inner_lr=method.inner_lr,
-        delta=method.hessian_free_delta,
-        displacement=method.hessian_free_displacement,
+    difference = Difference(
+        method.hessian_free_delta,
+        method.hessian_free_displacement,
+        method.hessian_free_difference,
+        method.hessian_free_dtype,
     )
+    return hessian_free(loss, inner_lr=method.inner_lr, difference=difference, make_steps=_make_steps(method))
 
 
 ESTIMATORS = {
@@ -71,7 +79,7 @@ ESTIMATORS = {
     "hessian-free": Estimator(
         _hessian_free,
         uses_hessian_batches=True,
-        summary="Hessian-vector products by central differences; 3ν+1 gradients, no double backward",
+        summary="Hessian-vector products by differences; 3ν+1 gradients (2ν+1 at best), no double backward",
     ),
 }
 

@@ -1,61 +1,145 @@
 """Hessian-free estimator: each Hessian-vector product from two gradients (HF of Fallah et al., NeurIPS 2020).
 
-Central difference along the current direction v, both ends on the same batch and the same dropout masks:
+A difference along the current direction v, both ends on the same batch and the same dropout masks:
 
-    H v ≈ (∇f(x + h v) - ∇f(x - h v)) / 2h,   h = δ/‖v‖ (normalized) or δ (absolute, as in the paper).
+    central:  H v ≈ (∇f(x + h v) - ∇f(x - h v)) / 2h        forward:  H v ≈ (∇f(x + h v) - ∇f(x)) / h
+
+with h ‖v‖ = δ (normalized), δ ‖v‖ (absolute, as in the paper) or δ (1 + ‖x‖) (relative). A kink of the loss that lies
+between the ends adds its jump divided by h, so that ReLU or max-pooling can spoil the product (docs/performance.md).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.examples import Batch
-from common.meta.adapt import adapt
-from common.meta.differentiate import gradient, value_and_gradient
+from common.meta.cautions import caution
 from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
+from common.meta.steps import MakeSteps, Steps, eager_steps
 from common.params import Params, add_scaled, norm
-from common.task import LossFn
+from common.task import LossFn, ModelLoss
 
 TINY = 1e-30
+KINKED = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Threshold),
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+)
+
+Displacement = Literal["normalized", "absolute", "relative"]
 
 
-def default_delta(dtype: torch.dtype) -> float:
-    """Return the displacement that balances truncation against rounding: 1e-2 in float32, 1e-4 in float64."""
+@dataclass(frozen=True)
+class Difference:
+    """How a Hessian-vector product is taken from gradients.
+
+    Attributes:
+        delta: size of the displacement, δ; 0 takes the default.
+        displacement: what δ is measured in.
+        sides: `central` or `forward`.
+        dtype: `same` as the parameters, or `float64` for the whole estimate, which is rounded at the end.
+    """
+
+    delta: float = 0.0
+    displacement: Displacement = "normalized"
+    sides: Literal["central", "forward"] = "central"
+    dtype: Literal["same", "float64"] = "same"
+
+
+def default_delta(dtype: torch.dtype, displacement: str = "normalized") -> float:
+    """Return the δ that balances truncation against rounding, as measured by benchmarks/hessian_free_error.py."""
+    if displacement == "relative":
+        return 1e-7 if dtype == torch.float64 else 1e-4
     return 1e-4 if dtype == torch.float64 else 1e-2
 
 
-def central_difference(
-    loss: LossFn, params: Mapping[str, Tensor], direction: Params, batch: Batch, step: float
-) -> Params:
-    """Return the central difference of the gradient along `direction`, an estimate of H v."""
-    ahead = gradient(loss, add_scaled(params, direction, step), batch)
-    behind = gradient(loss, add_scaled(params, direction, -step), batch)
-    difference = add_scaled(ahead, behind, -1.0)
-    return {name: tensor / (2 * step) for name, tensor in difference.items()}
-
-
 def hessian_free(
-    loss: LossFn, *, inner_lr: float, delta: float = 0.0, displacement: str = "normalized"
+    loss: LossFn,
+    *,
+    inner_lr: float,
+    difference: Difference = Difference(),
+    make_steps: MakeSteps = eager_steps,
 ) -> MetaGradient:
-    """Return the estimator: 3ν+1 gradients, no double backward.
-
-    Args:
-        loss: the client's loss.
-        inner_lr: step size of the fine-tuning, α.
-        delta: norm of the displacement (`normalized`) or factor of the direction (`absolute`); 0 takes the default.
-        displacement: `normalized` or `absolute`.
-    """
+    """Return the estimator: no double backward; 3ν+1 gradients, or 2ν+1 forward where batches are coupled."""
+    steps = make_steps(loss, inner_lr)
+    _caution_of_kinks(loss, difference)
 
     def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
-        *path, adapted = adapt(loss, params, batches.inner, inner_lr)
-        outer_loss, direction = value_and_gradient(loss, adapted, batches.outer)
-        outer_norm = norm(direction)
-        size = delta or default_delta(outer_loss.dtype)
-        for point, batch in zip(reversed(path), reversed(batches.hessian), strict=True):
-            step = size if displacement == "absolute" else size / max(norm(direction), TINY)
-            product = central_difference(loss, point, direction, batch, step)
+        known = difference.sides == "forward" and batches.hessian is batches.inner
+        path: list[tuple[Params, Params | None]] = []
+        adapted = dict(params)
+        for batch in batches.inner:
+            gradient = steps.value_and_gradient(adapted, batch)[1]
+            path.append((adapted, gradient if known else None))
+            adapted = add_scaled(adapted, gradient, -inner_lr)
+        outer_loss, direction = steps.value_and_gradient(adapted, batches.outer)
+        outer_norm, num_gradients = norm(direction), len(path) + 1
+        for batch in reversed(batches.hessian):
+            product, spent = _product(steps, path.pop(), direction, batch, difference)
             direction = add_scaled(direction, product, -inner_lr)
-        return Estimate(direction, outer_loss, outer_norm, Costs(3 * len(path) + 1))
+            num_gradients += spent
+        return Estimate(direction, outer_loss, outer_norm, Costs(num_gradients))
 
-    return meta_gradient
+    return _in_double(meta_gradient) if difference.dtype == "float64" else meta_gradient
+
+
+def _product(
+    steps: Steps, here: tuple[Params, Params | None], direction: Params, batch: Batch, difference: Difference
+) -> tuple[Params, int]:
+    """Return an estimate of H v and how many gradients it took; `here` is the point and, if known, its gradient."""
+    point, gradient = here
+    step = _step(point, direction, difference)
+    ahead = steps.value_and_gradient(add_scaled(point, direction, step), batch)[1]
+    if difference.sides == "central":
+        behind, spent = steps.value_and_gradient(add_scaled(point, direction, -step), batch)[1], 2
+    elif gradient is None:
+        behind, spent = steps.value_and_gradient(point, batch)[1], 2
+    else:
+        behind, spent = gradient, 1
+    width = 2 * step if difference.sides == "central" else step
+    return {name: tensor / width for name, tensor in add_scaled(ahead, behind, -1.0).items()}, spent
+
+
+def _step(point: Params, direction: Params, difference: Difference) -> float:
+    """Return h, the factor of v."""
+    dtype = next(iter(point.values())).dtype
+    delta = difference.delta or default_delta(dtype, difference.displacement)
+    if difference.displacement == "absolute":
+        return delta
+    scale = 1 + norm(point) if difference.displacement == "relative" else 1.0
+    return delta * scale / max(norm(direction), TINY)
+
+
+def _in_double(meta_gradient: MetaGradient) -> MetaGradient:
+    """Return the estimator computed in float64, whatever comes, its gradient rounded to what came."""
+
+    def wide(batch: Batch) -> Batch:
+        parts = (batch.inputs, batch.targets)
+        inputs, targets = (part.double() if part.is_floating_point() else part for part in parts)
+        return replace(batch, inputs=inputs, targets=targets)
+
+    def in_double(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
+        inner = tuple(map(wide, batches.inner))
+        hessian = inner if batches.hessian is batches.inner else tuple(map(wide, batches.hessian))
+        double = {name: tensor.double() for name, tensor in params.items()}
+        estimate = meta_gradient(double, MetaBatches(inner, wide(batches.outer), hessian))
+        gradient = {name: tensor.to(params[name].dtype) for name, tensor in estimate.gradient.items()}
+        return replace(estimate, gradient=gradient)
+
+    return in_double
+
+
+def _caution_of_kinks(loss: LossFn, difference: Difference) -> None:
+    """Warn once of float32 differences across the kinks of a model's layers."""
+    if difference.dtype == "float64" or not isinstance(loss, ModelLoss):
+        return
+    if all(tensor.dtype == torch.float64 for tensor in loss.model.parameters()):
+        return
+    if kinked := sorted({type(module).__name__ for module in loss.model.modules() if isinstance(module, KINKED)}):
+        caution(
+            f"method.estimator=hessian-free: float32 differences across the kinks of {', '.join(kinked)} can be wrong "
+            "by more than the whole second-order correction. Use method.estimator=exact, a smooth model, or "
+            "method.hessian-free-dtype=float64 with method.hessian-free-displacement=relative."
+        )

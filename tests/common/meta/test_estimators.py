@@ -14,7 +14,7 @@ from common.meta.differentiate import gradient, hessian_vector_product
 from common.meta.estimators import ESTIMATORS, find_estimator
 from common.meta.exact import exact
 from common.meta.first_order import first_order
-from common.meta.hessian_free import hessian_free
+from common.meta.hessian_free import Difference, hessian_free
 from common.meta.meta_gradient import Costs, MetaBatches
 from common.meta.unrolled import unrolled
 from common.params import add_scaled, model_params, norm
@@ -154,7 +154,9 @@ def test_hessian_free_converges_at_order_two_in_the_displacement():
     oracle = oracles.unrolled_meta_gradient(loss, params, batches.inner, batches.outer, ALPHA)
 
     errors = [
-        relative_difference(hessian_free(loss, inner_lr=ALPHA, delta=delta)(params, batches).gradient, oracle)
+        relative_difference(
+            hessian_free(loss, inner_lr=ALPHA, difference=Difference(delta))(params, batches).gradient, oracle
+        )
         for delta in (1e-1, 1e-2, 1e-3)
     ]
 
@@ -178,9 +180,9 @@ def test_absolute_displacement_moves_by_delta_times_the_direction():
     batches = random_batches(1, shape, coupled=True)
     outer = gradient(loss, add_scaled(params, gradient(loss, params, batches.inner[0]), -ALPHA), batches.outer)
 
-    absolute = hessian_free(loss, inner_lr=ALPHA, delta=0.01, displacement="absolute")(params, batches)
+    absolute = hessian_free(loss, inner_lr=ALPHA, difference=Difference(0.01, "absolute"))(params, batches)
 
-    same = hessian_free(loss, inner_lr=ALPHA, delta=0.01 * norm(outer))(params, batches)
+    same = hessian_free(loss, inner_lr=ALPHA, difference=Difference(0.01 * norm(outer)))(params, batches)
     assert relative_difference(absolute.gradient, same.gradient) < 1e-10
 
 
