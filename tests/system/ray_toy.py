@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from common.errors import DataError, NufedError, RunError
+from common.errors import DataError, NufedError
 from deploy.flower_runtime.in_process import simulate_in_process
 from deploy.flower_runtime.ray_simulation import simulate_with_ray
 
@@ -58,6 +58,11 @@ def take_ten_minutes(message, context):
     time.sleep(600)
 
 
+@client_app.train("die")
+def die(message, context):
+    os._exit(1)
+
+
 def request(node_id, message_type, **config):
     records = RecordDict({"arrays": ArrayRecord([np.arange(3.0)]), "config": ConfigRecord(config)})
     return Message(records, dst_node_id=node_id, message_type=message_type)
@@ -75,16 +80,25 @@ def observe(grid, context):
     """Return what a ServerApp sees in a few phases."""
     nodes = grid.get_node_ids()
     seen = {"config": dict(context.run_config), "rounds": []}
-    seen["contexts"] = [dict(r.content["config"]) for r in grid.send_and_receive([request(n, "query") for n in nodes])]
+    seen["contexts"] = contexts(grid)
     for k in (1, 2, 3):
         replies = grid.stream_replies([request(node, "train", round=k) for node in nodes])
         seen["rounds"].append({reply.metadata.src_node_id: outcome(reply) for reply in replies})
     for _ in range(os.cpu_count() + 1):  # once more than there are actors
         next(grid.stream_replies([request(node, "query") for node in nodes]))
-    after = grid.send_and_receive([request(node, "query") for node in nodes])
-    seen["after a phase cut short"] = [dict(reply.content["config"]) for reply in after]
+    seen["after phases cut short"] = contexts(grid)
+    deadline, actors = time.monotonic() + 20, set()
+    while time.monotonic() < deadline and len(actors) < len({context["pid"] for context in seen["contexts"]}):
+        actors |= {context["pid"] for context in contexts(grid)}
+    seen["actors after phases cut short"] = actors
     seen["processes"] = descendants(os.getpid())
     return seen
+
+
+def contexts(grid):
+    """Return what every client sees of itself."""
+    replies = grid.send_and_receive([request(node, "query") for node in grid.get_node_ids()])
+    return [dict(reply.content["config"]) for reply in replies]
 
 
 def outcome(reply):
@@ -115,8 +129,9 @@ def record(path):
 
 
 def fail():
-    """Print the error that a client's, a server's and a greedy run end with."""
-    for main, options in ((ask_for_an_explanation, {}), (refuse, {}), (observe, {"num_cpus_per_client": 4096})):
+    """Print the errors that runs end with, one a line."""
+    greedy = {"num_cpus_per_client": 4096}
+    for main, options in ((ask_for_an_explanation, {}), (start_another, {}), (let_a_client_die, {}), (observe, greedy)):
         try:
             run(simulate_with_ray, main, 2, **options)
         except NufedError as error:
@@ -127,8 +142,12 @@ def ask_for_an_explanation(grid, context):
     grid.send_and_receive([request(node, "evaluate") for node in grid.get_node_ids()])
 
 
-def refuse(grid, context):
-    raise RunError("the server says why")
+def start_another(grid, context):
+    run(simulate_with_ray, observe, 2)
+
+
+def let_a_client_die(grid, context):
+    grid.send_and_receive([request(grid.get_node_ids()[0], "train.die")])
 
 
 def sleep_until_interrupted():

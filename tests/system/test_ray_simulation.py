@@ -73,11 +73,12 @@ def test_a_client_that_raises_fails_alone(seen):
     assert [reason for _, reason in failed] == ["<class 'ValueError'>:<'boom in client'>"]
 
 
-def test_a_phase_cut_short_does_not_disturb_the_next(seen):
-    """Actors that still work for nobody come back to the pool."""
-    partitions = sorted(context["partition-id"] for context in seen["ray"]["after a phase cut short"])
+def test_phases_cut_short_do_not_disturb_the_next(seen):
+    """Every client is asked again, and actors that still worked for nobody come back to the pool."""
+    partitions = sorted(context["partition-id"] for context in seen["ray"]["after phases cut short"])
 
     assert partitions == list(range(NUM_NODES))
+    assert seen["ray"]["actors after phases cut short"] == {context["pid"] for context in seen["ray"]["contexts"]}
 
 
 def test_no_process_stays_behind(seen):
@@ -95,14 +96,16 @@ def test_the_process_is_as_before(seen):
 
 
 def test_errors_say_what_they_said_where_they_were_raised():
-    """A client's own explanation, the server's and the engine's reach the caller as what they are, and nothing else."""
+    """What a client, the ServerApp and the engine explain reaches the caller as what it is."""
     done = subprocess.run([*COMMAND, "fail"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
 
-    client, server, engine = done.stdout.splitlines()
+    said = [line for line in done.stdout.splitlines() if "(raylet)" not in line]  # Ray reports the dead worker itself
+    client, server, death, greed = said
     assert client == "DataError: client-003 has no examples; lower data.num-clients"
-    assert server == "RunError: the server says why"
-    assert engine.startswith("RunError: Expected at least 4096 CPUs")
-    assert engine.endswith("or use --engine local.")
+    assert server == "RunError: Expected no Ray in this process, but it is running. Call ray.shutdown() first."
+    assert death.startswith("RunError: Expected the simulation's worker processes to last")
+    assert greed.startswith("RunError: Expected at least 4096 CPUs")
+    assert greed.endswith("or use --engine local.")
     assert done.stderr == ""
 
 
