@@ -23,7 +23,8 @@ def to_npy(tensor: Tensor) -> bytes:
         TypeError: NumPy has no such type, as bfloat16.
     """
     array = tensor.detach().cpu().contiguous().numpy()
-    return b"".join((_header(str(array.dtype), array.shape), array.reshape(-1).view(np.uint8).data))
+    dtype = str(tensor.dtype).removeprefix("torch.")  # NumPy's name as well, and NumPy is slow to say it
+    return b"".join((_header(dtype, array.shape), array.reshape(-1).view(np.uint8).data))
 
 
 def from_npy(data: bytes, dtype: str, shape: tuple[int, ...]) -> Tensor | None:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from common.config import MethodConfig
 from common.examples import Examples
-from common.meta.cohort_estimators import CohortBatches, CohortEstimate, find_cohort_estimator
-from common.meta.cohort_kernel import CohortBatch, CohortKernel, norms, stack_params
+from common.meta.cohort_estimators import CohortBatches, find_cohort_estimator
+from common.meta.cohort_kernel import CohortBatch, CohortKernel, Stacked, stack_params
 from common.meta.draw import BatchPlan, Sources, batch_plan, batch_sources, draw_indices, draws_with_replacement
 from common.meta.estimators import find_estimator
 from common.meta.local_update import LocalUpdate, Stream
 from common.meta.meta_gradient import Costs
-from common.params import Params, add_scaled
+from common.params import Params
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: Met
     growth, costs = next(iter(point.values())).new_zeros(len(trainees)), Costs()
     for step in range(method.num_local_steps):
         estimate = meta_gradient(kernel, point, batches.draw(step), method)
-        point = add_scaled(point, estimate.gradient, -method.local_lr)
+        _descend_in_place(point, estimate.gradient, method.local_lr)
         losses.append(estimate.outer_losses)
-        grown = _growth(estimate)
-        growth = torch.where(grown > growth, grown, growth)  # unlike maximum, passes over NaN as Python's max does
+        # Unlike maximum, this passes over NaN as Python's max does.
+        growth = torch.where(estimate.growths > growth, estimate.growths, growth)
         costs = costs + estimate.costs
     mean_losses, growths = torch.stack(losses).double().mean(0).tolist(), growth.tolist()
     return [
@@ -105,10 +105,9 @@ def _sizes(plan: BatchPlan, sources: Sources) -> tuple[int, ...]:
     )
 
 
-def _growth(estimate: CohortEstimate) -> Tensor:
-    """Return ‖∇F_i‖ / ‖∇f_i(w_ν)‖, [m]; 1 where the divisor is 0 or no number."""
-    ratio = norms(estimate.gradient) / estimate.outer_norms
-    return torch.where(estimate.outer_norms > 0, ratio, torch.ones_like(ratio))
+def _descend_in_place(point: Params, gradient: Stacked, step_size: float) -> None:
+    """Move the cohort's own stacked parameters; new ones in each step would cost as much time as the arithmetic."""
+    torch._foreach_add_(list(point.values()), [gradient[name] for name in point], alpha=-step_size)
 
 
 class _Batches:

@@ -177,26 +177,23 @@ class DenseTape:
         """Return ∂f_i/∂a_0, [m, B, width of the input]."""
         return torch.bmm(self._deltas[0], self._params[self._layers[0].weight])
 
-    def contract(self, direction: Stacked, step_size: float) -> Params:
-        """Return v_i - step_size ∇²f_i v_i."""
+    def contract(self, direction: Params, step_size: float) -> Params:
+        """Return v_i - step_size ∇²f_i v_i, in the memory of `direction`."""
         sums, values = self._forward_along(direction)
         delta = self._output_error_along(sums[-1])
-        result: Params = {}
         for number in range(len(self._layers) - 1, -1, -1):
-            layer = self._layers[number]
+            layer, above, own_delta = self._layers[number], delta, self._deltas[number]
             weight = direction[layer.weight]
-            moved = torch.baddbmm(weight, delta.transpose(1, 2), self._values[number], alpha=-step_size)
-            if layer.bias:
-                result[layer.bias] = torch.sub(direction[layer.bias], delta.sum(1), alpha=step_size)
-            if number:
-                own_delta = self._deltas[number]
-                moved.baddbmm_(own_delta.transpose(1, 2), values[number - 1], alpha=-step_size)
-                below = torch.bmm(delta, self._params[layer.weight]).baddbmm_(own_delta, weight)
+            if number:  # what goes down reads v before it is changed
+                below = torch.bmm(above, self._params[layer.weight]).baddbmm_(own_delta, weight)
                 delta = below.mul_(self._slopes[number - 1])
                 if (bend := self._bend(number - 1)) is not None:
                     delta.addcmul_(bend.mul_(self._back[number - 1]), sums[number - 1])
-            result[layer.weight] = moved
-        return {name: result[name] for name in direction}
+                weight.baddbmm_(own_delta.transpose(1, 2), values[number - 1], alpha=-step_size)
+            weight.baddbmm_(above.transpose(1, 2), self._values[number], alpha=-step_size)
+            if layer.bias:
+                direction[layer.bias].sub_(above.sum(1), alpha=step_size)
+        return direction
 
     def _forward_along(self, direction: Stacked) -> tuple[list[Tensor], list[Tensor]]:
         """Return R{z_1} … R{z_L} and R{a_1} … R{a_{L-1}}; the inputs do not move."""

@@ -34,13 +34,13 @@ class CohortEstimate:
     Attributes:
         gradient: estimates of ∇F_i(w_i), stacked.
         outer_losses: f_i(w_ν; O), [m].
-        outer_norms: ‖∇f_i(w_ν; O)‖, [m].
+        growths: ‖∇F_i(w_i)‖ / ‖∇f_i(w_ν; O)‖, [m]; 1 where the divisor is 0 or no number.
         costs: evaluations made for each client.
     """
 
     gradient: Params
     outer_losses: Tensor
-    outer_norms: Tensor
+    growths: Tensor
     costs: Costs
 
 
@@ -66,7 +66,7 @@ def _exact(kernel: CohortKernel, params: Stacked, batches: CohortBatches, method
     outer_norms = norms(direction)
     for batch in reversed(batches.hessian):
         direction = kernel.tape(path.pop(), batch, curvature=True).contract(direction, method.inner_lr)
-    return CohortEstimate(direction, outer.losses(), outer_norms, Costs(num_steps + 1, num_steps))
+    return CohortEstimate(direction, outer.losses(), _growths(direction, outer_norms), Costs(num_steps + 1, num_steps))
 
 
 def _unrolled(kernel: CohortKernel, params: Stacked, batches: CohortBatches, method: MethodConfig) -> CohortEstimate:
@@ -80,7 +80,7 @@ def _unrolled(kernel: CohortKernel, params: Stacked, batches: CohortBatches, met
     outer_norms = norms(direction)
     while tapes:
         direction = tapes.pop().contract(direction, method.inner_lr)
-    return CohortEstimate(direction, outer.losses(), outer_norms, Costs(num_steps + 1, num_steps))
+    return CohortEstimate(direction, outer.losses(), _growths(direction, outer_norms), Costs(num_steps + 1, num_steps))
 
 
 def _first_order(kernel: CohortKernel, params: Stacked, batches: CohortBatches, method: MethodConfig) -> CohortEstimate:
@@ -88,8 +88,8 @@ def _first_order(kernel: CohortKernel, params: Stacked, batches: CohortBatches, 
     for batch in batches.inner:
         adapted = kernel.tape(adapted, batch, curvature=False).descend(method.inner_lr)
     outer = kernel.tape(adapted, batches.outer, curvature=False)
-    direction = outer.gradient()
-    return CohortEstimate(direction, outer.losses(), norms(direction), Costs(len(batches.inner) + 1))
+    losses = outer.losses()
+    return CohortEstimate(outer.gradient(), losses, torch.ones_like(losses), Costs(len(batches.inner) + 1))
 
 
 def _hessian_free(
@@ -112,7 +112,11 @@ def _hessian_free(
         )
         difference = add_scaled(ahead, behind, -1.0)
         direction = add_scaled_each(direction, difference, -method.inner_lr / (2 * steps))
-    return CohortEstimate(direction, losses, outer_norms, Costs(3 * num_steps + 1))
+    return CohortEstimate(direction, losses, _growths(direction, outer_norms), Costs(3 * num_steps + 1))
+
+
+def _growths(gradient: Stacked, outer_norms: Tensor) -> Tensor:
+    return torch.where(outer_norms > 0, norms(gradient) / outer_norms, torch.ones_like(outer_norms))
 
 
 def _descent(

@@ -43,8 +43,11 @@ class CohortTape(Protocol):
     def descend(self, step_size: float) -> Params:
         """Return x_i - step_size ∇f_i(x_i)."""
 
-    def contract(self, direction: Stacked, step_size: float) -> Params:
-        """Return (I - step_size ∇²f_i(x_i)) v_i; only of a tape recorded with `curvature`."""
+    def contract(self, direction: Params, step_size: float) -> Params:
+        """Return (I - step_size ∇²f_i(x_i)) v_i; only of a tape recorded with `curvature`.
+
+        `direction` may be overwritten, so that a sweep over many inner points needs no memory for each.
+        """
 
 
 class CohortKernel(Protocol):

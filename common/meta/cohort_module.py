@@ -57,6 +57,6 @@ class ModuleTape:
         """Return x_i - step_size ∇f_i, detached."""
         return add_scaled(self._point, self._gradients, -step_size)
 
-    def contract(self, direction: Stacked, step_size: float) -> Params:
+    def contract(self, direction: Params, step_size: float) -> Params:
         """Return v_i - step_size ∇²f_i v_i; frees the graph, so once only."""
         return add_scaled(direction, gradient_graph_product(self._point, self._gradients, direction), -step_size)
