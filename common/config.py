@@ -44,7 +44,9 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Where the examples come from and how they are dealt to clients."""
 
-    source: str = Field("digits", description="name of a data source, npz:PATH or python:module:function")
+    source: str = Field(
+        "digits", description="name of a data source, npz:PATH, python:module:function, or private: each client's own"
+    )
     partition: Literal["iid", "dirichlet", "classes", "by-user", "per-fedavg"] = Field(
         "classes",
         description="how examples are dealt; sources that are federations by nature always use by-user",
@@ -58,6 +60,31 @@ class DataConfig(_Section):
     test_fraction: float = Field(0.25, gt=0, lt=1, description="share of each client's data kept for the test")
     validation_fraction: float = Field(
         0.15, ge=0, lt=1, description="share of each client's remaining data kept for validation"
+    )
+    task: Literal["classification", "regression"] = Field(
+        "classification", description="what the clients' own data are for (source private)"
+    )
+    input_shape: str = Field(
+        "",
+        pattern=r"^([1-9]\d{0,6}(,[1-9]\d{0,6})*)?$",
+        description="shape of one input, e.g. 13 or 1,28,28 (source private); empty counts feature-names",
+    )
+    num_outputs: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="classes or predicted values (source private); 0 counts class-names, or is 1",
+    )
+    class_names: str = Field("", description="names of the classes in label order, comma-separated (source private)")
+    feature_names: str = Field("", description="columns that are the inputs, in order (source private)")
+    categories: str = Field(
+        "", description="columns to encode one-hot, e.g. sex:f|m;thal:3|6|7, with their values (source private)"
+    )
+    feature_means: str = Field(
+        "", description="mean of each column of feature-names without categories, for scaling (source private)"
+    )
+    feature_scales: str = Field(
+        "", description="standard deviation of each such column; given with feature-means (source private)"
     )
 
 
@@ -114,7 +141,7 @@ class MethodConfig(_Section):
     )
     memory: Literal["low", "fast", "auto"] = Field(
         "auto",
-        description="graphs kept where Hessian batches are the inner ones: the last, all, or what fits in 256 MiB",
+        description="graphs of inner steps kept for coupled batches: one, all, or (unrolled) what fits in 256 MiB",
     )
     compile: Literal["off", "on", "auto"] = Field(
         "off", description="compile the inner step: equal to rounding only; auto where it saves more than it costs"

@@ -11,6 +11,7 @@
 | `sinusoid` | one sine wave for each client, to regress on | [1] in [-5, 5] | made here |
 | `quadratic` | one known quadratic loss for each client | [6] | made here |
 | `python:module:function` | a federation made by the user's own function | as made | the user's |
+| `private` | what each deployed client brings itself (`private.py`) | as declared | the clients' |
 
 Origins, units and file layouts are in the docstring of each source's module.
 

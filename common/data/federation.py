@@ -7,6 +7,7 @@ import torch
 from common.config import DataConfig
 from common.data.dealing import deal
 from common.data.pool import DealtFederation, Pool, SourceRequest
+from common.data.private_task import PRIVATE, check_declared, declared_task
 from common.data.registry import find_source
 from common.errors import DataError
 from common.examples import ClientData, Federation, TaskInfo
@@ -62,9 +63,12 @@ def describe_task(config: DataConfig, settings: Settings, *, seed: int = 0) -> T
         seed: seed of the run; only a source that has to make its clients for the answer uses it.
 
     Raises:
-        ConfigError: the source is unknown.
+        ConfigError: the source is unknown, or `private` and not described well.
         DataError: the source is missing or malformed.
     """
+    check_declared(config)
+    if config.source == PRIVATE:
+        return declared_task(config)
     source, argument = find_source(config.source)
     if source.describe is None:
         return _deal(config, seed, settings).task
@@ -73,6 +77,7 @@ def describe_task(config: DataConfig, settings: Settings, *, seed: int = 0) -> T
 
 @lru_cache(maxsize=4)
 def _deal(config: DataConfig, seed: int, settings: Settings) -> DealtFederation:
+    check_declared(config)
     source, argument = find_source(config.source)
     loaded = source.load(SourceRequest(config, seed, settings, argument))
     return deal(loaded, config, seed) if isinstance(loaded, Pool) else loaded

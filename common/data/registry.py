@@ -6,6 +6,7 @@ from functools import partial
 
 from common.data import digits, npz, quadratic, sinusoid, user_defined, vision
 from common.data.pool import DealtFederation, Pool, SourceRequest
+from common.data.private_task import PRIVATE
 from common.errors import ConfigError, nearest_match_hint
 from common.examples import TaskInfo
 
@@ -51,6 +52,11 @@ def find_source(spelling: str) -> tuple[Source, str]:
     Raises:
         ConfigError: there is no such source, or its argument is missing or not expected.
     """
+    if spelling == PRIVATE:
+        raise ConfigError(
+            "data.source=private has its examples at the clients alone: start `nufed server` here and `nufed client` "
+            "where they are. To simulate, name a source that is on this machine; `nufed datasets` lists them."
+        )
     name, colon, argument = spelling.partition(":")
     if name not in SOURCES:
         raise ConfigError(f"data.source={spelling!r} is unknown.{nearest_match_hint(name, SOURCES)}")
