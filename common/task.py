@@ -42,17 +42,15 @@ def with_params(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Te
     return outputs
 
 
-def _places(model: nn.Module) -> list[tuple[str, Any, Any]]:
+def _places(model: nn.Module) -> list[tuple[str, dict[str, Any], str]]:
     """Return (name, table, key) of all places that a parameter is read from; a shared one has several."""
     names = {id(tensor): name for name, tensor in model.named_parameters()}
-    places: list[tuple[str, Any, Any]] = []
-    for module in model.modules():
-        own = {key: names[id(tensor)] for key, tensor in module._parameters.items() if tensor is not None}
-        places += [(name, module._parameters, key) for key, name in own.items()]
-        if isinstance(module, nn.RNNBase):  # computes with a list of its own
-            listed = enumerate(module._flat_weights_names)
-            places += [(own[key], module._flat_weights, number) for number, key in listed if key in own]
-    return places
+    return [
+        (names[id(tensor)], module._parameters, key)
+        for module in model.modules()
+        for key, tensor in module._parameters.items()
+        if tensor is not None
+    ]
 
 
 @dataclass(frozen=True)

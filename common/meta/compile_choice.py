@@ -61,8 +61,8 @@ def settle_compile(config: RunConfig, loss: LossFn, num_clients: int) -> RunConf
 def _worthwhile(loss: ModelLoss, method: MethodConfig, num_meta_steps: int) -> bool:
     """Return whether to compile; compiles, measures and remembers where it seems so."""
     sizes = (method.batch_size, method.outer_batch_size, method.hessian_batch_size)
-    if 0 in sizes or _has(loss.model, nn.Dropout, nn.modules.conv._ConvNd):
-        return False  # a batch of all examples has as many shapes as there are clients; convolutions gain nothing
+    if 0 in sizes or any(map(_never_gains, loss.model.modules())):
+        return False  # a batch of all examples has as many shapes as there are clients
     key = _key(loss, method)
     costs = read_costs(costs_path())
     if not (costs.get(key) or _guess(loss, method)).repaid_by(num_meta_steps):
@@ -72,8 +72,11 @@ def _worthwhile(loss: ModelLoss, method: MethodConfig, num_meta_steps: int) -> b
     return cost.compiled_seconds < cost.eager_seconds
 
 
-def _has(model: nn.Module, *kinds: type[nn.Module]) -> bool:
-    return any(isinstance(module, kinds) for module in model.modules())
+def _never_gains(module: nn.Module) -> bool:
+    """Return whether a layer is computed eagerly (dropout), or as fast eagerly as compiled (convolutions)."""
+    return isinstance(module, nn.modules.conv._ConvNd) or (
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    )
 
 
 def _guess(loss: ModelLoss, method: MethodConfig) -> CompileCost:

@@ -9,6 +9,7 @@ from common.meta.compiled_steps import compiled_steps
 from common.meta.exact import exact
 from common.meta.first_order import first_order
 from common.meta.hessian_free import Difference, hessian_free
+from common.meta.kept_graphs import Memory
 from common.meta.meta_gradient import MetaGradient
 from common.meta.steps import MakeSteps, eager_steps
 from common.meta.unrolled import unrolled
@@ -36,14 +37,16 @@ def _make_steps(method: MethodConfig) -> MakeSteps:
 
 
 def _exact(loss: LossFn, method: MethodConfig) -> MetaGradient:
-    """Return `exact`; where Hessian batches are the inner ones, the graphs of the inner steps can serve twice."""
-    if method.hessian_batches == "inner":
+    """Return `exact`; where Hessian batches are the inner ones, the graphs of the inner steps could serve twice."""
+    if method.hessian_batches == "inner" and method.memory == "fast":
         return _unrolled(loss, method)
     return exact(loss, inner_lr=method.inner_lr, make_steps=_make_steps(method))
 
 
 def _unrolled(loss: LossFn, method: MethodConfig) -> MetaGradient:
-    return unrolled(loss, inner_lr=method.inner_lr, memory=method.memory, make_steps=_make_steps(method))
+    compiled = method.compile == "on"  # whose residuals are few, and are not measured
+    memory: Memory = "fast" if compiled and method.memory == "auto" else method.memory
+    return unrolled(loss, inner_lr=method.inner_lr, memory=memory, make_steps=_make_steps(method))
 
 
 def _first_order(loss: LossFn, method: MethodConfig) -> MetaGradient:

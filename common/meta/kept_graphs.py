@@ -36,10 +36,10 @@ class KeptGraphs:
         if self._limit is None:
             moved, pull_back, size = _measured(steps, params, batch)
             self._limit = max(1, GRAPH_BUDGET // max(1, size))
-            return moved, pull_back if num_ahead < self._limit else None
-        if num_ahead < self._limit:
-            return steps.linearize(params, batch)
-        return steps.descend(params, batch), None
+        else:
+            moved, pull_back = steps.linearize(params, batch)
+        # Also where the graph is dropped: a gradient without graph may round otherwise (GroupNorm has two backwards).
+        return moved, pull_back if num_ahead < self._limit else None
 
 
 def _measured(steps: Steps, params: Mapping[str, Tensor], batch: Batch) -> tuple[Params, PullBack, int]:

@@ -2,7 +2,7 @@
 
 Coupled batches, H_j = I_j: unbiased for the loss after ν steps of *mini-batch* fine-tuning, biased for F_i itself.
 Equal to autograd through the unrolled loop, but each step's graph stands alone and is freed as the sweep passes it.
-A graph that is not kept is made again when its turn comes: one more forward and backward pass, the same numbers.
+A graph that is not kept is made again when its turn comes: one more forward and backward pass, the same bits.
 """
 
 from collections.abc import Mapping
