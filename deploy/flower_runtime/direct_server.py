@@ -38,6 +38,7 @@ from deploy.flower_runtime.node_keys import AdmittedKeys
 from deploy.flower_runtime.object_store import AtomicObjectStoreFactory
 
 _MAX_MESSAGE_BYTES = 2**31 - 1
+_MAX_REQUEST_BYTES = 256 * 2**20
 _MAX_CALLS = 2000
 _WATCH_INTERVAL = 1.0
 _TASK_HEARTBEAT = 15.0
@@ -166,7 +167,7 @@ class DirectServer:
             ],
             options=[
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
