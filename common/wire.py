@@ -2,7 +2,7 @@
 
     describe   server asks who is there           ClientDescription
     train      TrainRequest(w_k, k)         ->    TrainReply(w_k^i, N_i, metrics)
-    evaluate   EvaluateRequest(w_k, k)      ->    EvaluateReply(N_i, curves)
+    evaluate   EvaluateRequest(w_k, k, end) ->    EvaluateReply(N_i, curves)
 
 Record names are Flower's own (`arrays`, `config`, `metrics`, `num-examples`), so that its strategies and
 ClientApps understand ours and ours theirs. Arrays are checked here, once, before anything is computed with them.
@@ -28,7 +28,7 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 NUMPY = "numpy.ndarray"
 """Flower's name for the bytes of a `.npy` file."""
 
-NUM_EXAMPLES, SERVER_ROUND = "num-examples", "server-round"
+NUM_EXAMPLES, SERVER_ROUND, FINAL = "num-examples", "server-round", "final"
 # What NumPy's reader raises on bytes that did not come from NumPy's writer.
 _MALFORMED = (
     BadZipFile,
@@ -158,8 +158,32 @@ class TrainRequest:
         return cls(arrays_to_params(_only_arrays(records)), _round(records))
 
 
+@dataclass(frozen=True)
 class EvaluateRequest(TrainRequest):
-    """The server's model, to be adapted and judged."""
+    """The server's model, to be adapted and judged.
+
+    Attributes:
+        final: whether it is the model that the run ends with, of which a client may keep its adapted copy.
+    """
+
+    final: bool = False
+
+    def to_records(self) -> RecordDict:
+        """Return the Flower records of this request."""
+        records = super().to_records()
+        if self.final:
+            records.config_records[CONFIG][FINAL] = 1
+        return records
+
+    @classmethod
+    def from_records(cls, records: RecordDict) -> "EvaluateRequest":
+        """Read a request back; servers that do not say so send no final model.
+
+        Raises:
+            WireError: it has no arrays or no round.
+        """
+        final = any(config.get(FINAL) == 1 for config in records.config_records.values())
+        return cls(arrays_to_params(_only_arrays(records)), _round(records), final)
 
 
 @dataclass(frozen=True)

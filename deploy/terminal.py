@@ -185,7 +185,7 @@ class JsonObserver:
 
     def on_finish(self, summary: Mapping[str, Any], folder: Path) -> None:
         """Print the JSON object."""
-        from server.durable_file import json_ready
+        from common.durable_file import json_ready
 
         text = json.dumps(json_ready({"folder": folder, **summary}), indent=2, allow_nan=False, ensure_ascii=False)
         self._console.print(Text(text), soft_wrap=True)

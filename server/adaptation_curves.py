@@ -114,7 +114,7 @@ class GroupCurves:
     validation_loss: Curve | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the curves as JSON values; `server.durable_file.json_ready` turns NaN into null."""
+        """Return the curves as JSON values; `common.durable_file.json_ready` turns NaN into null."""
         return asdict(self)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
@@ -18,7 +19,7 @@ from common.meta.estimators import find_estimator
 from common.models import build_model
 from common.params import Params, model_params
 from common.settings import process_settings
-from common.wire import NUM_EXAMPLES, EvaluateReply
+from common.wire import FINAL, NUM_EXAMPLES, EvaluateReply
 from server.adaptation_curves import ClientCurves, GroupCurves, group_curves, rounds_to_target
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.figures import draw_curves
@@ -117,7 +118,7 @@ class Run:
                 while state.round < self.config.federation.num_rounds:
                     state, record = self._advance(state, folder)
                     self.options.observer.on_round(record)
-                state = self._evaluate(state, "all", state.round)[0]
+                state = self._evaluate(state, "all", state.round, final=True)[0]
             except KeyboardInterrupt:
                 self._write(folder, state, status="interrupted")
                 raise
@@ -158,10 +159,20 @@ class Run:
         save_checkpoint(folder.path, round=after.round, params=after.params, history=after.history.to_json())
         return after, record
 
-    def _evaluate(self, state: _State, group: EvaluatedGroup, round_done: int) -> tuple[_State, dict[str, Any]]:
-        """Return the state with fresh curves, and the evaluation's part of the round's record."""
+    def _evaluate(
+        self, state: _State, group: EvaluatedGroup, round_done: int, *, final: bool = False
+    ) -> tuple[_State, dict[str, Any]]:
+        """Return the state with fresh curves, and the evaluation's part of the round's record.
+
+        Clients are told of a `final` evaluation: those that are to keep a personal model make it of this model.
+        """
         result = self.strategy.evaluate_round(
-            self.grid, state.params, round_done, group=group, timeout=self.config.federation.round_timeout
+            self.grid,
+            state.params,
+            round_done,
+            group=group,
+            timeout=self.config.federation.round_timeout,
+            config=ConfigRecord({FINAL: 1} if final else {}),
         )
         curves, problems = self._client_curves(result)
         participating = group_curves(curves, "participating", primary_step=self.config.evaluation.primary_step)

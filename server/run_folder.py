@@ -28,11 +28,7 @@ from torch import Tensor
 
 from common import __version__
 from common.config import RunConfig
-from common.errors import RunError
-from common.params import Params
-from server.adaptation_curves import ClientCurves, Curve
-from server.checkpoint import checkpoint_round
-from server.durable_file import (
+from common.durable_file import (
     json_ready,
     read_tensors,
     write_bytes,
@@ -41,6 +37,10 @@ from server.durable_file import (
     write_text,
     writing,
 )
+from common.errors import RunError
+from common.params import Params
+from server.adaptation_curves import ClientCurves, Curve
+from server.checkpoint import checkpoint_round
 
 CONFIG, ENVIRONMENT, METRICS, CLIENTS = "config.json", "environment.json", "metrics.jsonl", "clients.csv"
 MODEL, CURVES, SUMMARY = "model.safetensors", "curves.png", "summary.json"

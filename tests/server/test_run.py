@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+from flwr.clientapp import ClientApp
 
 from client.app import app as client_app
 from common.config import RunConfig
 from common.errors import ConfigError, RunError
+from common.wire import EvaluateRequest
 from deploy.flower_runtime.in_process import simulate_in_process
 from server.app import build_server_app
 from server.run import ServerOptions, SilentObserver
@@ -199,3 +201,28 @@ def test_zero_rounds_judge_the_initial_model(tmp_path):
     assert summary(folder)["rounds"] == 0
     assert lines(folder) == []
     assert summary(folder)["new"]["num_clients"] == 3
+
+
+def test_only_the_last_evaluation_is_called_final(tmp_path):
+    """Every client, known or new, is told once that this is the model to keep."""
+    announced = []
+    app = ClientApp()
+
+    @app.query()
+    def describe(message, context):
+        return client_app(message, context)
+
+    @app.train()
+    def train(message, context):
+        return client_app(message, context)
+
+    @app.evaluate()
+    def evaluate(message, context):
+        request = EvaluateRequest.from_records(message.content)
+        announced.append((request.round, request.final))
+        return client_app(message, context)
+
+    run(tmp_path, client=app)
+
+    assert [pair for pair in announced if pair[1]] == [(4, True)] * 9
+    assert [round_done for round_done, final in announced if not final] == [0] * 6 + [2] * 6 + [4] * 6
