@@ -57,6 +57,12 @@ class DataConfig(_Section):
     )
     num_clients: int = Field(20, ge=1, le=1_000_000, description="participating clients, n")
     num_new_clients: int = Field(10, ge=0, le=1_000_000, description="clients that never take part in training")
+    transform: Literal["none", "rotate", "permute-labels"] = Field(
+        "none", description="what each client sees its examples through, drawn for each client"
+    )
+    transform_strength: float = Field(
+        1.0, ge=0, le=1, description="how far transforms differ between clients: of ±180 degrees, or of the classes"
+    )
     test_fraction: float = Field(0.25, gt=0, lt=1, description="share of each client's data kept for the test")
     validation_fraction: float = Field(
         0.15, ge=0, lt=1, description="share of each client's remaining data kept for validation"

@@ -23,6 +23,12 @@ Origins, units and file layouts are in the docstring of each source's module.
 | `by-user` | each client is one user of the source; `sinusoid`, `quadratic` and `python` always are |
 | `per-fedavg` | half of the clients hold five classes, the others two, as in Per-FedAvg's experiments |
 
+| `data.transform` | how clients differ beside what they hold |
+|---|---|
+| `none` | not at all |
+| `rotate` | each client's images are turned by an angle of its own |
+| `permute-labels` | each client calls the classes by names of its own |
+
 Adding a source: a module with `load` and `describe`, a line in `registry.SOURCES`, and a small stand-in in the tests.
 """
 

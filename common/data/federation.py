@@ -9,6 +9,7 @@ from common.data.dealing import deal
 from common.data.pool import DealtFederation, Pool, SourceRequest
 from common.data.private_task import PRIVATE, check_declared, declared_task
 from common.data.registry import find_source
+from common.data.transform import transform_clients
 from common.errors import DataError
 from common.examples import ClientData, Federation, TaskInfo
 from common.settings import Settings
@@ -80,4 +81,5 @@ def _deal(config: DataConfig, seed: int, settings: Settings) -> DealtFederation:
     check_declared(config)
     source, argument = find_source(config.source)
     loaded = source.load(SourceRequest(config, seed, settings, argument))
-    return deal(loaded, config, seed) if isinstance(loaded, Pool) else loaded
+    dealt = deal(loaded, config, seed) if isinstance(loaded, Pool) else loaded
+    return transform_clients(dealt, config, seed)

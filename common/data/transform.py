@@ -1,0 +1,97 @@
+"""Heterogeneity by degrees: each client sees its examples through a transform of its own, drawn from its own stream.
+
+`data.transform-strength` in [0, 1] says how far the clients differ; the same seed draws the same direction at every
+strength, so that runs of several strengths are comparable.
+
+* rotate: a client's images are turned by one angle, uniform in ±180° times the strength, as in "rotated MNIST"
+  (bilinear, what comes from outside is 0).
+* permute-labels: a share of the classes, the strength, change places by one permutation. Two clients then disagree on
+  what the same image is called, so that no single model can serve both without adaptation.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.config import DataConfig
+from common.data.pool import DealtFederation
+from common.errors import ConfigError
+from common.examples import ClientData, Examples, TaskInfo
+from common.rng import derive_seed, torch_generator
+
+
+def transform_clients(dealt: DealtFederation, config: DataConfig, seed: int) -> DealtFederation:
+    """Return the federation with every client, new ones too, behind its transform; the same one if there is none.
+
+    Raises:
+        ConfigError: the task has no images to rotate, or no classes to permute.
+    """
+    if config.transform == "none":
+        return dealt
+    _check_fits(config, dealt.task)
+
+    def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
+        return _transformed(dealt.make_client(partition_id, dtype), config, dealt.task, seed)
+
+    return replace(dealt, make_client=make_client)
+
+
+def rotate(images: Tensor, degrees: float) -> Tensor:
+    """Return images [N, C, H, W] turned counterclockwise around their center, of the same shape."""
+    if not len(images):  # a new client's validation split
+        return images
+    height, width = images.shape[2:]
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # Sampling positions are in [-1, 1] on both axes: the factors keep pixels square where H and W differ.
+    matrix = torch.tensor(
+        [[cosine, -sine * height / width, 0.0], [sine * width / height, cosine, 0.0]], dtype=images.dtype
+    )
+    grid = functional.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, align_corners=False)
+
+
+def label_permutation(num_classes: int, strength: float, generator: torch.Generator) -> Tensor:
+    """Return [C]: what each class is called; round(strength * C) of the classes change places, uniformly.
+
+    A uniform permutation may leave a class where it is.
+    """
+    order = torch.randperm(num_classes, generator=generator)
+    chosen = order[: round(strength * num_classes)]
+    names = torch.arange(num_classes)
+    names[chosen] = chosen[torch.randperm(len(chosen), generator=generator)]
+    return names
+
+
+def _check_fits(config: DataConfig, task: TaskInfo) -> None:
+    if config.transform == "rotate" and len(task.input_shape) != 3:
+        raise ConfigError(
+            f"data.transform=rotate needs images of shape [C, H, W], but {config.source} has inputs of shape "
+            f"{list(task.input_shape)}; set data.transform=none or choose a source of images."
+        )
+    if config.transform == "permute-labels" and task.kind != "classification":
+        raise ConfigError(
+            f"data.transform=permute-labels needs classes, but {config.source} is a {task.kind} task; "
+            "set data.transform=none or choose a source with classes."
+        )
+
+
+def _transformed(client: ClientData, config: DataConfig, task: TaskInfo, seed: int) -> ClientData:
+    purpose = ("data", "transform", config.transform, client.client_id)
+    if config.transform == "rotate":
+        fraction = derive_seed(seed, *purpose) / 2**63
+        degrees = config.transform_strength * 180.0 * (2 * fraction - 1)
+
+        def change(examples: Examples) -> Examples:
+            return Examples(rotate(examples.inputs, degrees), examples.targets)
+    else:
+        names = label_permutation(task.num_outputs, config.transform_strength, torch_generator(seed, *purpose))
+
+        def change(examples: Examples) -> Examples:
+            return Examples(examples.inputs, names[examples.targets])
+
+    return replace(
+        client, support=change(client.support), validation=change(client.validation), test=change(client.test)
+    )
