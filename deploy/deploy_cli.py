@@ -17,6 +17,7 @@ from deploy.run_options import RunOptions
 from deploy.terminal import OutputOptions
 
 if TYPE_CHECKING:
+    from deploy.find_run import FoundRun
     from deploy.flower_runtime.direct_server import AppBundle, ServerSecurity
 
 DEFAULT_CERTIFICATES = Path("certs")
@@ -80,6 +81,15 @@ def server_command(  # noqa: PLR0913 - one parameter per option
         Path | None,
         typer.Option(help="go on with the run in this folder; only --rounds may change", metavar="RUN_DIR"),
     ] = None,
+    resume_or_start: Annotated[
+        bool,
+        typer.Option(
+            "--resume-or-start",
+            help="go on with this run if the output folder holds it, end at once if it is complete, else start it; "
+            "for supervisors",
+            rich_help_panel="Deployment",
+        ),
+    ] = False,
     certificates: Annotated[
         Path | None,
         typer.Option(
@@ -103,6 +113,12 @@ def server_command(  # noqa: PLR0913 - one parameter per option
     from server.run import ServerOptions
 
     config = _config(run, resume, round_timeout)
+    if resume_or_start:
+        found = _find_run(_out(output), config, resume)
+        if found and found.complete:
+            typer.echo(f"the run in {found.folder} is complete")
+            return
+        resume = found.folder if found else None
     security = None if insecure else _server_security(certificates)
     if insecure and certificates:
         raise ConfigError(f"--insecure contradicts --certificates {certificates}. Leave one of them out.")
@@ -211,6 +227,18 @@ def _config(run: RunOptions, resume: Path | None, round_timeout: float | None) -
     if resume:
         check_resumable(resume, config)
     return config if round_timeout is None else config.updated({"federation.round-timeout": round_timeout})
+
+
+def _find_run(out: Path, config: RunConfig, resume: Path | None) -> "FoundRun | None":
+    from deploy.find_run import find_run
+    from deploy.simulate import check_resumable
+
+    if resume:
+        raise ConfigError(f"--resume-or-start finds the folder itself and contradicts --resume {resume}. Choose one.")
+    found = find_run(out, config)
+    if found and not found.complete:
+        check_resumable(found.folder, config)
+    return found
 
 
 def _out(output: OutputOptions) -> Path:

@@ -55,12 +55,11 @@ def check_resumable(folder: Path, config: RunConfig) -> None:
         RunError: the run is complete, or its checkpoint is torn.
     """
     from server.checkpoint import checkpoint_round
-    from server.run_folder import SUMMARY
 
     done, asked = checkpoint_round(folder) or 0, config.federation.num_rounds
     if asked < done:
         raise ConfigError(f"--rounds={asked} is fewer than the {done} rounds that {folder} has done. Ask for more.")
-    if asked == done and _status(folder / SUMMARY) == "complete":
+    if asked == done and run_status(folder) == "complete":
         raise RunError(f"Expected a run with rounds left in {folder}, but all {done} are done. Ask for more: --rounds.")
 
 
@@ -100,7 +99,15 @@ def _num_nodes(config: RunConfig) -> int:
     return config.data.num_clients + config.data.num_new_clients
 
 
-def _status(summary: Path) -> str | None:
+def run_status(folder: Path) -> str | None:
+    """Return `complete` or `interrupted`, or None for a run that is going on or was killed.
+
+    Raises:
+        RunError: the run's summary cannot be read.
+    """
+    from server.run_folder import SUMMARY
+
+    summary = folder / SUMMARY
     try:
         status = json.loads(summary.read_text(encoding="utf-8"))["status"]
     except FileNotFoundError:
