@@ -321,7 +321,7 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(to_kebab(str(part)) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"Unknown option {key!r}.{nearest_match_hint(key, known)}")
+            lines.append(f"Unknown option {key!r}.{nearest_match_hint(key, known)} `nufed options` lists all.")
         elif problem["type"] == "value_error":
             lines.append(f"{key or 'options'}: {problem['msg'].removeprefix('Value error, ')}.")
         elif problem["type"] == "model_type":

@@ -57,9 +57,13 @@ class PeerError(NufedError):
     exit_code = 7
 
 
+LISTED = 20
+"""Most names that a message lists; more hide the one that was meant."""
+
+
 def nearest_match_hint(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'? Known: a, b, c.` for an unknown name."""
+    """Return ` Did you mean 'x'? Known: a, b, c.` for an unknown name; long lists are left out."""
     known = sorted(known)
     close = get_close_matches(name, known, n=1)
     guess = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{guess} Known: {', '.join(known)}."
+    return f"{guess} Known: {', '.join(known)}." if len(known) <= LISTED else guess

@@ -23,6 +23,7 @@ from deploy.run_options import FLAGS, RunOptions, config_for_resuming
 from deploy.terminal import OutputOptions, stdout_console
 
 app = typer.Typer(
+    suggest_commands=False,
     name="nufed",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
