@@ -18,6 +18,7 @@ from common.meta.cohort import Trainee, batch_sizes, cohort_update
 from common.meta.cohort_dense import DenseKernel, dense_layers
 from common.meta.cohort_kernel import CohortKernel, stack_params
 from common.meta.cohort_module import ModuleKernel
+from common.meta.estimators import find_estimator
 from common.meta.local_update import Stream
 from common.params import Params, num_bytes
 from common.wire import EvaluateReply, TrainReply
@@ -75,6 +76,9 @@ class Cohort:
                 why = "draws dropout masks" if place.masks else "would be slower together on this device"
                 yield from self._alone(group, f"{type(place.model).__name__} {why}")
                 continue
+            if place.config.method.estimator == "hessian-free":
+                # Made and thrown away: making it cautions of models that it does not suit.
+                find_estimator("hessian-free").build(place.training_loss, place.config.method)
             for chunk in training_chunks(kernel, group):
                 yield from self._together(_train_with(kernel), chunk)
 

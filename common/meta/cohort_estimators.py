@@ -5,7 +5,7 @@ and a product of factors is one batched operation; the tests hold each of them a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,24 +95,72 @@ def _first_order(kernel: CohortKernel, params: Stacked, batches: CohortBatches, 
 def _hessian_free(
     kernel: CohortKernel, params: Stacked, batches: CohortBatches, method: MethodConfig
 ) -> CohortEstimate:
-    path = _descent(kernel, params, batches.inner, method.inner_lr)
-    outer = kernel.tape(path.pop(), batches.outer, curvature=False)
-    direction, losses, num_steps = outer.gradient(), outer.losses(), len(path)
+    if method.hessian_free_dtype == "float64":
+        return _in_double(kernel, params, batches, method)
+    known = method.hessian_free_difference == "forward" and batches.hessian is batches.inner
+    path: list[tuple[Stacked, Params | None]] = []
+    adapted = params
+    for batch in batches.inner:
+        tape = kernel.tape(adapted, batch, curvature=False)
+        path.append((adapted, tape.gradient() if known else None))
+        adapted = tape.descend(method.inner_lr)
+    outer = kernel.tape(adapted, batches.outer, curvature=False)
+    direction, losses, num_gradients = outer.gradient(), outer.losses(), len(path) + 1
     outer_norms = norms(direction)
-    size = method.hessian_free_delta or default_delta(losses.dtype)
     for batch in reversed(batches.hessian):
-        if method.hessian_free_displacement == "absolute":
-            steps = torch.full_like(losses, size)
-        else:
-            steps = size / norms(direction).clamp(min=TINY)
-        point = path.pop()
-        ahead, behind = (
-            kernel.tape(add_scaled_each(point, direction, end), batch, curvature=False).gradient()
-            for end in (steps, -steps)
-        )
-        difference = add_scaled(ahead, behind, -1.0)
-        direction = add_scaled_each(direction, difference, -method.inner_lr / (2 * steps))
-    return CohortEstimate(direction, losses, _growths(direction, outer_norms), Costs(3 * num_steps + 1))
+        point, gradient = path.pop()
+        steps = _displacements(point, direction, method)
+        ahead, behind = _ends(kernel, (point, gradient), batch, direction, steps, method)
+        widths = 2 * steps if method.hessian_free_difference == "central" else steps
+        direction = add_scaled_each(direction, add_scaled(ahead, behind, -1.0), -method.inner_lr / widths)
+        num_gradients += 1 if known else 2
+    return CohortEstimate(direction, losses, _growths(direction, outer_norms), Costs(num_gradients))
+
+
+def _ends(  # noqa: PLR0913 - one difference, in its parts
+    kernel: CohortKernel,
+    here: tuple[Stacked, Params | None],
+    batch: CohortBatch,
+    direction: Stacked,
+    steps: Tensor,
+    method: MethodConfig,
+) -> tuple[Params, Params]:
+    """Return the gradients at both ends of the difference."""
+    point, gradient = here
+    ahead = kernel.tape(add_scaled_each(point, direction, steps), batch, curvature=False).gradient()
+    if gradient is not None:
+        return ahead, gradient
+    end = add_scaled_each(point, direction, -steps) if method.hessian_free_difference == "central" else point
+    return ahead, kernel.tape(end, batch, curvature=False).gradient()
+
+
+def _displacements(point: Stacked, direction: Stacked, method: MethodConfig) -> Tensor:
+    """Return h, the factor of v, for each client."""
+    sizes = norms(direction)
+    kind = method.hessian_free_displacement
+    delta = method.hessian_free_delta or default_delta(sizes.dtype, kind)
+    if kind == "absolute":
+        return torch.full_like(sizes, delta)
+    scales = 1 + norms(point) if kind == "relative" else torch.ones_like(sizes)
+    return delta * scales / sizes.clamp(min=TINY)
+
+
+def _in_double(kernel: CohortKernel, params: Stacked, batches: CohortBatches, method: MethodConfig) -> CohortEstimate:
+    """Return the estimate computed in float64, its gradient rounded to the type of the parameters."""
+
+    def wide(batch: CohortBatch) -> CohortBatch:
+        parts = (batch.inputs, batch.targets, batch.weights)
+        inputs, targets, weights = (part.double() if part.is_floating_point() else part for part in parts)
+        sizes = weights.count_nonzero(1).unsqueeze(1)  # in float32, 1/B is rounded
+        return CohortBatch(inputs, targets, (weights > 0).double() / sizes)
+
+    inner = tuple(map(wide, batches.inner))
+    hessian = inner if batches.hessian is batches.inner else tuple(map(wide, batches.hessian))
+    double = {name: tensor.double() for name, tensor in params.items()}
+    same = method.model_copy(update={"hessian_free_dtype": "same"})
+    estimate = _hessian_free(kernel, double, CohortBatches(inner, wide(batches.outer), hessian), same)
+    gradient = {name: tensor.to(params[name].dtype) for name, tensor in estimate.gradient.items()}
+    return replace(estimate, gradient=gradient)
 
 
 def _growths(gradient: Stacked, outer_norms: Tensor) -> Tensor:

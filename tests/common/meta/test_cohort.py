@@ -69,6 +69,19 @@ def test_the_dense_kernel_trains_as_each_client_alone_would(estimator, dtype):
     assert_same_updates(together, alone(make_loss(model, TASK), clients, method), TOLERANCE[dtype])
 
 
+def test_hessian_free_in_float64_serves_float32_models():
+    """Differences of gradients are taken in float64, and the result is rounded as for one client."""
+    model = mlp(nn.ELU).float()
+    clients = trainees(model_params(model), dtype=torch.float32)
+    options = {"estimator": "hessian-free", "hessian_free_dtype": "float64", "hessian_free_displacement": "relative"}
+    method = METHOD.model_copy(update=options)
+
+    together = cohort_update(dense(model), clients, method)
+
+    assert_same_updates(together, alone(make_loss(model, TASK), clients, method), 1e-6)
+    assert all(tensor.dtype == torch.float32 for tensor in together[0].params.values())
+
+
 @pytest.mark.parametrize("activation", ACTIVATION_DERIVATIVES)
 def test_every_activation_has_its_first_and_second_derivative(activation):
     """The hand-written products are those of double backward, for each activation that the kernel knows."""
@@ -123,6 +136,10 @@ def test_the_kernel_of_any_module_trains_as_each_client_alone_would(estimator, b
         {"hessian_batches": "inner"},
         {"hessian_batch_size": 11, "outer_holdout_fraction": 0.4},
         {"estimator": "hessian-free", "hessian_free_displacement": "absolute", "hessian_free_delta": 1e-3},
+        {"estimator": "hessian-free", "hessian_free_displacement": "relative"},
+        {"estimator": "hessian-free", "hessian_free_difference": "forward"},
+        {"estimator": "hessian-free", "hessian_free_difference": "forward", "hessian_batches": "inner"},
+        {"estimator": "hessian-free", "hessian_free_dtype": "float64", "hessian_batches": "inner"},
     ],
     ids=str,
 )
