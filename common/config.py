@@ -321,7 +321,9 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(to_kebab(str(part)) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            lines.append(f"Unknown option {key!r}.{nearest_match_hint(key, known)} `nufed options` lists all.")
+            table = dict(_flatten(problem["input"], f"{key}.")) if isinstance(problem["input"], Mapping) else [key]
+            lines += [f"Unknown option {full!r}.{nearest_match_hint(full, known)}" for full in table]
+            lines.append("`nufed options` lists all.")
         elif problem["type"] == "value_error":
             lines.append(f"{key or 'options'}: {problem['msg'].removeprefix('Value error, ')}.")
         elif problem["type"] == "model_type":
