@@ -8,8 +8,8 @@ follow each other are merged. What is read back, protobuf reads.
 from collections.abc import Sequence
 
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_to_proto, recorddict_to_proto
+from flwr.common.serde import recorddict_to_proto
+from flwr.common.serde_utils import error_to_proto, metadata_to_proto
 from flwr.proto import fleet_pb2, message_pb2, recorddict_pb2
 
 _LENGTH_DELIMITED = 2
@@ -57,8 +57,10 @@ def push_request(envelope: fleet_pb2.PushMessagesRequest, reply: Message) -> byt
 
 
 def _message(message: Message) -> list[bytes]:
-    head = message_to_proto(remove_content_from_message(message))
-    head.ClearField("content")
+    # Not through Message(), which marks the metadata, shared with the stored message, as not delivered yet.
+    head = message_pb2.Message(metadata=metadata_to_proto(message.metadata))
+    if message.has_error():
+        head.error.CopyFrom(error_to_proto(message.error))
     parts = [head.SerializeToString()]
     return parts + _field(_CONTENT, _records(message.content)) if message.has_content() else parts
 

@@ -79,6 +79,30 @@ def test_identical_replies_from_several_clients_all_arrive(monkeypatch):
     assert not any("dropped" in line for client in started for line in client.said)
 
 
+def test_each_message_is_delivered_once(path):
+    """A client that asks for the next message before its reply is consumed must not get the old one again."""
+    received = []
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        received.append(message.metadata.message_id)
+        return Message(RecordDict(added(message.content, 1)), reply_to=message)
+
+    def main(grid):
+        assert grid.wait_for_nodes(2, 20)
+        for _ in range(100):
+            messages = [request(node, np.zeros(1, np.float32)) for node in grid.get_node_ids()]
+            for _reply in grid.stream_replies(messages, timeout=30):
+                time.sleep(0.005)  # consuming a reply takes a while
+
+    with federation(app, app) as (server, started):
+        call(server, main)
+
+    assert len(received) == len(set(received)) == 200
+    assert not any("dropped" in line for client in started for line in client.said)
+
+
 def test_a_reply_is_handed_out_while_others_are_still_awaited():
     released = threading.Event()
     slow = ClientApp()
