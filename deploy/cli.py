@@ -96,9 +96,12 @@ def simulate_command(
     engine: Annotated[
         str,
         typer.Option(
-            help="auto, local (this process) or ray (Flower's engine)", metavar="NAME", rich_help_panel="Machine"
+            help="local (one client after another), cohort (all at once, equal up to rounding), processes, "
+            "ray (Flower's), or auto (cohort or local, whichever is faster)",
+            metavar="NAME",
+            rich_help_panel="Machine",
         ),
-    ] = "auto",
+    ] = "local",
     resume: Annotated[
         Path | None,
         typer.Option(help="go on with the run in this folder; only --rounds may change", metavar="RUN_DIR"),

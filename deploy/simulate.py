@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+from flwr.serverapp import ServerApp
 
 from common.config import RunConfig
 from common.errors import ConfigError, RunError, nearest_match_hint
@@ -74,25 +77,69 @@ def find_engine(name: str) -> Callable[[RunConfig, ServerOptions], None]:
     return ENGINES[name]
 
 
+def choose_engine(config: RunConfig) -> str:
+    """Return what `auto` stands for (docs/decisions/0007-cohort-engine.md).
+
+    `cohort` where several clients train at once and the model is made of linear layers without dropout, which is where
+    one batched computation is several times faster on every machine measured; `local` otherwise.
+    """
+    from common.data import describe_task
+    from common.meta.cohort_dense import dense_layers
+    from common.models import build_model
+    from common.settings import process_settings
+    from strategy.participation import num_chosen
+
+    task = describe_task(config.data, process_settings(), seed=config.seed)
+    is_dense = dense_layers(build_model(config.model, task, seed=config.seed), task) is not None
+    several = num_chosen(config.data.num_clients, config.federation.participation_fraction) > 1
+    return "cohort" if is_dense and several else "local"
+
+
+def _auto(config: RunConfig, options: ServerOptions) -> None:
+    ENGINES[choose_engine(config)](config, options)
+
+
 def _in_process(config: RunConfig, options: ServerOptions) -> None:
     from client.app import app as client_app
     from deploy.flower_runtime.in_process import simulate_in_process
-    from server.app import build_server_app
 
-    simulate_in_process(build_server_app(options), client_app, num_nodes=_num_nodes(config), run_config=config.flat())
+    server_app = _server_app(options, "local")
+    simulate_in_process(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
+
+
+def _as_cohort(config: RunConfig, options: ServerOptions) -> None:
+    from client.app import app as client_app
+    from deploy.flower_runtime.cohort import simulate_as_cohort
+
+    server_app = _server_app(options, "cohort")
+    simulate_as_cohort(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
+
+
+def _in_processes(config: RunConfig, options: ServerOptions) -> None:
+    from deploy.flower_runtime.process_pool import simulate_in_processes
+
+    server_app = _server_app(options, "processes")
+    simulate_in_processes(server_app, "client.app:app", num_nodes=_num_nodes(config), run_config=config.flat())
 
 
 def _with_ray(config: RunConfig, options: ServerOptions) -> None:
     from client.app import app as client_app
     from deploy.flower_runtime.ray_simulation import simulate_with_ray
+
+    server_app = _server_app(options, "ray")
+    simulate_with_ray(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
+
+
+ENGINES = {"auto": _auto, "local": _in_process, "cohort": _as_cohort, "processes": _in_processes, "ray": _with_ray}
+"""`local` runs the clients in turn in this process: no start-up, least memory, and the same bits as every deployment.
+`processes` (ours) and `ray` (Flower's) spread them over the processors, with the same bits. `cohort` computes all
+clients of a phase at once, equal to the others up to rounding. `auto` chooses between `cohort` and `local`."""
+
+
+def _server_app(options: ServerOptions, engine: str) -> ServerApp:
     from server.app import build_server_app
 
-    simulate_with_ray(build_server_app(options), client_app, num_nodes=_num_nodes(config), run_config=config.flat())
-
-
-ENGINES = {"auto": _in_process, "local": _in_process, "ray": _with_ray}
-"""`local` runs the clients in turn in this process: no start-up, least memory, and the fastest for models whose
-clients take less than seconds; so `auto` means it. `ray` is Flower's simulation engine, on all processors."""
+    return build_server_app(replace(options, engine=engine))
 
 
 def _num_nodes(config: RunConfig) -> int:

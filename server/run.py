@@ -67,6 +67,7 @@ class ServerOptions:
         observer: told of the progress.
         min_clients: clients to wait for before the first round; None waits for all that the configuration names.
         connect_timeout: seconds to wait for them.
+        engine: what runs the clients, as environment.json shall say: an engine of the simulation, or `fleet`.
     """
 
     out: Path
@@ -74,6 +75,7 @@ class ServerOptions:
     observer: RunObserver = field(default_factory=SilentObserver)
     min_clients: int | None = None
     connect_timeout: float = 600.0
+    engine: str = "fleet"
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,9 @@ class Run:
     def _folder(self) -> RunFolder:
         if self.options.resume:
             return RunFolder.open_existing(self.options.resume, config=self.config)
-        return RunFolder.create(self.options.out, self.config, now=datetime.now().astimezone())
+        return RunFolder.create(
+            self.options.out, self.config, now=datetime.now().astimezone(), engine=self.options.engine
+        )
 
     def _evaluated_at_start(self, state: _State) -> _State:
         """Return the state with the adaptation curves of the initial model, if there are evaluations on the way."""

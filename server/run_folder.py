@@ -1,7 +1,7 @@
 """A run's folder: everything a run leaves, whole even after a crash.
 
 config.json            complete; `--config` reads it back
-environment.json       versions, platform and threads that the numbers came from
+environment.json       engine, versions, platform and threads that the numbers came from
 metrics.jsonl          one JSON object per round, flushed to disk round by round
 checkpoint.safetensors the last finished round (server/checkpoint.py); `--resume` starts from it
 clients.csv            one line per client: its adaptation curve
@@ -61,7 +61,7 @@ class RunFolder:
     _metrics: IO[bytes]
 
     @classmethod
-    def create(cls, out: Path, config: RunConfig, *, now: datetime) -> "RunFolder":
+    def create(cls, out: Path, config: RunConfig, *, now: datetime, engine: str = "fleet") -> "RunFolder":
         """Make `<out>/<YYYYmmdd-HHMMSS>-<name>` (with a number behind it if that exists) and describe the run in it.
 
         Raises:
@@ -69,7 +69,9 @@ class RunFolder:
         """
         path = _make_unique(out, f"{now:%Y%m%d-%H%M%S}-{config.name}")
         write_text(path / CONFIG, config.to_json())
-        write_json(path / ENVIRONMENT, {"started": now.isoformat(timespec="seconds"), **environment()})
+        write_json(
+            path / ENVIRONMENT, {"started": now.isoformat(timespec="seconds"), "engine": engine, **environment()}
+        )
         with writing(path / METRICS):
             return cls(path, config, (path / METRICS).open("ab", buffering=0))
 
