@@ -43,15 +43,18 @@ class Options:
     out: Path
 
 
-def parse_options(description: str, *, repeats: int = 7, clock: str = "cpu") -> Options:
-    """Return the options of the command line, with torch's threads set accordingly."""
-    parser = argparse.ArgumentParser(description=description)
+def parse_options(
+    description: str, *, repeats: int = 7, clock: str = "cpu", arguments: Sequence[str] | None = None
+) -> Options:
+    """Return the options of the command line (or of `arguments`), with torch's threads set accordingly."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=formatter)
     parser.add_argument("--quick", action="store_true", help="fewer points and repeats, under 30 s")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--clock", choices=CLOCKS, default=clock, help="process CPU time, or wall time")
     parser.add_argument("--repeats", type=int, default=0, help=f"turns for each variant ({repeats}; quick: 3)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the JSON")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     turns = given.repeats or (3 if given.quick else repeats)
     return Options(given.quick, given.threads, given.clock, turns, given.out)

@@ -6,7 +6,7 @@ p - α g in the module. Its bookkeeping (copies of the module tree at each clone
 so that the numbers here favor it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's own documentation uses
@@ -44,7 +44,7 @@ def learn2learn(problem: Problem, batches: MetaBatches, inner_lr: float) -> Comp
     slots = [(module._parameters, name) for module in model.modules() for name in module._parameters]
     slots = [(table, name) for table, name in slots if table[name] is not None]
 
-    def put(point: list[Tensor]) -> None:
+    def put(point: Sequence[Tensor]) -> None:
         for (table, name), tensor in zip(slots, point, strict=True):
             table[name] = tensor  # type: ignore[assignment]
 

@@ -82,15 +82,14 @@ class Problem:
     params: Params
     task: TaskInfo
 
-    def batches(self, num_inner: int, *, coupled: bool = True, size: int = BATCH_SIZE) -> MetaBatches:
+    def batches(self, num_inner: int, *, coupled: bool = True, size: int = BATCH_SIZE, seed: int = 0) -> MetaBatches:
         """Return ν inner batches of noise, an outer one, and Hessian batches (the inner ones where coupled)."""
-        dtype = next(iter(self.params.values())).dtype
-        inner = tuple(self._batch(size, dtype, "inner", j) for j in range(num_inner))
-        hessian = inner if coupled else tuple(self._batch(size, dtype, "hessian", j) for j in range(num_inner))
-        return MetaBatches(inner, self._batch(size, dtype, "outer", 0), hessian)
+        inner = tuple(self._batch(size, seed, "inner", j) for j in range(num_inner))
+        hessian = inner if coupled else tuple(self._batch(size, seed, "hessian", j) for j in range(num_inner))
+        return MetaBatches(inner, self._batch(size, seed, "outer", 0), hessian)
 
-    def _batch(self, size: int, dtype: torch.dtype, kind: str, number: int) -> Batch:
-        generator = torch_generator(0, "benchmark", kind, number)
+    def _batch(self, size: int, seed: int, kind: str, number: int) -> Batch:
+        generator, dtype = torch_generator(seed, "benchmark", kind, number), next(iter(self.params.values())).dtype
         inputs = torch.randn(size, *self.task.input_shape, generator=generator).to(dtype)
         return Batch(inputs, torch.randint(0, CLASSES, (size,), generator=generator))
 

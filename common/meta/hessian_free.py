@@ -52,7 +52,7 @@ def default_delta(dtype: torch.dtype, displacement: str = "normalized") -> float
     """Return the δ that balances truncation against rounding, as measured by benchmarks/hessian_free_error.py."""
     if displacement == "relative":
         return 1e-7 if dtype == torch.float64 else 1e-4
-    return 1e-4 if dtype == torch.float64 else 1e-2
+    return 1e-5 if dtype == torch.float64 else 1e-3
 
 
 def hessian_free(

@@ -1,0 +1,70 @@
+"""Peak memory of one meta-gradient: resident set above what it was before the call, each in a fresh process.
+
+python -m benchmarks.peak_memory [--quick]
+"""
+
+import json
+import sys
+from functools import partial
+
+import torch
+
+from benchmarks.harness import Report, in_fresh_process, parse_options, peak_memory
+from benchmarks.meta_gradient import BEST_OF, INNER_LR, OURS
+from benchmarks.peers import PEERS
+from benchmarks.problems import problem
+from common.config import MethodConfig
+from common.meta.estimators import ESTIMATORS
+from common.params import num_bytes
+
+MIB = 2**20
+CASES = {"cnn": (1, 5, 20), "resnet18": (1, 5, 20), "mlp-wide": (5, 20)}
+QUICK_CASES = {"cnn": (1, 5)}
+MEASURED = ("naive", *BEST_OF, *OURS)
+
+
+def measured_here(network: str, nu: int, name: str) -> float:
+    """Return MiB that one meta-gradient takes beyond parameters and batches, in this process."""
+    given = problem(network)
+    if name in PEERS:
+        return peak_memory(PEERS[name](given, given.batches(nu), INNER_LR)) / MIB
+    estimator, coupled, changes = OURS[name]
+    method = MethodConfig(num_inner_steps=nu, inner_lr=INNER_LR, estimator=estimator, **changes)  # type: ignore[arg-type]
+    batches = given.batches(nu, coupled=coupled)
+    return peak_memory(partial(ESTIMATORS[estimator].build(given.loss, method), given.params, batches)) / MIB
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one"]:
+        torch.set_num_threads(1)
+        network, nu, name = sys.argv[2:]
+        print(json.dumps(measured_here(network, int(nu), name)))
+        return
+    options = parse_options(__doc__ or "")
+    report = Report.start("peak_memory", options)
+    for network, nus in (QUICK_CASES if options.quick else CASES).items():
+        found = {
+            (name, nu): in_fresh_process("benchmarks.peak_memory", "--one", network, str(nu), name)
+            for name in MEASURED
+            for nu in nus
+        }
+        rows: list[list[object]] = [[name, *(found[name, nu] for nu in nus)] for name in MEASURED]
+        for name in ("exact fresh", "unrolled low", "unrolled"):
+            best = [min(found[peer, nu] for peer in BEST_OF) for nu in nus]
+            rows.append([f"{name} / best peer", *(found[name, nu] / low for nu, low in zip(nus, best, strict=True))])
+        vector = num_bytes(problem(network).params) / MIB
+        report.add(
+            f"{network}: MiB (one parameter vector: {vector:.1f})", ["variant", *(f"ν={nu}" for nu in nus)], rows
+        )
+        first, last = nus[-2], nus[-1]
+        growth: list[list[object]] = []
+        for name in MEASURED:
+            beyond = found[name, last] - found[name, first] - (last - first) * vector
+            growth.append([name, found[name, last] - found[name, first], beyond / found[name, first]])
+        title = f"{network}: growth from ν={first} to {last}, and its part beyond {last - first} parameter vectors"
+        report.add(title, ["variant", "MiB", "beyond / MiB at the smaller ν"], growth)
+    report.write(inner_lr=INNER_LR, batch_size=40)
+
+
+if __name__ == "__main__":
+    main()
