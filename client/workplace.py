@@ -9,9 +9,10 @@ from torch import nn
 
 from common.config import ModelConfig, RunConfig, Scalar
 from common.data import load_federation
-from common.data.private import load_private
+from common.data.preparation import Preparation
+from common.data.private import Membership, load_private
 from common.errors import ConfigError
-from common.examples import ClientData, Examples, TaskInfo
+from common.examples import ClientData, Examples, Group, TaskInfo
 from common.meta.compile_choice import settle_compile
 from common.models import build_model
 from common.settings import Settings
@@ -32,6 +33,7 @@ class Workplace:
         training_loss: in training mode, dropout masks following the batch.
         adaptation_loss: in evaluation mode.
         masks: whether the training loss draws dropout masks.
+        preparation: how a private table's columns became the inputs; None where nothing was changed.
     """
 
     config: RunConfig
@@ -41,6 +43,7 @@ class Workplace:
     training_loss: LossFn
     adaptation_loss: LossFn
     masks: bool
+    preparation: Preparation | None = None
 
 
 def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar], settings: Settings) -> Workplace:
@@ -58,8 +61,10 @@ def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar
 def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workplace:
     config = _config(run_items)
     node_config = dict(node_items)
-    if (spec := node_config.get("data")) is not None:
-        (task, data), num_here = load_private(str(spec), config, settings), 1
+    preparation = None
+    if "data" in node_config:
+        client, num_here = load_private(_membership(node_config), config, settings), 1
+        task, data, preparation = client.task, client.data, client.preparation
     else:
         (task, data), num_here = _simulated_client(config, node_config, settings), config.data.num_clients
     data = _on_device(data, settings.device)
@@ -67,7 +72,16 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
     masks = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training_model.modules())
     training_loss = make_loss(training_model, task)
     config = settle_compile(config, training_loss, num_here)
-    return Workplace(config, task, data, model, training_loss, make_loss(model, task), masks)
+    return Workplace(config, task, data, model, training_loss, make_loss(model, task), masks, preparation)
+
+
+def _membership(node_config: Mapping[str, Scalar]) -> Membership:
+    """Return who a deployed client is, by `data`, `client-id` and `group` of its node's configuration."""
+    group = node_config.get("group")
+    if group not in (None, "participating", "new"):
+        raise ConfigError(f"Expected group=participating or group=new in this node's configuration, got {group!r}.")
+    groups: dict[Scalar | None, Group] = {"participating": "participating", "new": "new"}
+    return Membership(str(node_config["data"]), str(node_config.get("client-id", "")), groups.get(group))
 
 
 @lru_cache(maxsize=8)

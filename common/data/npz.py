@@ -184,7 +184,7 @@ def _task(path: Path, arrays: Arrays, input_shape: tuple[int, ...]) -> TaskInfo:
     names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else tuple(map(str, range(num_classes)))
     if len(names) < num_classes:
         raise DataError(
-            f"expected class numbers below {len(names)}, the length of class_names in {path}, but the largest is "
-            f"{num_classes - 1}; name every class"
+            f"expected class numbers below {len(names)}, the length of class_names in {path}, but some are beyond; "
+            "name every class"
         )
     return TaskInfo(kind, tuple(input_shape), len(names), names)

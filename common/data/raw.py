@@ -86,7 +86,7 @@ def as_targets(targets: Array, what: str) -> tuple[TaskKind, Array]:
     if targets.ndim != 1 or (len(targets) and targets.min() < 0):
         raise DataError(
             f"expected {what} to be class numbers from 0, of shape [N], but got shape {list(targets.shape)}"
-            + (f" and a smallest value of {targets.min()}" if targets.size else "")
+            + (f" with {int((targets < 0).sum())} values below 0" if targets.size else "")
             + "; number the classes from 0"
         )
     return "classification", targets.astype(np.int64)
