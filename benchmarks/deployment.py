@@ -90,7 +90,7 @@ class Session:
     def close(self):
         self.over.set()
         self.sampler.join()
-        for process in reversed(self.started.values()):
+        for process in reversed(list(self.started.values())):
             for number in (signal.SIGTERM, signal.SIGKILL):
                 try:
                     os.killpg(process.pid, number)
@@ -103,17 +103,19 @@ class Session:
     def _sample(self):
         page = os.sysconf("SC_PAGE_SIZE") / 1e6
         while not self.over.wait(0.25):
-            resident = {}
+            parents, resident = {}, {}
             for entry in Path("/proc").glob("[0-9]*"):
                 try:
                     fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                    pages = int((entry / "statm").read_text().split()[1])
+                    parents[int(entry.name)], resident[int(entry.name)] = int(fields[1]), int(fields[21]) * page
                 except (OSError, IndexError):
                     continue
-                session = int(fields[3])
-                resident[session] = resident.get(session, 0.0) + pages * page
             for name, process in self.started.copy().items():
-                self.peaks[name] = max(self.peaks.get(name, 0.0), resident.get(process.pid, 0.0))
+                family = {process.pid}
+                while more := {pid for pid, parent in parents.items() if parent in family} - family:
+                    family |= more
+                held = sum(resident.get(pid, 0.0) for pid in family)
+                self.peaks[name] = max(self.peaks.get(name, 0.0), held)
 
 
 def measure_direct(case, folder):

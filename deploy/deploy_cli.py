@@ -140,7 +140,10 @@ def client_command(  # noqa: PLR0913 - one parameter per option
     server: Annotated[str, typer.Option(help="the server's address", metavar="HOST:PORT")],
     data: Annotated[
         str,
-        typer.Option(help="this client's data: npz:FILE, module:function, or digits#3/20 for trials", metavar="SPEC"),
+        typer.Option(
+            help="this client's data: csv:, parquet:, npz: or images:PATH, python:module:function, or digits#3/20",
+            metavar="SPEC",
+        ),
     ],
     name: Annotated[str, typer.Option(help="this client's stable name", metavar="NAME")],
     root_certificates: Annotated[
