@@ -106,7 +106,11 @@ def main():
                 done.append(in_fresh_process("benchmarks.engines", "measure", engine, model, str(num_rounds)))
         best = {engine: {key: min(run[key] for run in done) for key in done[0]} for engine, done in runs.items()}
         rows = [[engine, numbers["start"], numbers["round"], numbers["memory"]] for engine, numbers in best.items()]
-        report.add(model, ["engine", "first round done (s)", "s per round", "MiB of all processes"], rows)
+        report.add(
+            f"{model}, best of {repeats} run(s)",
+            ["engine", "first round done (s)", "s per round", "MiB of all processes"],
+            rows,
+        )
     report.write()
 
 
