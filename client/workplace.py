@@ -102,11 +102,12 @@ def _simulated_client(
     """Return the slice of the run's data source that Flower's partition id names."""
     total = config.data.num_clients + config.data.num_new_clients
     partition = node_config.get("partition-id")
-    if not isinstance(partition, int) or not 0 <= partition < total:
+    num_partitions = node_config.get("num-partitions", total)
+    if not isinstance(partition, int) or not 0 <= partition < total or num_partitions != total:
         raise ConfigError(
-            f"Expected partition-id from 0 to {total - 1} in this node's configuration (data.num-clients="
+            f"Expected partition-id from 0 to {total - 1} of {total} in this node's configuration (data.num-clients="
             f"{config.data.num_clients} participating and data.num-new-clients={config.data.num_new_clients} new), "
-            f"got {partition!r}. Start as many nodes as there are clients: num-supernodes={total}."
+            f"got {partition!r} of {num_partitions!r}. Start as many nodes as there are clients: num-supernodes={total}."
         )
     dtype = getattr(torch, config.model.dtype)
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)

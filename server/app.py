@@ -12,14 +12,16 @@ def build_server_app(options: ServerOptions | None = None) -> ServerApp:
     """Return a ServerApp that conducts one run.
 
     Args:
-        options: where to write and whom to tell; None writes to the folder of the environment's settings, silently.
+        options: where to write and whom to tell; None, as under `flwr run`, writes to the folder of the environment's
+            settings, silently, and gives clients two minutes to connect.
     """
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         config = RunConfig.parse(context.run_config)
-        Run(grid, config, options or ServerOptions(out=process_settings().out)).conduct()
+        defaults = ServerOptions(out=process_settings().out, connect_timeout=120.0)
+        Run(grid, config, options or defaults).conduct()
 
     return server_app
 
