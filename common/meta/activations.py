@@ -32,7 +32,8 @@ class Activation:
 
 
 def _elu(z: Tensor) -> Tensor:
-    return z.clamp(max=0).exp_().sub_(1).add_(z.clamp(min=0))
+    below = z.clamp(max=0).exp_().sub_(1)
+    return torch.maximum(below, z, out=below)  # exp(z) - 1 lies above z, and at 0 for the others
 
 
 def _gelu_slope(z: Tensor, _: Tensor) -> Tensor:

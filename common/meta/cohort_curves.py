@@ -68,7 +68,7 @@ def outputs_through_products(
         if step < num_steps:
             tape = rest.tape(upper, CohortBatch(values[:, :size], support.targets, support.weights), curvature=False)
             slope = first.activation.slope(sums[:, :size], values[:, :size])
-            sums = torch.baddbmm(sums, products, tape.input_gradient().mul_(slope), alpha=-step_size)
+            sums.baddbmm_(products, tape.input_gradient().mul_(slope), alpha=-step_size)
             upper = tape.descend(step_size)
 
 

@@ -126,7 +126,7 @@ class DenseTape:
                 tape._values.append(layer.activation.value(tape._sums[-1]))
                 tape._slopes.append(layer.activation.slope(tape._sums[-1], tape._values[-1]))
         if is_classification:
-            tape._probabilities = tape._sums[-1].softmax(2)
+            tape._probabilities = _softmax(tape._sums[-1])
         return tape
 
     def backward(self, *, keep_products: bool) -> None:
@@ -230,6 +230,12 @@ class DenseTape:
             return moved * weights
         scaled = self._probabilities * moved
         return scaled.addcmul_(self._probabilities, scaled.sum(2, keepdim=True), value=-1).mul_(weights)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Return the softmax over the last dimension; torch's own is slow where that is as short as a list of classes."""
+    powers = (scores - scores.amax(2, keepdim=True)).exp_()
+    return powers.div_(powers.sum(2, keepdim=True))
 
 
 def _linear(params: Stacked, layer: DenseLayer, inputs: Tensor) -> Tensor:

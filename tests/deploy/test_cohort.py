@@ -145,6 +145,15 @@ def test_adaptation_curves_are_those_of_the_local_engine(changes, said):
     assert said.text == ""
 
 
+def test_two_runs_are_the_same_to_the_last_bit():
+    """Rounding differs from the engine `local`, and from nothing else."""
+    config = CONFIG.updated({"model.dtype": "float32"})
+
+    first, second = (replies(CohortGrid, config, TrainRequest, "train") for _ in range(2))
+
+    assert [first[node].content["arrays"] == second[node].content["arrays"] for node in first] == [True] * 8
+
+
 def test_small_memory_means_several_computations(monkeypatch):
     """Chunks change nothing that is not rounding."""
     monkeypatch.setitem(client.cohort.MEMORY, "cpu", 1)
