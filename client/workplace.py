@@ -107,7 +107,7 @@ def _simulated_client(
         raise ConfigError(
             f"Expected partition-id from 0 to {total - 1} of {total} in this node's configuration (data.num-clients="
             f"{config.data.num_clients} participating and data.num-new-clients={config.data.num_new_clients} new), "
-            f"got {partition!r} of {num_partitions!r}. Start as many nodes as there are clients: num-supernodes={total}."
+            f"got {partition!r} of {num_partitions!r}. Start a node for each client: num-supernodes={total}."
         )
     dtype = getattr(torch, config.model.dtype)
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
