@@ -111,7 +111,7 @@ def simulate_command(
 
     Without options: 20 clients and 10 new ones on handwritten digits that come with scikit-learn, ν = 1.
 
-    Later ones win: defaults, --config, flags, --set.
+    Later ones win: defaults, --config, --method, flags, --set.
     """
     from common.settings import process_settings
     from deploy.simulate import check_resumable, find_engine, prepare, simulate
@@ -157,6 +157,17 @@ def estimators() -> None:
     from common.meta.estimators import ESTIMATORS
 
     _list("estimator", {name: estimator.summary for name, estimator in ESTIMATORS.items()})
+
+
+@app.command()
+def methods() -> None:
+    """List the methods for --method: presets of options, which flags and --set can change."""
+    from common.methods import METHODS
+
+    table = Table("method", "description", "source", box=None, pad_edge=False)
+    for name, method in METHODS.items():
+        table.add_row(Text(name), Text(method.summary), Text(method.source))
+    stdout_console().print(table)
 
 
 @app.command()

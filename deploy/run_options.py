@@ -1,4 +1,4 @@
-"""From what was typed to a `RunConfig`: defaults, then --config, then flags, then --set."""
+"""From what was typed to a `RunConfig`: defaults, then --config, then --method, then flags, then --set."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import typer
 
 from common.config import RunConfig, Scalar, option_descriptions, to_kebab
 from common.errors import ConfigError
+from common.methods import METHODS, find_method
 from deploy.option_groups import option
 
 FLAGS = {
@@ -51,6 +52,7 @@ class RunOptions:
 
     Attributes:
         config_file: of --config; None without it.
+        method: of --method; None without it.
         flags: flag -> value as typed, e.g. `{"inner-lr": "0.1"}`.
         assignments: of --set, `key=value` each.
     """
@@ -58,17 +60,25 @@ class RunOptions:
     config_file: Path | None = None
     flags: Mapping[str, str] = field(default_factory=dict)
     assignments: Sequence[str] = ()
+    method: str | None = None
 
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
-        """Return the flags of `FLAGS`, --config and --set; values stay as typed, so that one place judges them."""
+        """Return --method, the flags of `FLAGS`, --config and --set; values stay as typed: one place judges them."""
         config = typer.Option("--config", help="JSON or TOML file of options, e.g. a run's config.json", metavar="FILE")
         assignment = typer.Option(
             "--set",
             help="any option, e.g. method.hessian-batch-size=40; `nufed options` lists them",
             metavar="KEY=VALUE",
         )
+        method = typer.Option(
+            "--method",
+            help=f"preset below the other flags: {', '.join(METHODS)}; `nufed methods` says what they are",
+            metavar="NAME",
+            rich_help_panel=_PANELS["method"],
+        )
         return [
+            option("method", str | None, None, method),
             *(_flag_parameter(flag, key) for flag, key in FLAGS.items()),
             option("config", Path | None, None, config),
             option("assignments", list[str] | None, None, assignment),
@@ -79,18 +89,20 @@ class RunOptions:
         """Return what was typed."""
         flags = {flag: values[flag.replace("-", "_")] for flag in FLAGS}
         given = {flag: value for flag, value in flags.items() if value is not None}
-        return cls(values["config"], given, tuple(values["assignments"] or ()))
+        return cls(values["config"], given, tuple(values["assignments"] or ()), values["method"])
 
     def resolve(self, base: RunConfig | None = None) -> RunConfig:
-        """Return the run's configuration; later ones win: `base` or defaults, --config, flags, --set.
+        """Return the run's configuration; later ones win: `base` or defaults, --config, --method, flags, --set.
 
         Raises:
-            ConfigError: an option is unknown or out of range, a file cannot be read, or a flag and --set disagree.
+            ConfigError: a method or option is unknown, a value is out of range, a file cannot be read, or a flag and
+                --set disagree.
         """
         config = RunConfig.load(self.config_file) if self.config_file else base or RunConfig()
+        preset = find_method(self.method).options() if self.method else {}
         changes = self.changes()
         try:
-            return config.updated(changes)
+            return config.updated({**preset, **changes})
         except ConfigError as error:
             raise ConfigError(self._in_flags(str(error))) from error
 

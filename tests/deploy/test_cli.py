@@ -7,6 +7,7 @@ import pytest
 
 from common.config import RunConfig, option_descriptions
 from common.errors import RunError
+from common.methods import METHODS
 from deploy import cli
 from deploy.cli import main
 from deploy.terminal import JsonObserver, TerminalObserver
@@ -164,6 +165,7 @@ def test_a_complete_run_goes_on_with_more_rounds(tmp_path):
         ("models", ["mlp", "cnn", "linear", "module:function"]),
         ("datasets", ["digits", "mnist", "npz:PATH", "quadratic"]),
         ("estimators", ["exact", "unrolled", "first-order", "hessian-free"]),
+        ("methods", list(METHODS)),
         ("options", list(option_descriptions())),
     ],
 )

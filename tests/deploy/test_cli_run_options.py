@@ -28,6 +28,22 @@ def test_defaults_give_way_to_the_file_the_file_to_flags_and_flags_to_set(tmp_pa
     assert (config.method.outer_batch_size, config.name) == (40, "mine")
 
 
+def test_a_method_stands_above_the_file_and_below_flags_and_set(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('[method]\nnum-inner-steps = 7\nestimator = "unrolled"\ninner-lr = 0.2\n')
+
+    preset = RunOptions(file, method="per-fedavg-fo").resolve().method
+    changed = RunOptions(file, {"estimator": "exact"}, ("method.num-inner-steps=2",), "per-fedavg-fo").resolve().method
+
+    assert (preset.num_inner_steps, preset.estimator, preset.inner_lr) == (1, "first-order", 0.2)
+    assert (changed.num_inner_steps, changed.estimator) == (2, "exact")
+
+
+def test_an_unknown_method_is_refused_naming_the_nearest():
+    with pytest.raises(ConfigError, match=r"Unknown method 'fedavgg' \(--method\)\. Did you mean 'fedavg'"):
+        RunOptions(method="fedavgg").resolve()
+
+
 def test_a_runs_own_config_file_gives_that_run(tmp_path):
     config = RunConfig().replace(seed=5, data__source="sinusoid", model__hidden_sizes="")
     (tmp_path / "config.json").write_text(config.to_json())
