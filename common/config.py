@@ -133,7 +133,7 @@ class MethodConfig(_Section):
         description="share of the support split kept for outer batches alone; 0 draws both from all of it",
     )
     hessian_free_delta: float = Field(
-        0.0, ge=0, le=10, description="size of the displacement; 0 takes the default of its kind and precision"
+        0.0, ge=0, le=10, description="size of the displacement; 0 takes the measured default"
     )
     hessian_free_displacement: Literal["normalized", "absolute", "relative"] = Field(
         "normalized",

@@ -10,6 +10,7 @@ from torch import nn
 from common.config import MethodConfig
 from common.errors import ConfigError
 from common.examples import Batch, TaskInfo
+from common.meta.cautions import Caution, caution
 from common.meta.differentiate import gradient, hessian_vector_product
 from common.meta.estimators import ESTIMATORS, find_estimator
 from common.meta.exact import exact
@@ -184,6 +185,83 @@ def test_absolute_displacement_moves_by_delta_times_the_direction():
 
     same = hessian_free(loss, inner_lr=ALPHA, difference=Difference(0.01 * norm(outer)))(params, batches)
     assert relative_difference(absolute.gradient, same.gradient) < 1e-10
+
+
+def test_forward_differences_converge_at_order_one_in_the_displacement():
+    loss, params, shape = model_problem("mlp")
+    batches = random_batches(2, shape, coupled=True)
+    oracle = oracles.unrolled_meta_gradient(loss, params, batches.inner, batches.outer, ALPHA)
+
+    errors = [
+        relative_difference(
+            hessian_free(loss, inner_lr=ALPHA, difference=Difference(delta, sides="forward"))(params, batches).gradient,
+            oracle,
+        )
+        for delta in (1e-2, 1e-3, 1e-4)
+    ]
+
+    assert [coarse / fine for coarse, fine in itertools.pairwise(errors)] == pytest.approx([10, 10], rel=0.1)
+
+
+@pytest.mark.parametrize(("coupled", "gradients"), [(True, 7), (False, 10)])
+def test_forward_differences_reuse_the_inner_gradients_of_coupled_batches(coupled, gradients):
+    loss, params, shape = model_problem("mlp")
+    counting, difference = CountingLoss(loss), Difference(sides="forward")
+
+    estimate = hessian_free(counting, inner_lr=ALPHA, difference=difference)(
+        params, random_batches(3, shape, coupled=coupled)
+    )
+
+    assert (counting.evaluations, estimate.costs) == (gradients, Costs(gradients))
+
+
+def test_relative_displacement_is_measured_in_the_norm_of_the_parameters():
+    loss, params, shape = model_problem("mlp")
+    batches = random_batches(1, shape, coupled=True)
+
+    relative = hessian_free(loss, inner_lr=ALPHA, difference=Difference(0.01, "relative"))(params, batches)
+
+    same = Difference(0.01 * (1 + norm(params)))
+    expected = hessian_free(loss, inner_lr=ALPHA, difference=same)(params, batches)
+    assert relative_difference(relative.gradient, expected.gradient) < 1e-10
+
+
+def test_float64_differences_of_a_float32_relu_network_are_right_to_float32():
+    model = mlp(nn.ReLU).float()
+    loss, params = make_loss(model, TaskInfo("classification", (1, 3, 3), 4)), model_params(model)
+    double = random_batches(2, (1, 3, 3), coupled=True)
+    inner = tuple(Batch(batch.inputs.float(), batch.targets) for batch in double.inner)
+    batches = MetaBatches(inner, Batch(double.outer.inputs.float(), double.outer.targets), inner)
+    difference = Difference(displacement="relative", dtype="float64")
+
+    estimate = hessian_free(loss, inner_lr=ALPHA, difference=difference)(params, batches)
+
+    oracle = exact(loss, inner_lr=ALPHA)(params, batches).gradient
+    assert relative_difference(estimate.gradient, oracle) < 1e-5
+    assert all(tensor.dtype == torch.float32 for tensor in estimate.gradient.values())
+
+
+def test_float32_differences_across_kinks_are_said_once():
+    caution.cache_clear()
+    loss = make_loss(mlp(nn.ReLU).float(), TaskInfo("classification", (1, 3, 3), 4))
+
+    with pytest.warns(Caution, match="kinks of ReLU") as said:
+        hessian_free(loss, inner_lr=ALPHA)
+    hessian_free(loss, inner_lr=ALPHA)  # a second warning would be an error here
+
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype"), [(mlp().float(), "same"), (mlp(nn.ReLU), "same"), (mlp(nn.ReLU).float(), "float64")]
+)
+def test_smooth_models_and_float64_raise_no_caution(model, dtype):
+    caution.cache_clear()
+    loss = make_loss(model, TaskInfo("classification", (1, 3, 3), 4))
+
+    estimator = hessian_free(loss, inner_lr=ALPHA, difference=Difference(dtype=dtype))
+
+    assert callable(estimator)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "unrolled", "hessian-free"])
