@@ -1,6 +1,7 @@
 """The ClientApp: answers who it is, trains τ meta steps, and reports adaptation curves.
 
-Nothing but model arrays and aggregate metrics leaves a client.
+Nothing but model arrays and aggregate metrics leaves a client. Of the model that a run ends with, a client may keep its
+adapted copy (node configuration `personal-model`).
 """
 
 import time
@@ -9,6 +10,8 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.discretion import discreet
+from client.personal_model import personal_path, personalize_after_run
 from client.personalize import adaptation_curves
 from client.train_reply import train_reply
 from client.workplace import Workplace, workplace
@@ -21,14 +24,17 @@ app = ClientApp()
 
 
 @app.query()
+@discreet
 def describe(message: Message, context: Context) -> Message:
     """Answer who this client is and how much data it has."""
     data = _workplace(context).data
+    personal_path(context.node_config)
     sizes = len(data.support), len(data.validation), len(data.test)
     return Message(ClientDescription(data.client_id, data.group, *sizes).to_records(), reply_to=message)
 
 
 @app.train()
+@discreet
 def train(message: Message, context: Context) -> Message:
     """Answer with the client's model after τ meta steps."""
     started = time.perf_counter()
@@ -42,10 +48,14 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
+@discreet
 def evaluate(message: Message, context: Context) -> Message:
     """Answer with the adaptation curves of the server's model on this client's held-out data."""
     place, request = _workplace(context), EvaluateRequest.from_records(message.content)
-    curves = adaptation_curves(place, _on_device(request.params))
+    params = _on_device(request.params)
+    curves = adaptation_curves(place, params)
+    if request.final and (path := personal_path(context.node_config)):
+        personalize_after_run(place, params, path)
     return Message(EvaluateReply(len(place.data.test), curves).to_records(), reply_to=message)
 
 

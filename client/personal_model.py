@@ -1,0 +1,252 @@
+"""A client's personal model: the run's final model, adapted to the client's support split, kept in a file of its own.
+
+The file (safetensors) holds the parameters and, as JSON, all that is needed to use them and to repeat them: the run's
+options, steps and step size, the client's name, how a table's columns are prepared, the hash of the model that it
+was made of, and loss and accuracy before and after on the held-out test split. It holds no example and no label.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from client.personalize import adapted_points
+from client.workplace import Workplace
+from common import __version__
+from common.config import RunConfig, Scalar
+from common.data.preparation import Preparation
+from common.durable_file import read_tensors, write_tensors
+from common.errors import ConfigError, ModelError, RunError, WireError
+from common.examples import TaskInfo
+from common.params import Params, model_params
+from common.task import judge, with_params
+from common.wire import check_params
+
+PERSONAL_FORMAT = "nufed-personal-1"
+
+_PREDICTED_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How good a model is on the test split: mean loss, and accuracy in [0, 1] (None for regression)."""
+
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class PersonalModel:
+    """A model adapted to one client.
+
+    Attributes:
+        params: after the last step.
+        config: the run's options, with those of the adaptation that was made.
+        task: what the model is for.
+        client_id: whose it is.
+        before: the run's model, on the client's test split.
+        after: the personal model, on the same examples.
+        num_support: examples adapted to.
+        num_test: examples judged on.
+        base_hash: SHA-256 of the run's model.
+        preparation: how a table's columns become inputs; None where nothing is changed.
+    """
+
+    params: Params
+    config: RunConfig
+    task: TaskInfo
+    client_id: str
+    before: Judged
+    after: Judged
+    num_support: int
+    num_test: int
+    base_hash: str
+    preparation: Preparation | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of fine-tuning steps made."""
+        return self.config.evaluation.num_adapt_steps
+
+    @property
+    def step_size(self) -> float:
+        """Return the step size of the fine-tuning."""
+        return self.config.evaluation.adapt_lr or self.config.method.inner_lr
+
+
+def personalize(place: Workplace, params: Mapping[str, Tensor]) -> PersonalModel:
+    """Return the model after S plain gradient steps on the support split, judged before and after on the test split.
+
+    Args:
+        place: the client; its configuration says S, step size and batch size (`evaluation`).
+        params: the run's model.
+
+    Raises:
+        ModelError: the model does not fit the run's options, or adaptation diverges.
+    """
+    check_fits(params, place.model)
+    point = dict(params)
+    for point in adapted_points(place, params):  # noqa: B007 - the last one is wanted
+        pass
+    test = place.data.test.as_batch()
+    before, after = (Judged(*judge(place.model, place.task, each, test)) for each in (params, point))
+    personal = PersonalModel(
+        params=point,
+        config=place.config,
+        task=place.task,
+        client_id=place.data.client_id,
+        before=before,
+        after=after,
+        num_support=len(place.data.support),
+        num_test=len(test.targets),
+        base_hash=hash_params(params),
+        preparation=place.preparation,
+    )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in point.values()):
+        raise ModelError(
+            f"expected fine-tuning to stay finite, but after {personal.num_steps} steps of size "
+            f"{personal.step_size:g} it is not; lower the step size (--lr, evaluation.adapt-lr)"
+        )
+    return personal
+
+
+def personalize_after_run(place: Workplace, params: Mapping[str, Tensor], path: Path) -> PersonalModel:
+    """Adapt the final model of a run and leave the personal model at `path`, whole or not at all.
+
+    Raises:
+        ModelError: as `personalize`.
+        RunError: the file cannot be written.
+    """
+    personal = personalize(place, params)
+    save_personal_model(path, personal)
+    return personal
+
+
+def personal_path(node_config: Mapping[str, Scalar]) -> Path | None:
+    """Return where a deployed client keeps its personal model; None where it keeps none.
+
+    Raises:
+        ConfigError: the folder does not exist, which is better known before the run than after it.
+    """
+    if (given := node_config.get("personal-model")) is None:
+        return None
+    path = Path(str(given)).expanduser()
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(
+            f"Expected --personal-model to name a file in a folder that exists, got {path}. Make the folder, or name "
+            "another file."
+        )
+    return path
+
+
+def save_personal_model(path: Path, model: PersonalModel) -> None:
+    """Write a personal model; a crash leaves the file as it was.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    evaluation = model.config.evaluation
+    metadata = {
+        "format": PERSONAL_FORMAT,
+        "version": __version__,
+        "config": model.config.model_dump(by_alias=True),
+        "task": {**vars(model.task), "class_names": list(model.task.class_names)},
+        "client": model.client_id,
+        "steps": model.num_steps,
+        "step_size": model.step_size,
+        "batch_size": evaluation.adapt_batch_size,
+        "before": vars(model.before),
+        "after": vars(model.after),
+        "num_support": model.num_support,
+        "num_test": model.num_test,
+        "base_sha256": model.base_hash,
+        "preparation": model.preparation.to_json() if model.preparation else None,
+    }
+    write_tensors(path, model.params, metadata)
+
+
+def load_personal_model(path: Path) -> PersonalModel:
+    """Read a personal model back.
+
+    Raises:
+        RunError: the file is absent, torn or no personal model.
+    """
+    params, stored = read_tensors(path)
+    if stored.get("format") != PERSONAL_FORMAT:
+        raise RunError(
+            f"Expected a personal model of format {PERSONAL_FORMAT} in {path}, but found {stored.get('format')!r}. "
+            "Make one with `nufed personalize`."
+        )
+    try:
+        return PersonalModel(
+            params=params,
+            config=RunConfig.parse(stored["config"]),
+            task=_task(stored["task"]),
+            client_id=str(stored["client"]),
+            before=_judged(stored["before"]),
+            after=_judged(stored["after"]),
+            num_support=int(stored["num_support"]),
+            num_test=int(stored["num_test"]),
+            base_hash=str(stored["base_sha256"]),
+            preparation=Preparation.from_json(stored["preparation"]) if stored["preparation"] else None,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"Expected the metadata of a personal model in {path}, but it is incomplete ({error!r}). Make the model "
+            "again with `nufed personalize`."
+        ) from error
+
+
+@torch.no_grad()
+def predict(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Return class probabilities [N, K], or predicted values [N, K], of a model in evaluation mode.
+
+    Args:
+        model: its own parameters are not used.
+        task: decides which of the two.
+        params: the model's parameters.
+        inputs: [N, *task.input_shape].
+    """
+    outputs_of = with_params(model)
+    outputs = torch.cat([outputs_of(params, part) for part in torch.split(inputs, _PREDICTED_AT_ONCE)])
+    return outputs.softmax(1) if task.kind == "classification" else outputs.reshape(len(inputs), -1)
+
+
+def check_fits(params: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse parameters that are not a finite model's of this architecture.
+
+    Raises:
+        ModelError: with the first difference.
+    """
+    try:
+        check_params(params, model_params(model), math.inf)
+    except WireError as error:
+        raise ModelError(
+            f"expected the parameters of a {type(model).__name__} as the run's options describe it, but {error}; give "
+            "the model and the options of one run"
+        ) from error
+
+
+def hash_params(params: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and contents, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        tensor = params[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _task(stored: Mapping[str, Any]) -> TaskInfo:
+    return TaskInfo(
+        stored["kind"], tuple(stored["input_shape"]), int(stored["num_outputs"]), tuple(stored["class_names"])
+    )
+
+
+def _judged(stored: Mapping[str, Any]) -> Judged:
+    return Judged(math.nan if stored["loss"] is None else float(stored["loss"]), stored["accuracy"])

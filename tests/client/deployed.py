@@ -1,0 +1,20 @@
+"""A deployed client without a network: its app, called with the messages that a server sends."""
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import app
+from common.wire import EvaluateRequest, TrainRequest
+
+
+def ask(kind, run, node_config, params=None, *, final=False):
+    """Return the client's reply to a `query`, `train` or `evaluate` message of a run with this configuration."""
+    if kind == "query":
+        content = RecordDict({"config": ConfigRecord()})
+    elif kind == "train":
+        content = TrainRequest(params, 1).to_records()
+    else:
+        content = EvaluateRequest(params, 1, final).to_records()
+    context = Context(1, 7, dict(node_config), RecordDict(), run.flat())
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    return app(message=Message(content, 7, kind), context=context)
