@@ -57,6 +57,7 @@ def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: Met
     losses: list[Tensor] = []
     growth, costs = next(iter(point.values())).new_zeros(len(trainees)), Costs()
     for step in range(method.num_local_steps):
+        kernel.start_step()
         estimate = meta_gradient(kernel, point, batches.draw(step), method)
         _descend_in_place(point, estimate.gradient, method.local_lr)
         losses.append(estimate.outer_losses)

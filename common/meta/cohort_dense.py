@@ -68,6 +68,30 @@ def _starts_flat(model: nn.Sequential) -> bool:
     return len(model) > 0 and type(model[0]) is nn.Flatten
 
 
+class _Buffers:
+    """Hands out memory for what a step leaves behind; holds it for the next step.
+
+    Weights of several clients are megabytes, which the allocator of the C library returns to the system at once; to
+    have them mapped in anew in each step takes as long as the products that fill them.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+        self._lent: list[Tensor] = []
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """Return memory of the tensor's shape and type, of any content."""
+        free = self._free.get((tensor.shape, tensor.dtype))
+        self._lent.append(free.pop() if free else torch.empty_like(tensor))
+        return self._lent[-1]
+
+    def take_back(self) -> None:
+        """Make all that was handed out available again."""
+        for tensor in self._lent:
+            self._free.setdefault((tensor.shape, tensor.dtype), []).append(tensor)
+        self._lent.clear()
+
+
 class DenseKernel:
     """Computes losses of m dense networks at once; holds their layers and what their outputs mean.
 
@@ -81,6 +105,13 @@ class DenseKernel:
         """Serve models of these layers."""
         self.layers = tuple(layers)
         self._task = task
+        self._buffers: _Buffers | None = None
+
+    def start_step(self) -> None:
+        """Let what earlier tapes returned be overwritten; without such calls nothing is."""
+        if self._buffers is None:
+            self._buffers = _Buffers()
+        self._buffers.take_back()
 
     def above_first_layer(self) -> "DenseKernel":
         """Return the kernel of the layers above the first, whose input is a_1."""
@@ -90,6 +121,7 @@ class DenseKernel:
         """Evaluate the losses at `params`, forward and backward down to the first layer."""
         tape = DenseTape.forward(self.layers, params, batch, is_classification=self._task.kind == "classification")
         tape.backward(keep_products=curvature)
+        tape.buffers = self._buffers
         return tape
 
     def outputs(self, params: Stacked, inputs: Tensor) -> Tensor:
@@ -102,7 +134,13 @@ class DenseKernel:
 
 
 class DenseTape:
-    """One forward and backward pass; holds activations a_l, slopes φ'(z_l), deltas δ_l and, for `contract`, δ_l W_l."""
+    """One forward and backward pass; holds activations a_l, slopes φ'(z_l), deltas δ_l and, for `contract`, δ_l W_l.
+
+    Attributes:
+        buffers: where results are put; None for new memory.
+    """
+
+    buffers: _Buffers | None = None
 
     def __init__(self, layers: tuple[DenseLayer, ...], params: Stacked, batch: CohortBatch) -> None:
         """Start an empty tape."""
@@ -158,7 +196,8 @@ class DenseTape:
         """Return ∇f_i."""
         result: Params = {}
         for layer, delta, value in zip(self._layers, self._deltas, self._values, strict=True):
-            result[layer.weight] = torch.bmm(delta.transpose(1, 2), value)
+            into = self._memory_like(self._params[layer.weight])
+            result[layer.weight] = torch.bmm(delta.transpose(1, 2), value, out=into)
             if layer.bias:
                 result[layer.bias] = delta.sum(1)
         return result
@@ -168,7 +207,8 @@ class DenseTape:
         result: Params = {}
         for layer, delta, value in zip(self._layers, self._deltas, self._values, strict=True):
             weight = self._params[layer.weight]
-            result[layer.weight] = torch.baddbmm(weight, delta.transpose(1, 2), value, alpha=-step_size)
+            into = self._memory_like(weight)
+            result[layer.weight] = torch.baddbmm(weight, delta.transpose(1, 2), value, alpha=-step_size, out=into)
             if layer.bias:
                 result[layer.bias] = torch.sub(self._params[layer.bias], delta.sum(1), alpha=step_size)
         return result
@@ -194,6 +234,9 @@ class DenseTape:
             if layer.bias:
                 direction[layer.bias].sub_(above.sum(1), alpha=step_size)
         return direction
+
+    def _memory_like(self, weight: Tensor) -> Tensor | None:
+        return self.buffers.like(weight) if self.buffers else None
 
     def _forward_along(self, direction: Stacked) -> tuple[list[Tensor], list[Tensor]]:
         """Return R{z_1} … R{z_L} and R{a_1} … R{a_{L-1}}; the inputs do not move."""

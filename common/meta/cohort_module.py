@@ -30,6 +30,9 @@ class ModuleKernel:
 
         self._losses = torch.vmap(one)
 
+    def start_step(self) -> None:
+        """Do nothing: autograd's results have memory of their own."""
+
     def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> "ModuleTape":
         """Evaluate the losses and their gradients at `params`; the weights are not read."""
         point = leaves(params)
