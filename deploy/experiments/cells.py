@@ -1,0 +1,139 @@
+"""A cell is one run of a suite: a configuration that decides its numbers, and a folder of its own.
+
+A finished cell is known by `done.json`; a folder without it was cut short and is run again from the start.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig
+from common.durable_file import write_json
+from common.errors import ConfigError, ModelError, RunError
+from common.meta.estimators import ESTIMATORS
+
+DONE = "done.json"
+HVP_COST = 2.4
+"""Gradients that a Hessian-vector product costs (algorithm.md §3)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite.
+
+    Attributes:
+        entry: key of the method in its setting.
+        config: the run's options, the seed among them.
+    """
+
+    entry: str
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """Return the name of the cell's folder; equal options give equal names, whatever the suite is called.
+
+        Options that have their default do not count, so that new options of NuFed leave names as they were.
+        """
+        defaults = RunConfig().flat()
+        changed = {key: value for key, value in self.config.flat().items() if value != defaults[key] and key != "name"}
+        digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+        return f"{self.entry}-{self.config.seed}-{digest}"
+
+    @property
+    def weight(self) -> float:
+        """Return about how long the run takes, in an arbitrary unit: gradients of all rounds, and a start."""
+        method, data, federation = self.config.method, self.config.data, self.config.federation
+        gradients = method.num_local_steps * step_cost(self.config)
+        clients = max(1.0, federation.participation_fraction * data.num_clients)
+        return 2000.0 + federation.num_rounds * (10.0 + clients * (1.0 + gradients))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell.
+
+    Attributes:
+        folder: the run folder; None if the run could not be finished because it diverged.
+        problem: why, then.
+        seconds: wall time.
+    """
+
+    folder: Path | None
+    problem: str
+    seconds: float
+
+
+def step_cost(config: RunConfig) -> float:
+    """Return c(ν), the gradient equivalents of one meta step (algorithm.md §3)."""
+    nu, estimator = config.method.num_inner_steps, config.method.estimator
+    if nu == 0:
+        return 1.0
+    costs = {"first-order": nu + 1.0, "hessian-free": 3.0 * nu + 1.0}
+    return costs.get(estimator, nu + 1.0 + HVP_COST * nu)
+
+
+def outcome_of(cell: Cell, out: Path) -> Outcome | None:
+    """Return what a finished cell left, or None if it is still to be run, or was run with other options.
+
+    Raises:
+        RunError: its record is torn.
+    """
+    path = out / "cells" / cell.name / DONE
+    if not path.is_file():
+        return None
+    try:
+        record: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        folder = record["folder"]
+        if RunConfig.parse(record["options"]).updated({"name": cell.config.name}) != cell.config:
+            return None
+        return Outcome(folder and path.parent / folder, str(record["problem"]), float(record["seconds"]))
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise RunError(f"Expected the record of a finished run in {path}, but {error}. Delete it and go on.") from error
+
+
+def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
+    """Run a cell from the start and record it.
+
+    A run that diverges until the server has no finite model left is an outcome, not an error of the suite.
+
+    Args:
+        cell: what to run.
+        out: the suite's folder.
+        engine: a key of `deploy.simulate.ENGINES`.
+
+    Raises:
+        NufedError: the run cannot start.
+    """
+    from deploy.simulate import prepare, simulate
+    from server.run import ServerOptions
+
+    place = out / "cells" / cell.name
+    if place.exists():
+        shutil.rmtree(place)
+    started, problem = time.perf_counter(), ""
+    prepare(cell.config)
+    try:
+        simulate(cell.config, ServerOptions(out=place), engine=engine)
+    except ModelError as error:
+        problem = str(error)
+    seconds = time.perf_counter() - started
+    folder = next(iter(sorted(place.glob("*/summary.json"))), None)
+    outcome = Outcome(folder.parent if folder and not problem else None, problem, seconds)
+    place.mkdir(parents=True, exist_ok=True)
+    name = outcome.folder.name if outcome.folder else None
+    write_json(place / DONE, {"folder": name, "problem": problem, "seconds": seconds, "options": cell.config.flat()})
+    return outcome
+
+
+def check_estimators(cells: list[Cell]) -> None:
+    """Check before anything runs that every estimator that is named exists."""
+    from common.meta.estimators import find_estimator
+
+    for name in {cell.config.method.estimator for cell in cells} - set(ESTIMATORS):
+        find_estimator(name)

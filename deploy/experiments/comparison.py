@@ -1,0 +1,218 @@
+"""What runs say when they are put side by side: means over seeds, paired differences, targets.
+
+Differences are signed so that positive is better: more accuracy, or less loss.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.examples import Group
+from deploy.experiments.finished import FinishedRun, Floats, Measure
+from deploy.experiments.statistics import (
+    Censored,
+    Corrected,
+    Interval,
+    censored_median,
+    holm,
+    spread,
+    t_interval,
+    two_stage_bootstrap,
+    worst_decile,
+)
+from server.adaptation_curves import rounds_to_target
+
+TARGET_SHARES = (0.90, 0.95)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs of several methods in one setting.
+
+    Attributes:
+        runs: method -> seed -> run.
+        labels: method -> name for readers.
+        reference: method that relative targets come from; empty for none.
+        baseline: exact method of ν = 1; empty for none.
+        target: absolute target; 0 for none.
+    """
+
+    runs: Mapping[str, Mapping[int, FinishedRun]]
+    labels: Mapping[str, str]
+    reference: str = ""
+    baseline: str = ""
+    target: float = 0.0
+
+    @property
+    def first(self) -> FinishedRun:
+        """Return any run, for what all have in common."""
+        return next(iter(next(iter(self.runs.values())).values()))
+
+    @property
+    def measure(self) -> Measure:
+        """Return what all runs are judged by."""
+        return self.first.measure
+
+    @property
+    def sign(self) -> float:
+        """Return 1 where more is better, -1 where less is."""
+        return 1.0 if self.measure == "accuracy" else -1.0
+
+    @property
+    def primary_step(self) -> int:
+        """Return s*."""
+        return self.first.config.evaluation.primary_step
+
+    @property
+    def num_steps(self) -> int:
+        """Return S."""
+        return self.first.config.evaluation.num_adapt_steps
+
+    @property
+    def groups(self) -> list[Group]:
+        """Return the groups of clients that every run has, new ones first."""
+        wanted: list[Group] = ["new", "participating"]
+        return [group for group in wanted if all(group in run.groups for run in self._all())]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Return all seeds."""
+        return sorted({seed for runs in self.runs.values() for seed in runs})
+
+    def num_inner_steps(self, method: str) -> int:
+        """Return the method's ν."""
+        return next(iter(self.runs[method].values())).config.method.num_inner_steps
+
+    def clients(self, method: str, group: Group) -> dict[int, Floats]:
+        """Return seed -> [N, S+1], every client's curve."""
+        return {seed: run.groups[group].curves(self.measure) for seed, run in sorted(self.runs[method].items())}
+
+    def means(self, method: str, group: Group, step: int) -> dict[int, float]:
+        """Return seed -> A(s), mean over clients."""
+        return {seed: float(curves[:, step].mean()) for seed, curves in self.clients(method, group).items()}
+
+    def curve(self, method: str, group: Group) -> list[Interval]:
+        """Return A(s), s = 0..S, mean over seeds with intervals."""
+        return [t_interval(list(self.means(method, group, step).values())) for step in range(self.num_steps + 1)]
+
+    def differences(self, ours: str, theirs: str, group: Group, step: int) -> dict[int, float]:
+        """Return seed -> how much better `ours` is than `theirs` after s steps, over the seeds that both have."""
+        left, right = self.means(ours, group, step), self.means(theirs, group, step)
+        return {seed: self.sign * (left[seed] - right[seed]) for seed in sorted(left.keys() & right.keys())}
+
+    def against(self, other: str, group: Group, step: int) -> dict[str, Corrected]:
+        """Return every other method's difference to `other`, Holm-corrected for their number."""
+        compared = {name: self.differences(name, other, group, step) for name in self.runs if name != other}
+        return holm({name: values for name, values in compared.items() if values})
+
+    def best(self, group: Group, step: int) -> str:
+        """Return the method with the best mean over seeds; methods that diverged are never it."""
+
+        def score(method: str) -> float:
+            value = self.sign * float(np.mean(list(self.means(method, group, step).values())))
+            return value if math.isfinite(value) else -math.inf
+
+        return max(self.runs, key=score)
+
+    def over_clients(self, method: str, group: Group, statistic: Callable[[Floats], float]) -> Interval:
+        """Return a statistic of the clients at s*, mean over seeds, with its two-stage bootstrap interval."""
+        values = [curves[:, self.primary_step] for curves in self.clients(method, group).values()]
+        return two_stage_bootstrap(values, statistic)
+
+    def worst_decile(self, method: str, group: Group) -> Interval:
+        """Return W(s*), the mean over the worst tenth of the clients."""
+        return self.over_clients(method, group, lambda values: self.sign * worst_decile(self.sign * values))
+
+    def spread(self, method: str, group: Group) -> Interval:
+        """Return the standard deviation over clients at s*."""
+        return self.over_clients(method, group, spread)
+
+    def targets(self) -> dict[str, float]:
+        """Return name -> value of A(s*) that counts as reached.
+
+        90 % and 95 % of the reference's final A(s*), mean over seeds; for a loss, the reference's divided by these.
+        """
+        targets = {}
+        if self.reference in self.runs:
+            finals = list(self.means(self.reference, "participating", self.primary_step).values())
+            for share in TARGET_SHARES:
+                final = float(np.mean(finals))
+                value = share * final if self.sign > 0 else final / share
+                targets[f"{100 * share:.0f} % of {self.labels[self.reference]}"] = value
+        if self.target:
+            targets["absolute"] = self.target
+        return targets
+
+    def to_target(self, method: str, target: float) -> tuple[dict[int, int | None], dict[int, float | None]]:
+        """Return seed -> rounds until A(s*) of the participating clients reaches the target, and gradients likewise."""
+        rounds: dict[int, int | None] = {}
+        gradients: dict[int, float | None] = {}
+        for seed, run in sorted(self.runs[method].items()):
+            progress = run.progress
+            at_step = (
+                [
+                    (int(done), self.sign * float(value))
+                    for done, value in zip(progress.rounds, progress.curves[:, self.primary_step], strict=True)
+                ]
+                if len(progress.rounds)
+                else []
+            )
+            reached = rounds_to_target(at_step, self.sign * target)
+            rounds[seed] = reached
+            gradients[seed] = None if reached is None else float(progress.gradients[progress.rounds == reached][0])
+        return rounds, gradients
+
+    def censored_to_target(self, method: str, target: float) -> tuple[Censored, Censored]:
+        """Return the medians of `to_target` over seeds: rounds, and gradient equivalents."""
+        rounds, gradients = self.to_target(method, target)
+        return censored_median(list(rounds.values())), censored_median(list(gradients.values()))
+
+    def limits(self, method: str) -> tuple[float, float]:
+        """Return how long a method's runs were: rounds, and gradient equivalents."""
+        longest = [run.progress for run in self.runs[method].values() if len(run.progress.rounds)]
+        if not longest:
+            return 0.0, 0.0
+        return max(float(each.rounds[-1]) for each in longest), max(float(each.gradients[-1]) for each in longest)
+
+    def _all(self) -> list[FinishedRun]:
+        return [run for runs in self.runs.values() for run in runs.values()]
+
+
+def exact_methods(comparison: Comparison) -> dict[int, str]:
+    """Return ν -> method, of the plain exact methods (and FedAvg for ν = 0): the first of each ν that a suite lists.
+
+    Controls that train with another inner step size than they are tested with are none of these.
+    """
+    found: dict[int, str] = {}
+    for method, runs in comparison.runs.items():
+        config = next(iter(runs.values())).config
+        plain = config.evaluation.adapt_lr in (0.0, config.method.inner_lr)
+        nu = config.method.num_inner_steps
+        if plain and (config.method.estimator == "exact" or nu == 0):
+            found.setdefault(nu, method)
+    return dict(sorted(found.items()))
+
+
+def methods_with(comparison: Comparison, estimator: str) -> dict[int, str]:
+    """Return ν -> the first method with this estimator."""
+    found: dict[int, str] = {}
+    for method, runs in comparison.runs.items():
+        config = next(iter(runs.values())).config.method
+        if config.estimator == estimator and config.num_inner_steps:
+            found.setdefault(config.num_inner_steps, method)
+    return dict(sorted(found.items()))
+
+
+def compare(runs: Sequence[FinishedRun], labels: Mapping[str, str], **roles: object) -> Comparison:
+    """Return runs of one setting side by side, methods in the order of `labels`."""
+    by_method: dict[str, dict[int, FinishedRun]] = {}
+    for run in runs:
+        by_method.setdefault(run.method, {})[run.seed] = run
+    ordered = [name for name in labels if name in by_method] + [name for name in by_method if name not in labels]
+    return Comparison(
+        {name: by_method[name] for name in ordered},
+        {name: labels.get(name) or name for name in ordered},
+        **roles,  # type: ignore[arg-type]
+    )

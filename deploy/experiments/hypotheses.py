@@ -1,0 +1,216 @@
+"""The statements H1 to H5 of algorithm.md §8.6, judged on a suite's results.
+
+A statement about several ν is supported only if every one of its comparisons is, contradicted if one is significantly
+the other way, and undecided otherwise; intervals are paired over seeds and Holm-corrected over the comparisons.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from common.examples import Group
+from deploy.experiments.comparison import Comparison, exact_methods, methods_with
+from deploy.experiments.statistics import Corrected, holm
+
+Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
+SMALL = 0.1
+"""ναL up to which ν steps of α are expected to be one step of να."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One statement with its verdict.
+
+    Attributes:
+        name: H1 to H5.
+        statement: what is claimed.
+        verdict: whether the results bear it out.
+        evidence: comparison -> difference; positive speaks for the statement.
+        note: what a reader must know beside.
+    """
+
+    name: str
+    statement: str
+    verdict: Verdict
+    evidence: Mapping[str, Corrected]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A comparison with how heterogeneous its setting is."""
+
+    name: str
+    strength: float
+    comparison: Comparison
+
+
+def judge(settings: Sequence[Graded], *, smoothness: float = 0.0) -> list[Finding]:
+    """Return the findings of a suite; all but H3 are about its last setting.
+
+    Args:
+        settings: at least one, each with the same methods.
+        smoothness: L, or 0 if it is not known.
+    """
+    main = settings[-1].comparison
+    return [_h1(main), _h2(main), *_h3(settings, smoothness), _h4(main), _h5(main)]
+
+
+def _h1(comparison: Comparison) -> Finding:
+    claim = "After s = ν steps, exact ν > 1 beats ν = 1 on participating and on new clients."
+    methods = exact_methods(comparison)
+    differences = {
+        f"{comparison.labels[name]} - {comparison.labels[methods[1]]}, s = {nu}, {group}": comparison.differences(
+            name, methods[1], group, nu
+        )
+        for nu, name in _larger(methods, comparison)
+        for group in comparison.groups
+    }
+    return _finding("H1", claim, differences)
+
+
+def _h2(comparison: Comparison) -> Finding:
+    claim = "Exact ν > 1 loses against ν = 1 at s = 0 and where s < ν/2."
+    methods = exact_methods(comparison)
+    differences = {}
+    for nu, name in _larger(methods, comparison):
+        for step in sorted({0, math.ceil(nu / 2) - 1}):
+            for group in comparison.groups:
+                values = comparison.differences(methods[1], name, group, step)
+                differences[f"{comparison.labels[methods[1]]} - {comparison.labels[name]}, s = {step}, {group}"] = (
+                    values
+                )
+    return _finding("H2", claim, differences)
+
+
+def _h3(settings: Sequence[Graded], smoothness: float) -> list[Finding]:
+    main = settings[-1].comparison
+    grows = "The advantage of ν > 1 at s = ν grows with heterogeneity."
+    lowest, highest = min(settings, key=lambda each: each.strength), max(settings, key=lambda each: each.strength)
+    differences = {}
+    if highest.strength > lowest.strength:
+        for nu, name in _larger(exact_methods(main), main):
+            baseline = exact_methods(main)[1]
+            for group in main.groups:
+                strong = highest.comparison.differences(name, baseline, group, nu)
+                weak = lowest.comparison.differences(name, baseline, group, nu)
+                key = f"gap of ν = {nu} at {highest.name or 'strong'} - gap at {lowest.name or 'weak'}, {group}"
+                differences[key] = {seed: strong[seed] - weak[seed] for seed in strong.keys() & weak.keys()}
+    return [
+        _finding("H3a", grows, differences, "Tested where a suite has settings of two strengths."),
+        _h3b(main, smoothness),
+    ]
+
+
+def _h3b(comparison: Comparison, smoothness: float) -> Finding:
+    claim = f"The advantage over (ν = 1, α' = να) vanishes where ναL ≤ {SMALL:g}, and is there where ναL is larger."
+    differences, reach = {}, []
+    for nu, name in _larger(exact_methods(comparison), comparison):
+        alpha = next(iter(comparison.runs[name].values())).config.method.inner_lr
+        for control, runs in comparison.runs.items():
+            method = next(iter(runs.values())).config.method
+            is_control = method.num_inner_steps == 1 and math.isclose(method.inner_lr, nu * alpha, rel_tol=1e-6)
+            if not is_control or control == comparison.baseline:
+                continue
+            reach.append(nu * alpha)
+            for group in comparison.groups:
+                key = f"{comparison.labels[name]} - {comparison.labels[control]}, s = {nu}, {group}"
+                differences[key] = comparison.differences(name, control, group, nu)
+    if not differences:
+        return Finding("H3b", claim, "not tested", {}, "The suite has no control (ν = 1, α' = να).")
+    evidence, note = holm(differences), f"να = {', '.join(f'{value:g}' for value in reach)}; "
+    if not smoothness:
+        note += "L is not known, so that only the second half is judged, as if ναL were large."
+        return Finding("H3b", claim, _verdict(evidence), evidence, note)
+    small = smoothness * max(reach) <= SMALL
+    note += f"ναL = {smoothness * max(reach):.2g}."
+    if small:
+        vanished = not any(each.interval.excludes_zero for each in evidence.values())
+        return Finding("H3b", claim, "supported" if vanished else "contradicted", evidence, note)
+    return Finding("H3b", claim, _verdict(evidence), evidence, note)
+
+
+def _h4(comparison: Comparison) -> Finding:
+    claim = "First-order ν adapts like exact ν/2 rather than like exact ν (root mean square over s of the difference)."
+    exact, first_order = exact_methods(comparison), methods_with(comparison, "first-order")
+    differences = {}
+    for nu, name in first_order.items():
+        if nu % 2 or nu not in exact or nu // 2 not in exact:
+            continue
+        for group in comparison.groups:
+            far = _distances(comparison, name, exact[nu], group)
+            near = _distances(comparison, name, exact[nu // 2], group)
+            key = f"distance of FO({nu}) to exact({nu}) - to exact({nu // 2}), {group}"
+            differences[key] = {seed: far[seed] - near[seed] for seed in far.keys() & near.keys()}
+    return _finding("H4", claim, differences, "Needs FO(ν), exact(ν) and exact(ν/2) in one suite.")
+
+
+def _distances(comparison: Comparison, ours: str, theirs: str, group: Group) -> dict[int, float]:
+    left, right = comparison.clients(ours, group), comparison.clients(theirs, group)
+    return {
+        seed: float(np.sqrt(np.mean((left[seed].mean(0) - right[seed].mean(0)) ** 2)))
+        for seed in left.keys() & right.keys()
+    }
+
+
+def _h5(comparison: Comparison) -> Finding:
+    claim = "With β tuned for each ν, rounds to target do not grow with ν."
+    methods, targets = exact_methods(comparison), comparison.targets()
+    if 1 not in methods or not targets:
+        return Finding("H5", claim, "not tested", {}, "Needs ν = 1, a larger ν and a target.")
+    interval = comparison.first.config.evaluation.interval
+    note = (
+        f"Rounds saved against ν = 1; a run that did not get there counts as one evaluation ({interval} rounds) more."
+    )
+    differences = {}
+    for target_name, target in targets.items():
+        theirs = _rounds(comparison, methods[1], target)
+        for nu, name in _larger(methods, comparison):
+            ours = _rounds(comparison, name, target)
+            differences[f"ν = {nu}, {target_name}"] = {seed: theirs[seed] - ours[seed] for seed in ours.keys() & theirs}
+    evidence = holm({name: values for name, values in differences.items() if values})
+    if not evidence:
+        return Finding("H5", claim, "not tested", {}, note)
+    if any(each.interval.high < 0 for each in evidence.values()):
+        verdict: Verdict = "contradicted"
+    elif all(each.interval.low >= -interval for each in evidence.values()):
+        verdict = "supported"
+    else:
+        verdict = "undecided"
+    return Finding("H5", claim, verdict, evidence, note)
+
+
+def _rounds(comparison: Comparison, method: str, target: float) -> dict[int, float]:
+    runs = comparison.runs[method]
+    return {
+        seed: float(runs[seed].config.federation.num_rounds + runs[seed].config.evaluation.interval)
+        if reached is None
+        else float(reached)
+        for seed, reached in comparison.to_target(method, target)[0].items()
+    }
+
+
+def _larger(methods: Mapping[int, str], comparison: Comparison) -> list[tuple[int, str]]:
+    """Return the exact methods of ν > 1 whose ν is on the curve, if there is one of ν = 1 to compare them with."""
+    return [(nu, name) for nu, name in methods.items() if 1 < nu <= comparison.num_steps and 1 in methods]
+
+
+def _finding(name: str, claim: str, differences: Mapping[str, Mapping[int, float]], note: str = "") -> Finding:
+    present = {key: values for key, values in differences.items() if values}
+    if not present:
+        return Finding(name, claim, "not tested", {}, note or "Needs exact ν = 1 and a larger ν.")
+    evidence = holm(present)
+    return Finding(name, claim, _verdict(evidence), evidence)
+
+
+def _verdict(evidence: Mapping[str, Corrected]) -> Verdict:
+    if _one_is_negative(evidence):
+        return "contradicted"
+    return "supported" if all(each.interval.low > 0 for each in evidence.values()) else "undecided"
+
+
+def _one_is_negative(evidence: Mapping[str, Corrected]) -> bool:
+    return any(each.interval.high < 0 for each in evidence.values())

@@ -1,0 +1,74 @@
+"""A report's verdict and tables as Markdown, for documents that are kept with the code."""
+
+from deploy.experiments.comparison import exact_methods
+from deploy.experiments.report import baseline_of
+from deploy.experiments.report_tables import (
+    TextTable,
+    differences_table,
+    matrix_table,
+    standing_table,
+    target_table,
+    tuning_table,
+)
+from deploy.experiments.runner import duration
+from deploy.experiments.story import GROUP_NAMES, Story, verdict_on
+
+
+def markdown_report(story: Story, *, level: int = 2) -> str:
+    """Return a section with the verdict, the main tables and how they came about.
+
+    Args:
+        story: what to tell.
+        level: of the section's heading.
+    """
+    heading, small = "#" * level, "#" * (level + 1)
+    parts = [f"{heading} {story.title}", story.about, _provenance(story)]
+    for graded in story.settings:
+        comparison = graded.comparison
+        parts.append(f"{small} Setting `{graded.name}`" if graded.name else "")
+        for group in comparison.groups:
+            parts += [*verdict_on(comparison, group)]
+            if len(comparison.runs) > 1:
+                parts += [f"{GROUP_NAMES[group].capitalize()}:", markdown_table(standing_table(comparison, group))]
+            if len(exact_methods(comparison)) > 1:
+                parts += ["Trained for ν steps, tested after s:", markdown_table(matrix_table(comparison, group))]
+        if other := baseline_of(comparison):
+            parts += [f"Against {comparison.labels[other]}, s = {comparison.primary_step}:"]
+            parts += [markdown_table(differences_table(comparison, other))]
+        if comparison.targets():
+            parts += ["To target (median over seeds, range):", markdown_table(target_table(comparison))]
+    parts += [_findings(story)] if story.findings else []
+    if story.choices and any(choice.scored for choice in story.choices.values()):
+        parts += ["Step sizes:", markdown_table(tuning_table(story))]
+    if story.diverged:
+        parts.append(f"Diverged: {', '.join(story.diverged)}.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_table(table: TextTable) -> str:
+    """Return a table in Markdown; rows that stand out are bold."""
+    lines = [table.header, ["---"] * len(table.header)]
+    for index, row in enumerate(table.rows):
+        strong = index in table.strong
+        lines.append(
+            [
+                f"**{cell}**" if cell and (strong or table.shades.get((index, column)) == 1) else cell
+                for column, cell in enumerate(row)
+            ]
+        )
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _findings(story: Story) -> str:
+    rows = [[finding.name, finding.statement, f"**{finding.verdict}**"] for finding in story.findings]
+    return markdown_table(TextTable(["", "statement", "verdict"], rows))
+
+
+def _provenance(story: Story) -> str:
+    record = story.record
+    if "command" not in record:
+        return f"Seeds {', '.join(map(str, story.main.seeds))}."
+    return (
+        f"`{record['command']}`; {len(story.main.seeds)} seeds; {record['processor']}, one thread; final runs "
+        f"{duration(record['final_run_seconds'])} in all; torch {record['torch']}, flwr {record['flwr']}."
+    )

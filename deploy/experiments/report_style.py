@@ -1,0 +1,52 @@
+"""The frame and the style sheet of a report, both inside the page."""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+$body
+</main>
+</body>
+</html>
+"""
+
+STYLE = """
+:root { color-scheme: light; --ink: #1b1f24; --soft: #59636e; --line: #d8dee4; --blue: #0072b2; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 24px 20px 64px; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 6px; }
+h2 { font-size: 1.25rem; margin: 40px 0 6px; }
+h3 { font-size: 1rem; margin: 20px 0 6px; }
+p { margin: 6px 0; max-width: 80ch; }
+.about, .note, figcaption { color: var(--soft); font-size: .92rem; }
+.verdict { border-left: 5px solid var(--blue); padding: 8px 0 8px 18px; margin: 18px 0; }
+.lead { font-size: 1.12rem; font-weight: 600; }
+.warning { border-left: 5px solid #d55e00; padding-left: 18px; }
+.scroll { overflow-x: auto; margin: 8px 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 5px 12px 5px 0; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 5.2em; }
+td[style] { padding-left: 8px; padding-right: 8px; }
+tr.strong td { font-weight: 700; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 20px; }
+figure { margin: 8px 0; max-width: 560px; }
+svg { width: 100%; height: auto; display: block; }
+details { border-bottom: 1px solid var(--line); padding: 8px 0; }
+summary { cursor: pointer; }
+.badge { display: inline-block; border-radius: 10px; padding: 0 10px; font-size: .85rem; background: #e7eaee; }
+.badge.supported { background: #c9ecdf; }
+.badge.contradicted { background: #fad9c8; }
+@media (max-width: 600px) {
+  main { padding: 16px 14px 48px; }
+  h1 { font-size: 1.35rem; }
+  .verdict { padding-left: 12px; }
+}
+@media print { details > * { display: block; } }
+"""

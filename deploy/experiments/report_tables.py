@@ -1,0 +1,163 @@
+"""The tables of a report as rows of text, which HTML and Markdown dress each in its way."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from common.config import RunConfig
+from common.examples import Group
+from deploy.experiments.comparison import Comparison, exact_methods
+from deploy.experiments.hypotheses import Finding
+from deploy.experiments.statistics import Corrected, t_interval
+from deploy.experiments.story import GROUP_NAMES, Story, winner
+from deploy.experiments.tuning import Choice
+from deploy.experiments.wording import difference, estimate, judgement, number, p_value, span
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text.
+
+    Attributes:
+        header: names of the columns; the first column names the rows.
+        rows: cells.
+        strong: row numbers to stand out.
+        shades: (row, column) -> 0 to 1, how dark a cell is.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    strong: frozenset[int] = frozenset()
+    shades: Mapping[tuple[int, int], float] = field(default_factory=dict)
+
+
+def standing_table(comparison: Comparison, group: Group) -> TextTable:
+    """Return how every method does at s*: A(s*), against the best, A(0), worst tenth and spread, best method first."""
+    step, measure = comparison.primary_step, comparison.measure
+    best = winner(comparison, group)
+    means = {name: t_interval(list(comparison.means(name, group, step).values())) for name in comparison.runs}
+
+    def rank(name: str) -> float:
+        mean = means[name].mean
+        return -comparison.sign * mean if math.isfinite(mean) else math.inf
+
+    rows = []
+    for name in sorted(means, key=rank):
+        before = t_interval(list(comparison.means(name, group, 0).values()))
+        behind = best.against.get(name)
+        rows.append(
+            [
+                comparison.labels[name],
+                estimate(means[name], measure),
+                "best" if behind is None else f"{difference(_other_way(behind).interval, measure)}",
+                "" if behind is None else p_value(behind.p_adjusted),
+                number(before.mean, measure),
+                span(comparison.worst_decile(name, group), measure),
+                span(comparison.spread(name, group), measure),
+            ]
+        )
+    header = ["method", f"{measure}, s = {step}", "against the best", "Holm", "s = 0", "worst tenth", "sd over clients"]
+    return TextTable(header, rows, frozenset({0}))
+
+
+def matrix_table(comparison: Comparison, group: Group) -> TextTable:
+    """Return A(s) of the exact methods: a row for each trained ν, a column for each tested s; best of a column bold."""
+    methods, measure = exact_methods(comparison), comparison.measure
+    tested = list(range(comparison.num_steps + 1))
+    values = [
+        [t_interval(list(comparison.means(name, group, step).values())).mean for step in tested]
+        for name in methods.values()
+    ]
+    shades = {}
+    for column in range(len(tested)):
+        ordered = [comparison.sign * row[column] for row in values]
+        low, high = min(ordered), max(ordered)
+        for row, value in enumerate(ordered):
+            if math.isfinite(high - low) and high > low:
+                shades[row, column + 1] = (value - low) / (high - low)
+    rows = [[f"ν = {nu}", *(number(value, measure) for value in row)] for nu, row in zip(methods, values, strict=True)]
+    return TextTable(["trained ν", *(f"s = {step}" for step in tested)], rows, shades=shades)
+
+
+def target_table(comparison: Comparison) -> TextTable:
+    """Return rounds and gradient equivalents to each target: median over seeds, with range."""
+    targets, measure = comparison.targets(), comparison.measure
+    header = ["method"]
+    for name, value in targets.items():
+        header += [f"rounds to {number(value, measure)} ({name})", "gradients"]
+    rows = []
+    for method in comparison.runs:
+        row, (max_rounds, max_gradients) = [comparison.labels[method]], comparison.limits(method)
+        for value in targets.values():
+            rounds, gradients = comparison.censored_to_target(method, value)
+            row += [rounds.text(max_rounds), gradients.text(max_gradients, "{:,.0f}")]
+        rows.append(row)
+    return TextTable(header, rows)
+
+
+def differences_table(comparison: Comparison, other: str) -> TextTable:
+    """Return every method's paired difference to `other` at s*, Holm-corrected, for each group of clients."""
+    found = {group: comparison.against(other, group, comparison.primary_step) for group in comparison.groups}
+    header = ["method"]
+    for group in found:
+        header += [GROUP_NAMES[group], "Holm", ""]
+    rows = []
+    for method in comparison.runs:
+        if method == other:
+            continue
+        row = [comparison.labels[method]]
+        for each in found.values():
+            corrected = each[method]
+            row += [
+                difference(corrected.interval, comparison.measure),
+                p_value(corrected.p_adjusted),
+                judgement(corrected),
+            ]
+        rows.append(row)
+    return TextTable(header, rows)
+
+
+def evidence_table(finding: Finding, comparison: Comparison) -> TextTable:
+    """Return the comparisons behind a finding; positive differences speak for the statement."""
+    rows = [
+        [name, _evidence(finding, corrected, comparison), p_value(corrected.p_adjusted)]
+        for name, corrected in finding.evidence.items()
+    ]
+    return TextTable(["comparison", "difference", "Holm"], rows)
+
+
+def tuning_table(story: Story) -> TextTable:
+    """Return the chosen step sizes, from how many points, and which lie at an edge of the grid."""
+    rows = [_choice_row(choice) for choice in story.choices.values()]
+    return TextTable(["method", "chosen", "points", "validation score", "at the edge of the grid"], rows)
+
+
+def settings_table(configs: Mapping[str, RunConfig], labels: Mapping[str, str]) -> tuple[TextTable, TextTable]:
+    """Return the options in which methods differ, and those that all share."""
+    flats = {name: config.flat() for name, config in configs.items()}
+    first = next(iter(flats.values()))
+    hidden = {"seed"}
+    different = [key for key in first if key not in hidden and len({str(flat[key]) for flat in flats.values()}) > 1]
+    rows = [[labels[name], *(str(flat[key]) for key in different)] for name, flat in flats.items()]
+    shared = [[key, str(value)] for key, value in first.items() if key not in different and key not in hidden]
+    return TextTable(["method", *different], rows), TextTable(["option", "value"], shared)
+
+
+def _choice_row(choice: Choice) -> list[str]:
+    chosen = ", ".join(f"{key} = {value}" for key, value in choice.point.items()) or "nothing to choose"
+    scores = [each.score for each in choice.scored if each.point == choice.point]
+    score = f"{scores[0]:.4g}" if scores else ""
+    return [choice.entry, chosen, str(max(1, len(choice.scored))), score, ", ".join(choice.at_edge) or "no"]
+
+
+def _evidence(finding: Finding, corrected: Corrected, comparison: Comparison) -> str:
+    interval = corrected.interval
+    if finding.name == "H5":
+        text = f"{interval.mean:+.0f} rounds"
+        return text if math.isinf(interval.low) else f"{text} [{interval.low:.0f}, {interval.high:.0f}]"
+    return difference(interval, comparison.measure)
+
+
+def _other_way(corrected: Corrected) -> Corrected:
+    old = corrected.interval
+    return Corrected(type(old)(-old.mean, -old.high, -old.low, old.num, old.p_value), corrected.p_adjusted)

@@ -1,0 +1,134 @@
+"""Running cells: in worker processes of one thread each, skipping what is done, with the time that is left."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import RunError
+from deploy.experiments.cells import Cell, Outcome, outcome_of, run_cell
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How cells are run.
+
+    Attributes:
+        out: the suite's folder.
+        jobs: processes at a time.
+        engine: a key of `deploy.simulate.ENGINES`.
+        say: told of every finished cell in one line.
+    """
+
+    out: Path
+    jobs: int
+    engine: str
+    say: Report
+
+
+def run_cells(cells: Sequence[Cell], workers: Workers) -> dict[str, Outcome]:
+    """Return what became of each cell, by its name; those that are done are not run again.
+
+    Raises:
+        NufedError: a run cannot start; what else was finished by then stays.
+        RunError: a worker process died.
+        KeyboardInterrupt: after the workers were ended; finished cells stay.
+    """
+    unique = {cell.name: cell for cell in cells}
+    known = {name: outcome_of(cell, workers.out) for name, cell in unique.items()}
+    outcomes = {name: outcome for name, outcome in known.items() if outcome is not None}
+    pending = [cell for name, cell in unique.items() if name not in outcomes]
+    if not pending:
+        return outcomes
+    if outcomes:
+        workers.say(f"{len(outcomes)} of {len(unique)} runs are done already")
+    clock = _Clock(pending, len(unique), workers.jobs)
+    with _processes(workers, len(pending)) as executor:
+        futures = {executor.submit(run_cell, cell, workers.out, workers.engine): cell for cell in pending}
+        for cell, outcome in _finished(futures):
+            outcomes[cell.name] = outcome
+            workers.say(clock.line(cell, outcome))
+    return outcomes
+
+
+class _Clock:
+    """Tells how far the work is; holds what is left of it, in the unit of `Cell.weight`."""
+
+    def __init__(self, pending: Sequence[Cell], total: int, jobs: int) -> None:
+        self._weight_left, self._weight_done = sum(cell.weight for cell in pending), 0.0
+        self._num_done, self._total, self._jobs = total - len(pending), total, jobs
+        self._started = time.monotonic()
+
+    def line(self, cell: Cell, outcome: Outcome) -> str:
+        """Return one line about a cell that has just finished."""
+        self._num_done += 1
+        self._weight_left -= cell.weight
+        self._weight_done += cell.weight
+        left = (time.monotonic() - self._started) * self._weight_left / self._weight_done
+        method = cell.config.method
+        what = f"{cell.entry}, α = {method.inner_lr:g}, β = {method.local_lr:g}, seed {cell.config.seed}"
+        how = "diverged" if outcome.folder is None else f"{outcome.seconds:.1f} s"
+        return f"{self._num_done}/{self._total}  {what}: {how}; {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Return `45 s`, `12 min` or `3.1 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _finished(futures: Mapping[Future[Outcome], Cell]) -> Iterator[tuple[Cell, Outcome]]:
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise RunError(
+            "Expected every worker process to finish its runs, but one was ended from outside, perhaps for want of "
+            "memory. Give the command again to go on, with fewer --jobs."
+        ) from error
+
+
+@contextmanager
+def _processes(workers: Workers, num_pending: int) -> Iterator[ProcessPoolExecutor]:
+    """Offer worker processes; whatever ends the block early ends them at once, in the middle of their runs."""
+    context = multiprocessing.get_context("spawn")
+    before = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(min(workers.jobs, num_pending), mp_context=context, initializer=_start_worker)
+    try:
+        yield executor
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        executor.shutdown(wait=True, cancel_futures=True)
+        raise
+    executor.shutdown(wait=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, which ends its workers, and let each process use one thread.
+
+    Settings of the machine come through the environment; the number of threads is part of what makes runs
+    bit-identical (`common.settings`).
+    """
+    import logging
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    logging.getLogger("nufed").setLevel(logging.ERROR)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+
+    import torch
+
+    from common.settings import process_settings
+
+    torch.set_num_threads(process_settings().num_threads)

@@ -1,0 +1,194 @@
+"""Means over seeds with intervals, paired differences, Holm's correction, a bootstrap over clients, censored medians.
+
+Pure functions on numbers. What one seed gives is one observation: clients of one federation share its model and are
+not independent, so that intervals over seeds do not shrink with the number of clients.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from common.rng import numpy_generator
+
+CONFIDENCE = 0.95
+Statistic = Callable[[NDArray[np.float64]], float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval.
+
+    Attributes:
+        mean: the estimate.
+        low: lower end; -inf for a single observation, which says nothing about its own spread.
+        high: upper end, likewise.
+        num: observations.
+        p_value: two-sided, of the mean being 0; NaN for a single observation.
+    """
+
+    mean: float
+    low: float
+    high: float
+    num: int
+    p_value: float = math.nan
+
+    @property
+    def half_width(self) -> float:
+        """Return how far the interval reaches to either side."""
+        return (self.high - self.low) / 2
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Return whether 0 lies outside; never for an interval with an end that is NaN."""
+        return self.low > 0 or self.high < 0
+
+
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Return mean ± t_{R-1} sd / √R of R observations (algorithm.md §8.4).
+
+    Args:
+        values: one per seed, at least one; a NaN makes everything NaN.
+        confidence: probability that the interval covers the mean of normal observations.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    mean, num = float(array.mean()), len(array)
+    if not bool(np.isfinite(array).all()):
+        return Interval(mean, math.nan, math.nan, num)
+    if num == 1:
+        return Interval(mean, -math.inf, math.inf, 1)
+    error = float(array.std(ddof=1)) / math.sqrt(num)
+    if error <= 1e-12 * max(1.0, abs(mean)):  # equal observations: 0 up to rounding
+        return Interval(mean, mean, mean, num, 1.0 if abs(mean) <= 1e-12 else 0.0)
+    reach = float(stats.t.ppf(0.5 + confidence / 2, num - 1)) * error
+    p_value = 2 * float(stats.t.sf(abs(mean) / error, num - 1))
+    return Interval(mean, mean - reach, mean + reach, num, p_value)
+
+
+def paired_difference(
+    ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Interval | None:
+    """Return the interval of ours - theirs over the seeds that both have, or None without any.
+
+    Args:
+        ours: seed -> number.
+        theirs: likewise.
+        confidence: of the interval.
+    """
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared:
+        return None
+    return t_interval([ours[seed] - theirs[seed] for seed in shared], confidence)
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A difference among several that are looked at together.
+
+    Attributes:
+        interval: with Holm's level for its rank; it excludes 0 exactly if Holm's test rejects "no difference".
+        p_adjusted: Holm's adjusted p-value; NaN if there is none.
+    """
+
+    interval: Interval
+    p_adjusted: float
+
+
+def holm(differences: Mapping[str, Mapping[int, float]]) -> dict[str, Corrected]:
+    """Return each difference's interval corrected for the number of differences (Holm 1979).
+
+    Ordered by p-value, the k-th of m (from 0) is tested at 0.05 / (m - k) until one is not rejected; that one and all
+    after it are shown at its level, so that intervals and decisions agree.
+
+    Args:
+        differences: name -> seed -> paired difference.
+    """
+    plain = {name: t_interval(list(values.values())) for name, values in differences.items()}
+    order = sorted(plain, key=lambda name: (math.isnan(plain[name].p_value), plain[name].p_value))
+    corrected: dict[str, Corrected] = {}
+    adjusted, level, stopped = 0.0, 0.0, False
+    for rank, name in enumerate(order):
+        remaining = len(order) - rank
+        if not stopped:
+            level = (1 - CONFIDENCE) / remaining
+        p_value = plain[name].p_value
+        adjusted = max(adjusted, min(1.0, p_value * remaining)) if not math.isnan(p_value) else math.nan
+        stopped = stopped or not p_value < level
+        corrected[name] = Corrected(t_interval(list(differences[name].values()), 1 - level), adjusted)
+    return {name: corrected[name] for name in differences}
+
+
+def two_stage_bootstrap(
+    values: Sequence[NDArray[np.float64]], statistic: Statistic, *, num_draws: int = 2000, seed: int = 0
+) -> Interval:
+    """Return a statistic over clients, mean over seeds, with its percentile interval.
+
+    Each draw takes as many seeds as there are with replacement, then as many of each one's clients with replacement.
+
+    Args:
+        values: for each seed, one number per client.
+        statistic: of one seed's clients, e.g. their standard deviation or worst decile.
+        num_draws: bootstrap draws.
+        seed: of the draws.
+    """
+    rng = numpy_generator(seed, "experiments", "bootstrap")
+    draws = np.empty(num_draws)
+    for draw in range(num_draws):
+        seeds = rng.integers(0, len(values), len(values))
+        draws[draw] = np.mean([statistic(rng.choice(values[index], len(values[index]))) for index in seeds])
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(np.mean([statistic(each) for each in values])), float(low), float(high), len(values))
+
+
+def worst_decile(values: NDArray[np.float64]) -> float:
+    """Return the mean over the ⌈0.1 n⌉ smallest values (algorithm.md §8.3)."""
+    return float(np.sort(values)[: math.ceil(len(values) / 10)].mean())
+
+
+def spread(values: NDArray[np.float64]) -> float:
+    """Return the standard deviation (n - 1 in the denominator; 0 for one value)."""
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Censored:
+    """A median over runs of which some did not reach what was waited for; those are inf.
+
+    Attributes:
+        median: over all runs; inf if at least half did not get there.
+        low: fastest run.
+        high: slowest run.
+        num_reached: runs that got there.
+        num: runs.
+    """
+
+    median: float
+    low: float
+    high: float
+    num_reached: int
+    num: int
+
+    def text(self, limit: float, form: str = "{:.0f}") -> str:
+        """Return `30 (20 to 50)`, with `> limit` for what was not reached."""
+
+        def show(value: float) -> str:
+            return form.format(value) if math.isfinite(value) else f"> {form.format(limit)}"
+
+        if self.low == self.high:
+            return show(self.median)
+        return f"{show(self.median)} ({show(self.low)} to {show(self.high)})"
+
+
+def censored_median(values: Sequence[float | None]) -> Censored:
+    """Return the median with range; None stands for a run that did not get there and counts as more than any number.
+
+    With an even number of runs the upper of the two middle ones is taken where the other is censored or not.
+    """
+    ordered = sorted(math.inf if value is None else float(value) for value in values)
+    upper = ordered[len(ordered) // 2]
+    lower = ordered[(len(ordered) - 1) // 2]
+    median = (lower + upper) / 2 if math.isfinite(upper) else math.inf
+    return Censored(median, ordered[0], ordered[-1], sum(math.isfinite(each) for each in ordered), len(ordered))

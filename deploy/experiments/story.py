@@ -1,0 +1,183 @@
+"""What a report tells, about an experiment or about a single run: comparisons, findings, and the verdict in words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig
+from common.errors import RunError
+from common.examples import Group
+from deploy.experiments.comparison import Comparison, compare, exact_methods
+from deploy.experiments.conduct import RECORD, Experiment, read_experiment
+from deploy.experiments.finished import FinishedRun, read_run
+from deploy.experiments.hypotheses import Finding, Graded, judge
+from deploy.experiments.statistics import Corrected, t_interval
+from deploy.experiments.tuning import Choice
+from deploy.experiments.wording import difference, estimate, judgement, number, p_value, steps
+
+GROUP_NAMES: dict[Group, str] = {"new": "new clients", "participating": "participating clients"}
+
+
+@dataclass(frozen=True)
+class Winner:
+    """Who is best for one group of clients at s*.
+
+    Attributes:
+        group: the clients.
+        method: the best mean over seeds.
+        against: every other method -> how much better the winner is, Holm-corrected for their number.
+        runner_up: the second best; empty if there is one method.
+    """
+
+    group: Group
+    method: str
+    against: Mapping[str, Corrected]
+    runner_up: str
+
+
+@dataclass(frozen=True)
+class Story:
+    """A report's content.
+
+    Attributes:
+        title: one line.
+        about: what is compared; empty for a single run.
+        settings: comparisons; the last one is the main one.
+        choices: what was tuned; empty for a single run.
+        diverged: final runs that diverged.
+        record: how it was done.
+        smoothness: L, or 0.
+    """
+
+    title: str
+    about: str
+    settings: Sequence[Graded]
+    choices: Mapping[str, Choice]
+    diverged: Mapping[str, str]
+    record: Mapping[str, Any]
+    smoothness: float = 0.0
+
+    @property
+    def main(self) -> Comparison:
+        """Return the comparison that the verdict is about."""
+        return self.settings[-1].comparison
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """Return the verdicts on H1 to H5; none for a single method."""
+        return judge(self.settings, smoothness=self.smoothness) if len(self.main.runs) > 1 else []
+
+    def configs(self) -> dict[str, RunConfig]:
+        """Return the configuration of every method of the main setting."""
+        return {name: next(iter(runs.values())).config for name, runs in self.main.runs.items()}
+
+    def verdict_lines(self) -> list[str]:
+        """Return the verdict on the main setting, a sentence or two for each group of clients."""
+        return [line for group in self.main.groups for line in verdict_on(self.main, group)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the verdict as JSON values."""
+        comparison, step = self.main, self.main.primary_step
+        return {
+            "primary_step": step,
+            "measure": comparison.measure,
+            "seeds": comparison.seeds,
+            "verdict": self.verdict_lines(),
+            "methods": {
+                name: {
+                    group: vars(t_interval(list(comparison.means(name, group, step).values())))
+                    for group in comparison.groups
+                }
+                for name in comparison.runs
+            },
+            "findings": {finding.name: finding.verdict for finding in self.findings},
+            "diverged": dict(self.diverged),
+        }
+
+
+def read_story(folder: Path) -> Story:
+    """Return the story of an experiment's folder, or of a run's.
+
+    Raises:
+        RunError: it is neither.
+    """
+    if (folder / RECORD).is_file():
+        return story_of(read_experiment(folder))
+    if (folder / "cells").is_dir():
+        raise RunError(
+            f"Expected an experiment that has run to its end in {folder}, but runs are left. Give `nufed experiment` "
+            "again; it goes on where it stopped."
+        )
+    return _story_of_run(read_run(folder))
+
+
+def story_of(experiment: Experiment) -> Story:
+    """Return the story of an experiment; settings of which every run diverged are left out."""
+    suite = experiment.suite
+    labels = {method.name: method.label or method.name for method in suite.methods}
+    roles = {"reference": suite.reference, "baseline": suite.baseline, "target": suite.target}
+    settings = []
+    for setting in suite.settings:
+        runs = [run for run in experiment.runs if run.setting == setting.name]
+        if runs:
+            settings.append(Graded(setting.name, setting.strength, compare(runs, labels, **roles)))
+    return Story(
+        suite.title, suite.about, settings, experiment.choices, experiment.diverged, experiment.record, suite.smoothness
+    )
+
+
+def winner(comparison: Comparison, group: Group) -> Winner:
+    """Return the best method for a group at s*, and how it stands against each other one."""
+    step = comparison.primary_step
+    best = comparison.best(group, step)
+    against = comparison.against(best, group, step)
+    turned = {name: _turned(corrected) for name, corrected in against.items()}
+    finite = [name for name in turned if turned[name].interval.mean == turned[name].interval.mean]
+    runner_up = min(finite, key=lambda name: turned[name].interval.mean, default="")
+    return Winner(group, best, turned, runner_up)
+
+
+def verdict_on(comparison: Comparison, group: Group) -> list[str]:
+    """Return who won for a group, by how much and whether that is significant, and what ν > 1 gains."""
+    step, measure = comparison.primary_step, comparison.measure
+    best = winner(comparison, group)
+    own = t_interval(list(comparison.means(best.method, group, step).values()))
+    where = f"{GROUP_NAMES[group].capitalize()} after {steps(step)}"
+    if not best.against:
+        before = t_interval(list(comparison.means(best.method, group, 0).values()))
+        return [f"{where}: {measure} {number(own.mean, measure)}, from {number(before.mean, measure)} before."]
+    label = comparison.labels
+    lines = [f"{where}: {label[best.method]} is best with {measure} {estimate(own, measure)}."]
+    for name in dict.fromkeys([best.runner_up, comparison.reference]):
+        if name in best.against:
+            corrected = best.against[name]
+            proof = ", ".join(part for part in (judgement(corrected), p_value(corrected.p_adjusted)) if part)
+            lines.append(f"Against {label[name]}: {difference(corrected.interval, measure)}, {proof}.")
+    return [" ".join(lines), *_on_nu(comparison, group)]
+
+
+def _on_nu(comparison: Comparison, group: Group) -> list[str]:
+    """Return how the best exact ν > 1 stands against ν = 1, in one sentence."""
+    methods, step, measure = exact_methods(comparison), comparison.primary_step, comparison.measure
+    larger = {nu: name for nu, name in methods.items() if nu > 1}
+    if 1 not in methods or not larger:
+        return []
+    against = comparison.against(methods[1], group, step)
+    best = max(larger.values(), key=lambda name: against[name].interval.mean)
+    text = difference(against[best].interval, measure)
+    names = f"{comparison.labels[best]} against {comparison.labels[methods[1]]}, both exact"
+    return [f"{names}: {text}, {judgement(against[best])}."]
+
+
+def _turned(corrected: Corrected) -> Corrected:
+    """Return a difference seen from the other side."""
+    old = corrected.interval
+    return Corrected(type(old)(-old.mean, -old.high, -old.low, old.num, old.p_value), corrected.p_adjusted)
+
+
+def _story_of_run(run: FinishedRun) -> Story:
+    record = {"folder": run.folder.name, "status": run.summary["status"], "seconds": run.summary["seconds"]}
+    comparison = compare([run], {}, target=run.config.evaluation.target_accuracy)
+    return Story(f"Run {run.config.name}", "", [Graded("", 0.0, comparison)], {}, {}, record)
