@@ -18,7 +18,8 @@ from flwr.common.constant import ErrorCode
 from common.config import Scalar
 from common.errors import NufedError, PeerError
 from deploy.certificates import read_certificate, read_private_key
-from deploy.flower_runtime.fleet_connection import ConnectionLost, FleetConnection, RunOver, ServerFinished
+from deploy.flower_runtime.call_failures import ConnectionLost, RunOver, ServerFinished
+from deploy.flower_runtime.fleet_connection import FleetConnection
 from deploy.flower_runtime.server_probe import ServerAddress, probe
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,9 @@ class DirectClient:
         Raises:
             PeerError: the server refuses this client, is not the one expected, or did not come in time.
         """
+        wait = _SHORTEST_WAIT
         while not self._stopping.is_set():
+            started = time.monotonic()
             try:
                 self._await_server(patience)
                 with self._connect() as connection:
@@ -103,7 +106,9 @@ class DirectClient:
                 self._stopping.wait(_LONGEST_WAIT)
             except ConnectionLost as lost:
                 self._on_event(f"the connection to {self._server} is lost ({lost}); connecting again")
-                self._stopping.wait(_SHORTEST_WAIT)
+                # A server that fails at once, again and again, is not asked ten times a second.
+                wait = _SHORTEST_WAIT if time.monotonic() - started > _LONGEST_WAIT else min(2 * wait, _LONGEST_WAIT)
+                self._stopping.wait(wait)
 
     def _await_server(self, patience: float | None) -> None:
         """Return when the server answers; say once a minute that it does not."""

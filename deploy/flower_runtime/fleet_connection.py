@@ -6,8 +6,10 @@ SIGINT in it when a call fails. The stubs and the service are there up to 1.42 a
 
 import contextlib
 import datetime as dt
+import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -36,10 +38,11 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 
 from common.config import Scalar
-from common.errors import PeerError
+from deploy.flower_runtime import call_failures
 from deploy.flower_runtime import fleet_headers as headers
-from deploy.flower_runtime.message_bytes import push_request
-from deploy.flower_runtime.node_auth import REVOKED
+from deploy.flower_runtime.call_failures import AlreadyRegistered, ConnectionLost, RunOver, ServerFinished
+from deploy.flower_runtime.message_bytes import message_parts, push_request
+from deploy.flower_runtime.pieces import CutBytes, assemble, piece_name
 from deploy.flower_runtime.server_probe import ServerAddress
 
 HEARTBEAT = 3.0
@@ -52,22 +55,7 @@ _MAX_MESSAGE_BYTES = 2**31 - 1
 _SIGNATURE_LIFE = dt.timedelta(seconds=30)
 _CALL_TIMEOUT = 60.0
 _TRANSFER_TIMEOUT = 600.0
-
-
-class ConnectionLost(Exception):  # noqa: N818 - an event the client goes on from
-    """The connection is gone, or the server does not know this node any more: connect again."""
-
-
-class RunOver(Exception):  # noqa: N818 - an event the client goes on from
-    """The run that a message belongs to is over, or its round is."""
-
-
-class ServerFinished(Exception):  # noqa: N818 - an event the client goes on from
-    """The server says that its run is over and closes."""
-
-
-class _AlreadyRegistered(Exception):  # noqa: N818 - an event the client goes on from
-    """The server knows this node from an earlier connection."""
+_PARALLEL_PIECES = 2
 
 
 class _Signature(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
@@ -79,7 +67,7 @@ class _Signature(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
         self._metadata: tuple[tuple[str, str | bytes], ...] = ()
 
     def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
-        now = _now()
+        now = call_failures.now()
         if not dt.timedelta(0) <= now - self._signed_at < _SIGNATURE_LIFE:
             stamp = now.isoformat()
             signature = self._key.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))
@@ -105,6 +93,9 @@ class FleetConnection:
         ConnectionLost: the server is not there (any more).
         PeerError: it refuses this node.
     """
+
+    ANNOUNCES_WHOLE = True
+    """Whether to ask for messages without Flower's objects; tests turn it off to speak as a stock client does."""
 
     def __init__(self, server: ServerAddress, key: ec.EllipticCurvePrivateKey, *, registers: bool, name: str) -> None:
         self._server, self._registers = server, registers
@@ -153,6 +144,8 @@ class FleetConnection:
             raise ServerFinished
         if not response.messages_list:
             return None
+        if count := headers.header_text(metadata, headers.PIECES):
+            return self._fetch_pieces(response.messages_list[0].metadata, int(count))
         if not response.message_object_trees:
             return message_from_proto(response.messages_list[0])
         return self._fetch(message_from_proto(response.messages_list[0]), response.message_object_trees[0])
@@ -165,14 +158,10 @@ class FleetConnection:
             ConnectionLost, PeerError: as for every call.
         """
         if not reply.metadata.message_id:
-            reply.metadata.__dict__["_message_id"] = reply.object_id
+            reply.metadata.__dict__["_message_id"] = secrets.token_hex(32) if self._whole else reply.object_id
         request = fleet.PushMessagesRequest(node=self._node, clientapp_runtime_list=[seconds])
-        if self._whole and headers.array_bytes(reply) <= headers.WHOLE_LIMIT:
-            content = push_request(request, reply)
-            whole = ((headers.WHOLE, "1"),)
-            _, metadata = self._call(self._push_bytes, content, timeout=_TRANSFER_TIMEOUT, metadata=whole)
-            if headers.has_header(metadata, headers.LATE):
-                raise RunOver("the round was over before the reply came")
+        if self._whole:
+            self._send_whole(reply, request)
             return
         with no_object_id_recompute():
             request.messages_list.append(message_to_proto(remove_content_from_message(reply)))
@@ -186,12 +175,59 @@ class FleetConnection:
 
     def _join(self, name: str) -> tuple[Node, bool]:
         request = fleet.ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=_DECLARED_INTERVAL)
-        announced = ((headers.WHOLE, "1"), (headers.NAME, name.encode("ascii", "replace").decode()))
+        announced: tuple[tuple[str, str], ...] = ((headers.NAME, name.encode("ascii", "replace").decode()),)
+        if self.ANNOUNCES_WHOLE:
+            announced += ((headers.WHOLE, "1"),)
         if self._registers:
-            with contextlib.suppress(_AlreadyRegistered):
+            with contextlib.suppress(AlreadyRegistered):
                 self._call(self._stub.RegisterNode, fleet.RegisterNodeFleetRequest(public_key=self._public_key))
         response, metadata = self._call(self._stub.ActivateNode, request, metadata=announced)
         return Node(node_id=response.node_id), headers.has_header(metadata, headers.WHOLE)
+
+    def _send_whole(self, reply: Message, request: fleet.PushMessagesRequest) -> None:
+        """Send a reply in one call, or its pieces and then its head."""
+        announced: tuple[tuple[str, str], ...] = ((headers.WHOLE, "1"),)
+        if headers.array_bytes(reply) <= headers.WHOLE_LIMIT:
+            content = push_request(request, reply)
+        else:
+            count = self._push_pieces(reply)
+            announced = (*announced, (headers.PIECES, str(count)))
+            request.messages_list.append(message_to_proto(remove_content_from_message(reply)))
+            content = request.SerializeToString()
+        _, metadata = self._call(self._push_bytes, content, timeout=_TRANSFER_TIMEOUT, metadata=announced)
+        if headers.has_header(metadata, headers.LATE):
+            raise RunOver("the round was over before the reply came")
+
+    def _push_pieces(self, reply: Message) -> int:
+        """Send the pieces of a reply and return how many there are."""
+        cut, metadata = CutBytes(message_parts(reply)), reply.metadata
+
+        def push(number: int) -> None:
+            name = piece_name(metadata.reply_to_message_id, number)
+            part = message_pb2.PushObjectRequest(
+                node=self._node, run_id=metadata.run_id, object_id=name, object_content=cut.piece(number)
+            )
+            response, _ = self._call(self._stub.PushObject, part, timeout=_TRANSFER_TIMEOUT)
+            if not response.stored:
+                raise RunOver("the round was over before the reply came")
+
+        with ThreadPoolExecutor(_PARALLEL_PIECES) as pool:
+            list(pool.map(push, range(cut.count)))
+        return cut.count
+
+    def _fetch_pieces(self, metadata: message_pb2.Metadata, count: int) -> Message:
+        """Return a message that travels in pieces."""
+
+        def pull(number: int) -> bytes:
+            name = piece_name(metadata.message_id, number)
+            request = message_pb2.PullObjectRequest(node=self._node, run_id=metadata.run_id, object_id=name)
+            response, _ = self._call(self._stub.PullObject, request, timeout=_TRANSFER_TIMEOUT)
+            if not response.object_found:
+                raise RunOver("the message was withdrawn while it was fetched")
+            return bytes(response.object_content)
+
+        with ThreadPoolExecutor(_PARALLEL_PIECES) as pool:
+            return message_from_proto(assemble(pool.map(pull, range(count))))
 
     def _fetch(self, head: Message, tree: message_pb2.ObjectTree) -> Message:
         """Return a message whose content is fetched object by object."""
@@ -252,7 +288,7 @@ class FleetConnection:
         try:
             response, call = method.with_call(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
-            raise _explain(error, self._server) from error
+            raise call_failures.explain(error, self._server) from error
         except ValueError as error:
             # grpc's answer to a call on a channel that was closed in the meantime
             raise ConnectionLost(str(error)) from error
@@ -264,10 +300,6 @@ class FleetConnection:
         while not self._closing.wait(HEARTBEAT):
             with contextlib.suppress(grpc.RpcError, ValueError):
                 self._stub.SendNodeHeartbeat(request, timeout=5)
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
 
 
 def _open_channel(server: ServerAddress) -> grpc.Channel:
@@ -282,50 +314,3 @@ def _open_channel(server: ServerAddress) -> grpc.Channel:
     if server.root_certificates is None:
         return grpc.insecure_channel(str(server), options)
     return grpc.secure_channel(str(server), grpc.ssl_channel_credentials(server.root_certificates), options)
-
-
-def _explain(error: grpc.RpcError, server: ServerAddress) -> Exception:
-    """Return what a failed call means for the client."""
-    code, details = error.code(), str(error.details())
-    status = grpc.StatusCode
-    if code in (status.UNAVAILABLE, status.DEADLINE_EXCEEDED, status.CANCELLED, status.RESOURCE_EXHAUSTED):
-        return ConnectionLost(details)
-    if code is status.PERMISSION_DENIED:
-        return RunOver(details)
-    if code is status.UNAUTHENTICATED:
-        return _explain_refusal(details, server)
-    if code is status.UNIMPLEMENTED:
-        return PeerError(
-            f"What answers at {server} is not Flower's Fleet API over gRPC: start `nufed server`, or a SuperLink of "
-            "Flower 1.39 or older (newer ones need FLWR_INTERNAL_GRPC_FLEET_API=1)."
-        )
-    if '"code": 23' in details or '"code":23' in details:
-        return _AlreadyRegistered(details)
-    if "2001" in details:
-        return PeerError(
-            f"The server at {server} admits registered node keys only, and this client gave none: give --key with the "
-            "file that `nufed certs add-client` made."
-        )
-    if "2004" in details:
-        return PeerError(
-            f"The server at {server} does not know this client's key, or it was revoked: have the operator admit it "
-            "with `nufed certs add-client`, and give that key with --key."
-        )
-    return PeerError(f"The server at {server} refuses this client ({code.name}: {details}): compare both versions.")
-
-
-def _explain_refusal(details: str, server: ServerAddress) -> Exception:
-    if details.startswith(REVOKED):
-        return PeerError(
-            f"The server at {server} revoked this client's key: have the operator admit a new one with "
-            "`nufed certs add-client`, and give it with --key."
-        )
-    if "timestamp" in details.lower():
-        now = f"{_now():%Y-%m-%d %H:%M:%S} UTC"
-        return PeerError(
-            f"The clocks of this machine ({now}) and of the server at {server} differ by more than 5 minutes: "
-            "set both right."
-        )
-    if "signature" in details.lower() or "metadata" in details.lower():
-        return PeerError(f"The server at {server} does not accept this client's signature ({details}): check --key.")
-    return ConnectionLost(details)

@@ -21,7 +21,6 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.run import Run
 
-from deploy.flower_runtime import fleet_headers as headers
 from deploy.flower_runtime.fleet_service import FleetService
 
 log = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class FleetGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages and return their ids."""
         messages = list(messages)
-        whole = [self._travels_whole(message) for message in messages]
+        whole = [self._service.takes_whole(message.metadata.dst_node_id) for message in messages]
         with no_object_id_recompute():
             for message, travels_whole in zip(messages, whole, strict=True):
                 message_id = message.metadata.message_id or secrets.token_hex(32)
@@ -141,10 +140,6 @@ class FleetGrid(Grid):
                     looked_at, checked = set(waiting), time.monotonic()
         finally:
             self._withdraw(waiting)
-
-    def _travels_whole(self, message: Message) -> bool:
-        node_id = message.metadata.dst_node_id
-        return self._service.takes_whole(node_id) and headers.array_bytes(message) <= headers.WHOLE_LIMIT
 
     def _store_objects(self, messages: Sequence[Message]) -> None:
         """Store messages' objects; content that messages share is stored once."""

@@ -26,14 +26,16 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.utils import get_metadata_bytes
 
 from deploy.flower_runtime import fleet_headers as headers
-from deploy.flower_runtime.message_bytes import pull_response
+from deploy.flower_runtime.message_bytes import message_parts, pull_response
 from deploy.flower_runtime.node_keys import AdmittedKeys
+from deploy.flower_runtime.pieces import PIECE_BYTES, CutBytes, PieceInbox, parse_piece_name
 from deploy.flower_runtime.wakeup import Bell
 
 LIVENESS_INTERVAL = 7.5
 """Seconds; Flower takes a node for gone after two intervals without a heartbeat (our clients send one every 3 s)."""
 
 _REMEMBERED_UPLOADS = 4096
+_LARGEST_GROWTH, _LARGEST_SMALL_REPLY = 4, 256 * 2**20
 
 
 class FleetService(FleetServicer):
@@ -56,6 +58,8 @@ class FleetService(FleetServicer):
         self._told: set[int] = set()
         self._expected: dict[str, Message | None] = {}
         self._inbox: dict[str, Message] = {}
+        self._cut: dict[str, CutBytes] = {}
+        self._pieces, self._assembling = PieceInbox(), threading.Lock()
         self._taken: defaultdict[int, set[str]] = defaultdict(set)
         self._lost: set[str] = set()
         self._uploads: dict[str, str] = {}
@@ -102,8 +106,10 @@ class FleetService(FleetServicer):
     def forget(self, message: Message) -> None:
         """Drop what is kept for a message: it is answered or withdrawn."""
         message_id = message.metadata.message_id
+        self._pieces.forget(message_id)
         with self._lock:
             self._expected.pop(message_id, None)
+            self._cut.pop(message_id, None)
             self._uploads.pop(message_id, None)
             self._taken[message.metadata.dst_node_id].discard(message_id)
             self._lost.discard(message_id)
@@ -226,10 +232,24 @@ class FleetService(FleetServicer):
         self.replies.ring()
         return response
 
+    def PullObject(  # noqa: N802 - Flower's name
+        self, request: message_pb2.PullObjectRequest, context: grpc.ServicerContext
+    ) -> message_pb2.PullObjectResponse:
+        """Return a part of a message."""
+        if (name := parse_piece_name(request.object_id)) is None:
+            return super().PullObject(request, context)
+        message, cut = self._expected.get(name[0]), self._cut.get(name[0])
+        if message is None or cut is None or message.metadata.dst_node_id != request.node.node_id:
+            return message_pb2.PullObjectResponse(object_found=False)
+        content = cut.piece(name[1])
+        return message_pb2.PullObjectResponse(object_found=True, object_available=True, object_content=content)
+
     def PushObject(  # noqa: N802 - Flower's name
         self, request: message_pb2.PushObjectRequest, context: grpc.ServicerContext
     ) -> message_pb2.PushObjectResponse:
         """Take a part of a reply; one that the same content from another client made superfluous is dropped."""
+        if (name := parse_piece_name(request.object_id)) is not None:
+            return message_pb2.PushObjectResponse(stored=self._take_piece(request, *name))
         if request.session_id in self._completed_uploads:
             return message_pb2.PushObjectResponse(stored=True)
         response = super().PushObject(request, context)
@@ -270,19 +290,49 @@ class FleetService(FleetServicer):
             return None
         message_id = heads[0].metadata.message_id
         self._note_taken(node_id, [message_id])
-        if (message := self._expected.get(message_id)) is not None:
+        message = self._expected.get(message_id)
+        if message is None:
+            return None
+        if headers.array_bytes(message) <= headers.WHOLE_LIMIT:
             return pull_response(message)
-        tree = self.objectstore_factory.store().get_object_tree(message_id)
-        return fleet.PullMessagesResponse(messages_list=[message_to_proto(heads[0])], message_object_trees=[tree])
+        self._cut[message_id] = CutBytes(message_parts(message))
+        context.send_initial_metadata(((headers.PIECES, str(self._cut[message_id].count)),))
+        return fleet.PullMessagesResponse(messages_list=[message_to_proto(heads[0])])
 
     def _note_taken(self, node_id: int, message_ids: Iterable[str]) -> None:
         with self._lock:
             self._taken[node_id].update(message_ids)
 
+    def _take_piece(self, request: message_pb2.PushObjectRequest, message_id: str, number: int) -> bool:
+        """Return whether a piece of a reply was kept; a node may send a few times what it was sent, to its message."""
+        message = self._expected.get(message_id)
+        if message is None or message.metadata.dst_node_id != request.node.node_id:
+            return False
+        allowed = _LARGEST_GROWTH * headers.array_bytes(message) + _LARGEST_SMALL_REPLY
+        if (number + 1) * PIECE_BYTES > allowed or len(request.object_content) > PIECE_BYTES:
+            return False
+        self._pieces.add(message_id, number, request.object_content)
+        return True
+
+    def _assemble(self, head: message_pb2.Message, count: int) -> Message | None:
+        """Return a reply that came in pieces, or None if some are missing; one at a time, for the memory it takes."""
+        with self._assembling:
+            if (proto := self._pieces.take(head.metadata.reply_to_message_id, count)) is None:
+                return None
+            proto.metadata.CopyFrom(head.metadata)
+            return message_from_proto(proto)
+
     def _take_whole(
         self, request: fleet.PushMessagesRequest, context: grpc.ServicerContext
     ) -> fleet.PushMessagesResponse:
-        reply = message_from_proto(request.messages_list[0])
+        head = request.messages_list[0]
+        if count := headers.header_text(context.invocation_metadata(), headers.PIECES):
+            reply = self._assemble(head, int(count))
+        else:
+            reply = message_from_proto(head)
+        if reply is None:
+            context.send_initial_metadata(((headers.LATE, "1"),))
+            return fleet.PushMessagesResponse()
         state, reply_id, run_id = self.state_factory.state(), reply.metadata.message_id, reply.metadata.run_id
         if reason := check_abort(run_id, [Status.PENDING, Status.STARTING, Status.FINISHED], state):
             raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, reason)

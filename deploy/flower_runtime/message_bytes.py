@@ -43,7 +43,7 @@ _ARRAY_DATA = _tag(recorddict_pb2.Array, "data")
 
 def pull_response(message: Message) -> bytes:
     """Return a `PullMessagesResponse` that carries a message with its content."""
-    return b"".join(_field(_PULLED, _message(message)))
+    return b"".join(_field(_PULLED, message_parts(message)))
 
 
 def push_request(envelope: fleet_pb2.PushMessagesRequest, reply: Message) -> bytes:
@@ -53,10 +53,11 @@ def push_request(envelope: fleet_pb2.PushMessagesRequest, reply: Message) -> byt
         envelope: the request without messages.
         reply: the message.
     """
-    return b"".join([envelope.SerializeToString(), *_field(_PUSHED, _message(reply))])
+    return b"".join([envelope.SerializeToString(), *_field(_PUSHED, message_parts(reply))])
 
 
-def _message(message: Message) -> list[bytes]:
+def message_parts(message: Message) -> list[bytes]:
+    """Return consecutive parts of a message's record; the arrays among them are not copied."""
     # Not through Message(), which marks the metadata, shared with the stored message, as not delivered yet.
     head = message_pb2.Message(metadata=metadata_to_proto(message.metadata))
     if message.has_error():

@@ -12,10 +12,11 @@ from flwr.clientapp import ClientApp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.errors import DataError, PeerError, RunError
-from deploy.flower_runtime import fleet_headers
+from deploy.flower_runtime import fleet_headers, fleet_service, pieces
+from deploy.flower_runtime.call_failures import RunOver
 from deploy.flower_runtime.direct_client import ClientIdentity, DirectClient
 from deploy.flower_runtime.direct_server import DirectServer, ServerEndpoint
-from deploy.flower_runtime.fleet_connection import FleetConnection, RunOver
+from deploy.flower_runtime.fleet_connection import FleetConnection
 from deploy.flower_runtime.server_probe import ServerAddress
 from tests.deploy.loopback import LOOPBACK, added, adding_app, call, clients, federation, request
 
@@ -23,11 +24,15 @@ from tests.deploy.loopback import LOOPBACK, added, adding_app, call, clients, fe
 in_database = pytest.mark.filterwarnings("ignore:No path_separator found in configuration:DeprecationWarning")
 
 
-@pytest.fixture(params=["whole", "in chunks"])
+@pytest.fixture(params=["whole", "in pieces", "as objects"])
 def path(request, monkeypatch):
-    """Small messages travel whole, larger ones as objects; both paths must behave the same."""
-    if request.param == "in chunks":
+    """Small messages travel whole, larger ones in pieces, and those of stock clients as Flower's objects: all alike."""
+    if request.param == "in pieces":
         monkeypatch.setattr(fleet_headers, "WHOLE_LIMIT", -1)
+        monkeypatch.setattr(pieces, "PIECE_BYTES", 64)
+        monkeypatch.setattr(fleet_service, "PIECE_BYTES", 64)
+    if request.param == "as objects":
+        monkeypatch.setattr(FleetConnection, "ANNOUNCES_WHOLE", False)
     return request.param
 
 
@@ -61,7 +66,7 @@ def test_each_message_gets_its_own_reply_with_its_content(path):
 
 def test_identical_replies_from_several_clients_all_arrive(monkeypatch):
     """Flower stores equal content once; consuming one reply must not take it from another."""
-    monkeypatch.setattr(fleet_headers, "WHOLE_LIMIT", -1)
+    monkeypatch.setattr(FleetConnection, "ANNOUNCES_WHOLE", False)
     values = np.zeros(200_000, dtype=np.float32)
 
     def main(grid):

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import ConfigError, PeerError
 from deploy.certificates import CertificateFolder, add_client, create_authority, revoke_client
-from deploy.flower_runtime import fleet_connection, server_probe
+from deploy.flower_runtime import call_failures, server_probe
 from deploy.flower_runtime.direct_client import ClientIdentity, DirectClient
 from deploy.flower_runtime.direct_server import DirectServer, ServerEndpoint, ServerSecurity
 from deploy.flower_runtime.fleet_connection import FleetConnection
@@ -153,7 +153,7 @@ def test_tls_against_plaintext_is_named(folder):
 
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_clocks_that_differ_are_named(folder, monkeypatch, hours):
-    monkeypatch.setattr(fleet_connection, "_now", lambda: dt.datetime.now(dt.UTC) + dt.timedelta(hours=hours))
+    monkeypatch.setattr(call_failures, "now", lambda: dt.datetime.now(dt.UTC) + dt.timedelta(hours=hours))
 
     with DirectServer(secure(folder)) as server:
         said = refusal(client(server, "hospital-a", folder))
