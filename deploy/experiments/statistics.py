@@ -15,6 +15,8 @@ from scipy import stats
 from common.rng import numpy_generator
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12
+"""What observations, of accuracies and losses around 1, may differ by and be equal all the same."""
 Statistic = Callable[[NDArray[np.float64]], float]
 
 
@@ -61,8 +63,10 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     if num == 1:
         return Interval(mean, -math.inf, math.inf, 1)
     error = float(array.std(ddof=1)) / math.sqrt(num)
-    if error <= 1e-12 * max(1.0, abs(mean)):  # equal observations: 0 up to rounding
-        return Interval(mean, mean, mean, num, 1.0 if abs(mean) <= 1e-12 else 0.0)
+    if float(np.abs(array).max()) <= ROUNDING:
+        return Interval(0.0, 0.0, 0.0, num, 1.0)
+    if error <= ROUNDING * abs(mean):
+        return Interval(mean, mean, mean, num, 0.0)
     reach = float(stats.t.ppf(0.5 + confidence / 2, num - 1)) * error
     p_value = 2 * float(stats.t.sf(abs(mean) / error, num - 1))
     return Interval(mean, mean - reach, mean + reach, num, p_value)

@@ -149,13 +149,17 @@ def verdict_on(comparison: Comparison, group: Group) -> list[str]:
         before = t_interval(list(comparison.means(best.method, group, 0).values()))
         return [f"{where}: {measure} {number(own.mean, measure)}, from {number(before.mean, measure)} before."]
     label = comparison.labels
-    lines = [f"{where}: {label[best.method]} is best with {measure} {estimate(own, measure)}."]
+    beaten = sum(judgement(each) == "better" for each in best.against.values())
+    shown = f"shown to be better than {beaten or 'none'} of the {len(best.against)} other methods"
+    lines = [f"{where}: {label[best.method]} has the best {measure}, {estimate(own, measure)}, and is {shown}."]
     for name in dict.fromkeys([best.runner_up, comparison.reference]):
         if name in best.against:
             corrected = best.against[name]
             proof = ", ".join(part for part in (judgement(corrected), p_value(corrected.p_adjusted)) if part)
-            lines.append(f"Against {label[name]}: {difference(corrected.interval, measure)}, {proof}.")
-    return [" ".join(lines), *_on_nu(comparison, group)]
+            lines.append(
+                f"{label[best.method]} against {label[name]}: {difference(corrected.interval, measure)}, {proof}."
+            )
+    return lines + _on_nu(comparison, group)
 
 
 def _on_nu(comparison: Comparison, group: Group) -> list[str]:
