@@ -11,6 +11,7 @@ import typer
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from deploy import health_cli
 from deploy.certificates import CertificateFolder, add_client, create_authority, revoke_client
 from deploy.option_groups import MachineOptions, with_option_groups
 from deploy.run_options import RunOptions
@@ -34,6 +35,7 @@ def register(app: typer.Typer) -> None:
     """Mount the commands on the program's."""
     app.command("server")(server_command)
     app.command("client")(client_command)
+    health_cli.register(app)
     app.add_typer(certs)
 
 
