@@ -46,7 +46,7 @@ def variants(network: str, nu: int, *, compiled: bool) -> dict[str, Callable[[],
     for name, make in PEERS.items():
         found[name] = make(problem(network), batches[True], INNER_LR)
     for name, (estimator, coupled, changes) in {**OURS, **(COMPILED if compiled else {})}.items():
-        method = MethodConfig(num_inner_steps=nu, inner_lr=INNER_LR, estimator=estimator, **changes)  # type: ignore[arg-type]
+        method = MethodConfig(num_inner_steps=nu, inner_lr=INNER_LR, estimator=estimator, **changes)
         run = ESTIMATORS[estimator].build(shared.loss, method)
         found[name] = lambda run=run, coupled=coupled: run(shared.params, batches[coupled])  # type: ignore[misc]
     return found

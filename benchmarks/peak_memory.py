@@ -5,6 +5,7 @@ python -m benchmarks.peak_memory [--quick]
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from benchmarks.harness import Report, in_fresh_process, parse_options, peak_memory
 from benchmarks.meta_gradient import BEST_OF, INNER_LR, OURS
 from benchmarks.peers import PEERS
-from benchmarks.problems import problem
+from benchmarks.problems import BATCH_SIZE, Problem, problem
 from common.config import MethodConfig
 from common.meta.estimators import ESTIMATORS
 from common.params import num_bytes
@@ -20,18 +21,29 @@ from common.params import num_bytes
 MIB = 2**20
 CASES = {"cnn": (1, 5, 20), "resnet18": (1, 5, 20), "mlp-wide": (5, 20)}
 QUICK_CASES = {"cnn": (1, 5)}
+PROMPT = {
+    "MALLOC_MMAP_THRESHOLD_": "65536"
+}  # freed tensors go back at once: what is live counts, not the allocator's luck
 MEASURED = ("naive", *BEST_OF, *OURS)
 
 
 def measured_here(network: str, nu: int, name: str) -> float:
-    """Return MiB that one meta-gradient takes beyond parameters and batches, in this process."""
+    """Return MiB that one meta-gradient takes beyond parameters and batches, in this process.
+
+    A step on two examples goes before, so that what PyTorch loads at first use is not counted.
+    """
     given = problem(network)
+    _computation(given, name, 1, size=2)()
+    return peak_memory(_computation(given, name, nu, size=BATCH_SIZE)) / MIB
+
+
+def _computation(given: Problem, name: str, nu: int, *, size: int) -> Callable[[], object]:
     if name in PEERS:
-        return peak_memory(PEERS[name](given, given.batches(nu), INNER_LR)) / MIB
+        return PEERS[name](given, given.batches(nu, size=size), INNER_LR)
     estimator, coupled, changes = OURS[name]
-    method = MethodConfig(num_inner_steps=nu, inner_lr=INNER_LR, estimator=estimator, **changes)  # type: ignore[arg-type]
-    batches = given.batches(nu, coupled=coupled)
-    return peak_memory(partial(ESTIMATORS[estimator].build(given.loss, method), given.params, batches)) / MIB
+    method = MethodConfig(num_inner_steps=nu, inner_lr=INNER_LR, estimator=estimator, **changes)
+    batches = given.batches(nu, coupled=coupled, size=size)
+    return partial(ESTIMATORS[estimator].build(given.loss, method), given.params, batches)
 
 
 def main() -> None:
@@ -44,7 +56,7 @@ def main() -> None:
     report = Report.start("peak_memory", options)
     for network, nus in (QUICK_CASES if options.quick else CASES).items():
         found = {
-            (name, nu): in_fresh_process("benchmarks.peak_memory", "--one", network, str(nu), name)
+            (name, nu): in_fresh_process("benchmarks.peak_memory", "--one", network, str(nu), name, environment=PROMPT)
             for name in MEASURED
             for nu in nus
         }

@@ -128,7 +128,7 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     else:
         source, gap = given, 1.0
     shape = _shape(config, gap if initial_gap is None else initial_gap)
-    step = MetaStep.from_config(config.method, default_delta=1e-2 if config.model.dtype == "float32" else 1e-4)
+    step = MetaStep.from_config(config.method, default_delta=1e-3 if config.model.dtype == "float32" else 1e-5)
     advice = recommend(source, nus, step, shape, inner_lr)
     if as_json:
         typer.echo(json.dumps(_as_json(source, advice), indent=2, ensure_ascii=False))

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from common.config import MethodConfig
 from common.errors import ConfigError, nearest_match_hint
-from common.meta.compiled_steps import compiled_steps
 from common.meta.exact import exact
 from common.meta.first_order import first_order
 from common.meta.hessian_free import Difference, hessian_free
 from common.meta.kept_graphs import Memory
 from common.meta.meta_gradient import MetaGradient
+from common.meta.parts import head_steps
 from common.meta.steps import MakeSteps, eager_steps
 from common.meta.unrolled import unrolled
 from common.task import LossFn
@@ -33,7 +33,13 @@ class Estimator:
 
 def _make_steps(method: MethodConfig) -> MakeSteps:
     """Return how inner steps are computed; auto that nobody settled (common.meta.compile_choice) is off."""
-    return compiled_steps if method.compile == "on" else eager_steps
+    if method.adapted_part == "head":
+        return head_steps
+    if method.compile != "on":
+        return eager_steps
+    from common.meta.compiled_steps import compiled_steps  # loads PyTorch's tracer
+
+    return compiled_steps
 
 
 def _exact(loss: LossFn, method: MethodConfig) -> MetaGradient:
