@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.errors import ConfigError, NufedError
-from deploy import deploy_cli, experiment_cli, theory_cli
+from deploy import deploy_cli, experiment_cli, personal_cli, theory_cli
 from deploy.option_groups import MachineOptions, with_option_groups
 from deploy.run_options import FLAGS, RunOptions, config_for_resuming
 from deploy.terminal import OutputOptions, stdout_console
@@ -195,4 +195,5 @@ def _list(what: str, descriptions: Mapping[str, str]) -> None:
 
 deploy_cli.register(app)
 experiment_cli.register(app)
+personal_cli.register(app)
 theory_cli.register(app)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.config import RunConfig
+from common.config import RunConfig, Scalar
 from common.errors import ConfigError
 from deploy import health_cli
 from deploy.certificates import CertificateFolder, add_client, create_authority, revoke_client
@@ -164,6 +164,13 @@ def client_command(  # noqa: PLR0913 - one parameter per option
         bool,
         typer.Option("--insecure", help="neither TLS nor node keys; trials on one machine", rich_help_panel=_SECURITY),
     ] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="never take part in training; adapt the final model and be judged")
+    ] = False,
+    personal_model: Annotated[
+        Path | None,
+        typer.Option(help="file to keep the run's final model in, adapted to this client's data", metavar="FILE"),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="end when the server's run is over")] = False,
     wait: Annotated[
         float | None, typer.Option(help="seconds to wait for a server that is not there (default: for ever)", min=0)
@@ -178,7 +185,8 @@ def client_command(  # noqa: PLR0913 - one parameter per option
     from deploy.flower_runtime.direct_client import ClientIdentity, DirectClient
 
     _check_client_security(root_certificates, key, insecure=insecure)
-    node_config = {"data": data, "client-id": name}
+    node_config = _node_config(data, name, personal_model, new=new)
+    kept_before = _modified(personal_model)
     identity = ClientIdentity(name, key, node_config, default_run_config=RunConfig().flat())
     with machine.exported(), _terminated_as_interrupted():
         _quiet_flower()
@@ -188,6 +196,8 @@ def client_command(  # noqa: PLR0913 - one parameter per option
             client.serve(until_finished=once, patience=wait)
         except KeyboardInterrupt:
             say(f"{name} has left")
+        if _modified(personal_model) != kept_before:
+            say(f"personal model: {personal_model}")
 
 
 @certs.command("init")
@@ -273,6 +283,26 @@ def _check_client_security(root_certificates: Path | None, key: Path | None, *, 
             f"Expected {' and '.join(missing)}: the server's ca.crt, and the key that `nufed certs add-client` made. "
             "For a trial on one machine, type --insecure on both sides."
         )
+
+
+def _node_config(data: str, name: str, personal_model: Path | None, *, new: bool) -> dict[str, Scalar]:
+    """Return what the client's app reads; what can be wrong with it before a run is known is refused here."""
+    from client.personal_model import personal_path
+    from common.data.private import check_spec
+
+    check_spec(data)
+    config: dict[str, Scalar] = {"data": data, "client-id": name}
+    if new:
+        config["group"] = "new"
+    if personal_model:
+        config["personal-model"] = str(personal_model.expanduser().absolute())
+    personal_path(config)
+    return config
+
+
+def _modified(path: Path | None) -> int | None:
+    """Return when a file was last written, in nanoseconds; None if there is none."""
+    return path.stat().st_mtime_ns if path and path.exists() else None
 
 
 def _app_bundle() -> "AppBundle":

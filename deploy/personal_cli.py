@@ -74,6 +74,7 @@ def personalize_command(  # noqa: PLR0913 - one parameter per option
 
     from client.personal_model import personalize_after_run
     from client.workplace import workplace
+    from common.data.private import is_slice
     from common.settings import process_settings
     from server.run_folder import load_model
 
@@ -81,7 +82,7 @@ def personalize_command(  # noqa: PLR0913 - one parameter per option
         params, stored = load_model(model)
         config = _adaptation(RunConfig.parse(stored["config"]), steps=steps, lr=lr, batch_size=batch_size, seed=seed)
         node_config: dict[str, Scalar] = {"data": data, "client-id": name}
-        if "#" not in data:
+        if not is_slice(data):
             node_config["group"] = "new"  # all that is not held out for the test is there to adapt to
         settings = process_settings()
         torch.set_num_threads(settings.num_threads)

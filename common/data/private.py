@@ -63,6 +63,21 @@ class PrivateClient:
     preparation: Preparation | None = None
 
 
+def is_slice(spec: str) -> bool:
+    """Return whether a spec is a slice of a named source, such as digits#3/20."""
+    return _SLICE.fullmatch(spec) is not None
+
+
+def check_spec(spec: str) -> None:
+    """Refuse a spec that is misspelled, without reading any data.
+
+    Raises:
+        ConfigError: with the right spelling.
+    """
+    if not is_slice(spec):
+        parse_spec(spec)
+
+
 def load_private(member: Membership, config: RunConfig, settings: Settings) -> PrivateClient:
     """Return the task and this client's splits.
 

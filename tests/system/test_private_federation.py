@@ -1,0 +1,96 @@
+"""Clients with tables of their own, as processes: trained together, judged, each left with its personal model."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from client.personal_model import hash_params, load_personal_model
+from deploy.cli import main
+from server.run_folder import load_model
+from tests.system.processes import address_of, nufed, processes, round_records, run_folder
+
+pytestmark = pytest.mark.system
+
+OPTIONS = """
+[data]
+source = "private"
+feature-names = "age,sex"
+categories = "sex:f|m"
+class-names = "no,yes"
+num-clients = 2
+num-new-clients = 1
+
+[model]
+name = "linear"
+
+[federation]
+num-rounds = 3
+participation-fraction = 1.0
+"""
+
+
+def write_table(path, seed, classes=("no", "yes")):
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({"age": rng.normal(60, 9, 60), "sex": rng.choice(["f", "m"], 60)})
+    frame["y"] = np.where(frame["age"] > 50 + 5 * seed, classes[1], classes[0])
+    frame.to_csv(path, index=False)
+
+
+def start_server(start, tmp_path):
+    (tmp_path / "run.toml").write_text(OPTIONS)
+    arguments = ["--listen", "127.0.0.1:0", "--insecure", "--config", tmp_path / "run.toml", "--out", tmp_path / "runs"]
+    server = start("server", *nufed("server", *arguments))
+    return server, address_of(server)
+
+
+def client(tmp_path, address, index, *more):
+    data = f"csv:{tmp_path}/{index}.csv?label=y&scale=local"
+    base = ["--server", address, "--insecure", "--once", "--name", f"site-{index}", "--data", data]
+    return nufed("client", *base, "--personal-model", tmp_path / f"{index}.safetensors", *more)
+
+
+def test_every_client_ends_with_its_own_model(tmp_path):
+    """It is what `nufed personalize` makes of the run's model offline, and the new client never trained."""
+    for index in range(3):
+        write_table(tmp_path / f"{index}.csv", index)
+    with processes(tmp_path) as start:
+        server, address = start_server(start, tmp_path)
+        sites = [
+            start(f"site-{index}", *client(tmp_path, address, index, *(["--new"] if index == 2 else [])))
+            for index in range(3)
+        ]
+        assert server.wait() == 0, server.output
+        assert [site.wait(30) for site in sites] == [0, 0, 0]
+
+    folder = run_folder(tmp_path / "runs")
+    offline = ["personalize", "--model", folder, "--name", "site-2", "--out", tmp_path / "offline.safetensors"]
+    assert main([*map(str, offline), "--data", f"csv:{tmp_path}/2.csv?label=y&scale=local"]) == 0
+    trained = {name for record in round_records(tmp_path / "runs") for name in record["clients"]}
+    assert trained == {"site-0", "site-1"}
+    assert "personal model: " in sites[0].output
+    personal = [load_personal_model(tmp_path / f"{index}.safetensors") for index in range(3)]
+    assert {model.base_hash for model in personal} == {hash_params(load_model(folder)[0])}
+    assert len({hash_params(model.params) for model in personal}) == 3
+    assert all(model.after.loss < model.before.loss for model in personal)
+    assert (tmp_path / "offline.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+
+
+def test_a_client_with_other_data_is_named_and_nothing_is_trained(tmp_path):
+    """Both sides are told its name, the column and the row, and no value."""
+    for index in range(3):
+        write_table(tmp_path / f"{index}.csv", index, classes=("no", "perhaps") if index == 1 else ("no", "yes"))
+    with processes(tmp_path) as start:
+        server, address = start_server(start, tmp_path)
+        sites = [
+            start(f"site-{index}", *client(tmp_path, address, index, *(["--new"] if index == 2 else [])))
+            for index in range(3)
+        ]
+        assert server.wait() != 0
+
+        sites[1].wait_for("perhaps")
+
+    said = "client 'site-1': expected the run's classes in column 'y' (no, yes), but"
+    assert said in " ".join(server.output.split())
+    assert "perhaps" not in server.output
+    assert said in sites[1].output
+    assert not (tmp_path / "runs").exists()
