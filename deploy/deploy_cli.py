@@ -11,7 +11,6 @@ import typer
 
 from common.config import RunConfig, Scalar
 from common.errors import ConfigError
-from deploy import health_cli
 from deploy.certificates import CertificateFolder, add_client, create_authority, revoke_client
 from deploy.option_groups import MachineOptions, with_option_groups
 from deploy.run_options import RunOptions
@@ -35,7 +34,6 @@ def register(app: typer.Typer) -> None:
     """Mount the commands on the program's."""
     app.command("server")(server_command)
     app.command("client")(client_command)
-    health_cli.register(app)
     app.add_typer(certs)
 
 
