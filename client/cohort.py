@@ -1,7 +1,8 @@
 """Several clients of this process trained or evaluated as one batched computation; their replies are each their own.
 
 Who cannot be batched is handed back, to be run alone: models with dropout, whose masks come from a generator that one
-client seeds; models that the kernels do not know; and all clients of a computation that failed, so that an error is
+client seeds; models that the kernels do not know; methods with options that they do not know
+(`common.method_rules.sequential_options`); and all clients of a computation that failed, so that an error is
 its culprit's and nobody else's.
 """
 
@@ -20,6 +21,7 @@ from common.meta.cohort_kernel import CohortKernel, stack_params
 from common.meta.cohort_module import ModuleKernel
 from common.meta.estimators import find_estimator
 from common.meta.local_update import Stream
+from common.method_rules import sequential_options
 from common.params import Params, num_bytes
 from common.wire import EvaluateReply, TrainReply
 
@@ -72,6 +74,9 @@ class Cohort:
         """Yield each client's answer, one batched computation after another."""
         for group in _by_model(assignments):
             place = group[0].place
+            if unknown := sequential_options(place.config):
+                yield from self._alone(group, f"{', '.join(unknown)} cannot be computed for several at once")
+                continue
             if (kernel := training_kernel(place)) is None:
                 why = "draws dropout masks" if place.masks else "would be slower together on this device"
                 yield from self._alone(group, f"{type(place.model).__name__} {why}")
@@ -86,6 +91,9 @@ class Cohort:
         """Yield each client's answer, one batched computation after another."""
         for group in _by_model(assignments):
             place = group[0].place
+            if unknown := sequential_options(place.config):
+                yield from self._alone(group, f"{', '.join(unknown)} cannot be computed for several at once")
+                continue
             if (layers := dense_layers(place.model, place.task)) is None:
                 yield from self._alone(group, f"{type(place.model).__name__} is not made of linear layers alone")
                 continue

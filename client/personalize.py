@@ -8,7 +8,8 @@ from torch import Tensor
 from client.workplace import Workplace
 from common.config import EvaluationConfig
 from common.examples import Batch, ClientData
-from common.meta.adapt import adapt
+from common.meta.local_update import Stream, local_update
+from common.meta.objective import fine_tune
 from common.params import Params
 from common.rng import numpy_generator
 from common.task import judge
@@ -36,11 +37,31 @@ def adaptation_curves(place: Workplace, params: Mapping[str, Tensor]) -> Curves:
 
 
 def adapted_points(place: Workplace, params: Mapping[str, Tensor]) -> Iterator[Params]:
-    """Yield the model after s = 0 … S plain gradient steps on the support split, in evaluation mode."""
-    evaluation = place.config.evaluation
-    step_size = evaluation.adapt_lr or place.config.method.inner_lr
+    """Yield the model after s = 0 … S gradient steps on the support split, in evaluation mode.
+
+    Plain steps, unless the method has others (common/meta/objective.py). Where nothing is aggregated, step 0 is the
+    model that the client trained alone.
+    """
+    evaluation, method = place.config.evaluation, place.config.method
+    if place.config.federation.aggregation == "none":
+        params = trained_alone(place, params)
+    step_size = evaluation.adapt_lr or method.inner_lr
     batches = adaptation_batches(place.data, evaluation, seed=place.config.seed)
-    return adapt(place.adaptation_loss, params, batches, step_size)
+    return fine_tune(place.adaptation_loss, params, batches, step_size, method)
+
+
+def trained_alone(place: Workplace, params: Mapping[str, Tensor]) -> Params:
+    """Return the model after the local steps that a client makes in a federated run, nobody else taking part.
+
+    That is r K rounds (to the nearest whole one) of τ steps, what a participating client is asked for on average; new
+    clients make as many, so that both groups are treated alike.
+    """
+    federation, point = place.config.federation, dict(params)
+    for number in range(1, 1 + round(federation.participation_fraction * federation.num_rounds)):
+        stream = Stream(place.config.seed, place.data.client_id, number, place.masks)
+        update = local_update(place.training_loss, point, place.data.support, place.config.method, stream)
+        point = update.params
+    return point
 
 
 def adaptation_batches(data: ClientData, evaluation: EvaluationConfig, *, seed: int) -> Iterator[Batch]:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from common.errors import ConfigError, nearest_match_hint
+from common.method_rules import method_contradiction
 
 Scalar = bool | int | float | str
 
@@ -114,6 +115,27 @@ class MethodConfig(_Section):
     )
     inner_lr: float = Field(0.05, ge=0, le=1e3, description="α, step size of a fine-tuning step")
     estimator: str = Field("exact", description="how the meta-gradient is computed")
+    objective: Literal["fine-tuned", "moreau"] = Field(
+        "fine-tuned", description="loss after ν fine-tuning steps, or Moreau envelope solved in ν steps (pFedMe)"
+    )
+    step_sizes: Literal["fixed", "learned"] = Field(
+        "fixed", description="fine-tuning steps of size inner-lr, or of a learned size for each parameter (Meta-SGD)"
+    )
+    adapted_part: Literal["all", "head"] = Field(
+        "all", description="what fine-tuning changes, also at test time: all parameters, or the last layer's"
+    )
+    trained_part: Literal["all", "body"] = Field(
+        "all", description="what meta steps change: all parameters, or all but the last layer's"
+    )
+    proximal_strength: float = Field(
+        0.0, ge=0, le=1e6, description="μ, pull of meta steps towards the server's model (FedProx); 0 turns it off"
+    )
+    personal_strength: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="λ, pull towards the server's model at test time (Ditto), and in the Moreau envelope; 0 is off",
+    )
     num_local_steps: int = Field(5, ge=1, le=100_000, description="τ, meta steps on a client in one round")
     local_lr: float = Field(0.1, gt=0, le=1e3, description="β, step size of a meta step")
     batch_size: int = Field(20, ge=0, le=1_000_000, description="D, examples in an inner batch; 0 takes all of them")
@@ -162,6 +184,12 @@ class MethodConfig(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _parts_of_the_method_agree(self) -> Self:
+        if problem := method_contradiction(self):
+            raise ValueError(problem)
+        return self
+
 
 class FederationConfig(_Section):
     """Rounds, participation and weighting."""
@@ -171,6 +199,12 @@ class FederationConfig(_Section):
         0.5, gt=0, le=1, description="r, share of the participating clients asked in a round"
     )
     weighting: Literal["uniform", "examples"] = Field("uniform", description="weights in the mean over clients")
+    aggregation: Literal["mean", "none"] = Field(
+        "mean", description="none has no rounds: each client trains alone for as many steps (local-only)"
+    )
+    server_lr: float = Field(
+        1.0, gt=0, le=100, description="ε, how far a round moves the model towards the mean; 1 all the way"
+    )
     round_timeout: float = Field(3600.0, gt=0, le=1e6, description="seconds to wait for the replies of a phase")
 
 
@@ -210,6 +244,15 @@ class RunConfig(_Section):
     method: MethodConfig = MethodConfig()
     federation: FederationConfig = FederationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _learned_step_sizes_are_used(self) -> Self:
+        if self.method.step_sizes == "learned" and self.evaluation.adapt_lr:
+            raise ValueError(
+                f"evaluation.adapt-lr={self.evaluation.adapt_lr:g} contradicts method.step-sizes=learned, whose sizes "
+                "are used at test time too; leave adapt-lr at 0"
+            )
+        return self
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "RunConfig":

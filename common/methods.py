@@ -61,6 +61,56 @@ METHODS: dict[str, Method] = {
     "meta-fedavg-3": _meta_fedavg(3),
     "meta-fedavg-5": _meta_fedavg(5),
     "meta-fedavg-10": _meta_fedavg(10),
+    "local-only": Method(
+        "no server: each client, known or new, trains alone for as many local steps before it is judged",
+        "Fallah, Mokhtari and Ozdaglar 2020, section 1",
+        {INNER_STEPS: 0, "federation.aggregation": "none"},
+    ),
+    "fedprox": Method(
+        "FedAvg whose local steps are pulled towards the server's model, μ = --set method.proximal-strength",
+        "Li et al. 2020, MLSys, Algorithm 2",
+        {INNER_STEPS: 0, "method.proximal-strength": 0.1},
+    ),
+    "reptile": Method(
+        "τ plain local steps; the server goes ε = --set federation.server-lr towards their mean",
+        "Nichol, Achiam and Schulman 2018, Algorithm 2",
+        {INNER_STEPS: 0, "federation.server-lr": 0.5},
+    ),
+    "pfedme": Method(
+        "Moreau envelopes: ν steps to ŵ, then λ (w - ŵ), λ = --set method.personal-strength; ŵ at test time too",
+        "T. Dinh, Tran and Nguyen 2020, Algorithm 1",
+        {
+            INNER_STEPS: 5,
+            ESTIMATOR: "exact",
+            "method.objective": "moreau",
+            "method.personal-strength": 2.0,
+        },
+    ),
+    "ditto": Method(
+        "FedAvg, and a personal model held to it by λ = --set method.personal-strength at test time",
+        "Li, Hu, Beirami and Smith 2021, Algorithm 1",
+        {INNER_STEPS: 0, "method.personal-strength": 0.5},
+    ),
+    "anil": Method(
+        "ν = 3 fine-tuning steps of the last layer alone, in the objective and at test time",
+        "Raghu et al. 2020, section 4",
+        {INNER_STEPS: 3, ESTIMATOR: "exact", "method.adapted-part": "head"},
+    ),
+    "fedrep": Method(
+        "the head is fitted in ν = 5 steps from one shared start, then the body takes a meta step",
+        "Collins et al. 2021, Algorithm 1",
+        {
+            INNER_STEPS: 5,
+            ESTIMATOR: "first-order",
+            "method.adapted-part": "head",
+            "method.trained-part": "body",
+        },
+    ),
+    "meta-sgd": Method(
+        "a learned fine-tuning step size for each parameter, ν = 1, used at test time too",
+        "Li, Zhou, Chen and Li 2017, Algorithm 1",
+        {INNER_STEPS: 1, ESTIMATOR: "exact", "method.step-sizes": "learned"},
+    ),
 }
 
 METHOD_KEYS = sorted({key for method in METHODS.values() for key in method.overrides} - {ESTIMATOR})

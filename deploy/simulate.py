@@ -81,10 +81,12 @@ def choose_engine(config: RunConfig) -> str:
     """Return what `auto` stands for (docs/decisions/0007-cohort-engine.md).
 
     `cohort` where several clients train at once and the model is made of linear layers without dropout, which is where
-    one batched computation is several times faster on every machine measured; `local` otherwise.
+    one batched computation is several times faster on every machine measured; `local` otherwise, and for methods that
+    are computed for one client at a time.
     """
     from common.data import describe_task
     from common.meta.cohort_dense import dense_layers
+    from common.method_rules import sequential_options
     from common.models import build_model
     from common.settings import process_settings
     from strategy.participation import num_chosen
@@ -92,7 +94,7 @@ def choose_engine(config: RunConfig) -> str:
     task = describe_task(config.data, process_settings(), seed=config.seed)
     is_dense = dense_layers(build_model(config.model, task, seed=config.seed), task) is not None
     several = num_chosen(config.data.num_clients, config.federation.participation_fraction) > 1
-    return "cohort" if is_dense and several else "local"
+    return "cohort" if is_dense and several and not sequential_options(config) else "local"
 
 
 def _auto(config: RunConfig, options: ServerOptions) -> None:

@@ -16,6 +16,7 @@ from common.data import describe_task
 from common.errors import RunError, WireError
 from common.examples import Group
 from common.meta.estimators import find_estimator
+from common.meta.objective import initial_params
 from common.models import build_model
 from common.params import Params, model_params
 from common.settings import process_settings
@@ -98,6 +99,7 @@ class Run:
             seed=config.seed,
             participation_fraction=config.federation.participation_fraction,
             weighting=config.federation.weighting,
+            server_lr=config.federation.server_lr,
         )
 
     def conduct(self) -> None:
@@ -115,9 +117,9 @@ class Run:
             self.options.observer.on_start(self.config, folder.path, first_round=start.round + 1)
             state = start
             try:
-                if state.round == 0:
+                if state.round == 0 and self._num_rounds:
                     state = self._evaluated_at_start(state)
-                while state.round < self.config.federation.num_rounds:
+                while state.round < self._num_rounds:
                     state, record = self._advance(state, folder)
                     self.options.observer.on_round(record)
                 state = self._evaluate(state, "all", state.round, final=True)[0]
@@ -126,13 +128,20 @@ class Run:
                 raise
             self._write(folder, state, status="complete")
 
+    @property
+    def _num_rounds(self) -> int:
+        """The server updates to make; none where nothing is aggregated, and each client trains alone to be judged."""
+        return 0 if self.config.federation.aggregation == "none" else self.config.federation.num_rounds
+
     def _start(self) -> _State:
         """Return the seeded initial model, or where the folder to resume stands."""
         find_estimator(self.config.method.estimator)
         if (threads := process_settings().num_threads) != torch.get_num_threads():
             torch.set_num_threads(threads)
         task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
-        initial = model_params(build_model(self.config.model, task, seed=self.config.seed))
+        initial = initial_params(
+            model_params(build_model(self.config.model, task, seed=self.config.seed)), self.config.method
+        )
         checkpoint = load_checkpoint(self.options.resume) if self.options.resume else None
         if checkpoint is None:
             return _State(0, initial, History())

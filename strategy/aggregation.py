@@ -26,6 +26,35 @@ _MAX_EXPONENT = 1023  # of a float64
 _BLOCK = 2**17  # elements; the scratch of a block stays in the cache
 
 
+def server_step(sent: Mapping[str, Tensor], mean: Params, server_lr: float) -> Params:
+    """Return w_k + ε (mean - w_k), computed in float64; the mean itself, bit for bit, where ε is 1.
+
+    ε < 1 is the server step of Reptile (Nichol, Achiam and Schulman 2018, Algorithm 2) and, as β, of pFedMe (T. Dinh,
+    Tran and Nguyen 2020, Algorithm 1).
+
+    Args:
+        sent: w_k.
+        mean: of the clients' models.
+        server_lr: ε, above 0.
+
+    Raises:
+        ModelError: the step leaves the range of the parameters' type.
+    """
+    if server_lr == 1:
+        return mean
+    moved: Params = {}
+    for name, tensor in mean.items():
+        before = sent[name].double()
+        after = before + server_lr * (tensor.double() - before)
+        moved[name] = (after if tensor.is_floating_point() else after.round()).to(tensor.dtype)
+        if not math.isfinite(largest_magnitude(moved[name])):
+            raise ModelError(
+                f"Expected a server step of size {server_lr:g} to stay finite, but array {name!r} does not. Lower "
+                "federation.server-lr."
+            )
+    return moved
+
+
 @dataclass(frozen=True)
 class FixedPoint:
     """How one tensor's values are turned into integers.

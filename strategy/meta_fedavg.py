@@ -26,6 +26,8 @@ from strategy.participation import choose
 from strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
 from strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
 
+MAX_SERVER_LR = 100.0
+
 DEFAULT_TIMEOUT = 3600.0
 """Seconds, as in Flower's strategies."""
 
@@ -57,6 +59,7 @@ class MetaFedAvg(Strategy):
         seed: int = 0,
         participation_fraction: float = 0.5,
         weighting: Weighting = "uniform",
+        server_lr: float = 1.0,
         evaluation_interval: int = 1,
         min_clients: int = 1,
         max_growth: float = DEFAULT_MAX_GROWTH,
@@ -67,6 +70,7 @@ class MetaFedAvg(Strategy):
             seed: of the choice of clients.
             participation_fraction: r in (0, 1], share of the connected participating clients that is asked in a round.
             weighting: weights in the mean over clients: `uniform` (the theory) or `examples` (p_i ∝ N_i).
+            server_lr: ε in w_{k+1} = w_k + ε (Σ p_i w_k^i - w_k); 1 takes the mean itself.
             evaluation_interval: rounds between evaluations in `start`; 0 turns them off.
             min_clients: clients that `start` waits for.
             max_growth: a reply whose largest magnitude in an array is beyond max(1, that of the array sent) times this
@@ -78,6 +82,7 @@ class MetaFedAvg(Strategy):
         for name, value, is_allowed, allowed in (
             ("participation_fraction", participation_fraction, 0 < participation_fraction <= 1, "above 0, at most 1"),
             ("weighting", weighting, weighting in get_args(Weighting), " or ".join(get_args(Weighting))),
+            ("server_lr", server_lr, 0 < server_lr <= MAX_SERVER_LR, f"above 0, at most {MAX_SERVER_LR:g}"),
             ("evaluation_interval", evaluation_interval, evaluation_interval >= 0, "at least 0; 0 turns it off"),
             ("min_clients", min_clients, min_clients >= 1, "at least 1"),
             ("max_growth", max_growth, 1 <= max_growth <= MAX_GROWTH, f"1 to {MAX_GROWTH:g}"),
@@ -87,6 +92,7 @@ class MetaFedAvg(Strategy):
         self.seed = seed
         self.participation_fraction = participation_fraction
         self.weighting = weighting
+        self.server_lr = server_lr
         self.evaluation_interval = evaluation_interval
         self.min_clients = min_clients
         self.max_growth = max_growth
@@ -290,7 +296,8 @@ class MetaFedAvg(Strategy):
         participants = self._roster.wait_for_participants(grid, patience)
         chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
         asked = {client_id: participants[client_id] for client_id in chosen}
-        return TrainingPhase(outgoing, asked, self._complaints, AveragingRule(self.weighting, self.max_growth), sent)
+        rule = AveragingRule(self.weighting, self.max_growth, self.server_lr)
+        return TrainingPhase(outgoing, asked, self._complaints, rule, sent)
 
     def _close_training(self, phase: TrainingPhase) -> RoundResult:
         for client_id in phase.outgrown:

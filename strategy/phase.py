@@ -20,7 +20,7 @@ from common.wire import (
     MetricValue,
     TrainReply,
 )
-from strategy.aggregation import RunningMean
+from strategy.aggregation import RunningMean, server_step
 from strategy.exchange import time_to_live
 from strategy.ledger import Ledger
 from strategy.members import Member
@@ -32,10 +32,17 @@ UNANNOUNCED_EXAMPLES = 2**20
 
 @dataclass(frozen=True)
 class AveragingRule:
-    """How replies are averaged: weights `uniform` or `examples`, and the growth at which one counts as diverged."""
+    """How replies are averaged, and what becomes of their mean.
+
+    Attributes:
+        weighting: weights, `uniform` or `examples`.
+        max_growth: at which a reply counts as diverged.
+        server_lr: ε, how far w_k moves towards the mean.
+    """
 
     weighting: Weighting
     max_growth: float
+    server_lr: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -152,10 +159,17 @@ class TrainingPhase(Phase):
         self._mean = RunningMean(sent, total, rule.max_growth)
 
     def close(self) -> RoundResult:
-        """Return the round's result; w_{k+1} is w_k if no usable reply came."""
+        """Return the round's result; w_{k+1} is w_k if no usable reply came.
+
+        Raises:
+            ModelError: the server step is not finite.
+        """
         mean = self._mean.result()
         assert mean is None or all(math.isfinite(largest_magnitude(w)) for w in mean.values())  # noqa: S101 - our bug
-        return RoundResult(**self._close(), params=self._sent if mean is None else mean)
+        return RoundResult(**self._close(), params=self._sent if mean is None else self._stepped(mean))
+
+    def _stepped(self, mean: Params) -> Params:
+        return server_step(self._sent, mean, self._rule.server_lr)
 
     def _accept(self, client_id: str, content: RecordDict) -> dict[str, MetricValue]:
         reply = TrainReply.from_records(content)

@@ -21,6 +21,7 @@ from common.meta.cautions import caution
 from common.meta.draw import batch_plan
 from common.meta.estimators import find_estimator
 from common.meta.meta_gradient import MetaBatches, MetaGradient
+from common.method_rules import has_own_inner_steps
 from common.params import model_params
 from common.task import LossFn, ModelLoss
 
@@ -53,7 +54,8 @@ def settle_compile(config: RunConfig, loss: LossFn, num_clients: int) -> RunConf
     if method.compile != "auto":
         return config
     rounds_trained = federation.num_rounds * max(1, round(federation.participation_fraction * num_clients))
-    on = isinstance(loss, ModelLoss) and _worthwhile(loss, method, rounds_trained * method.num_local_steps)
+    is_plain = not has_own_inner_steps(method)
+    on = is_plain and isinstance(loss, ModelLoss) and _worthwhile(loss, method, rounds_trained * method.num_local_steps)
     settled = method.model_copy(update={"compile": "on" if on else "off"})
     return config.model_copy(update={"method": settled})
 

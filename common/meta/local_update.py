@@ -13,9 +13,9 @@ from torch import Tensor
 
 from common.config import MethodConfig
 from common.examples import Examples
-from common.meta.draw import batch_plan, batch_sources, draw_indices, draws_with_replacement, take_batches
-from common.meta.estimators import find_estimator
+from common.meta.draw import batch_sources, draw_indices, draws_with_replacement, take_batches
 from common.meta.meta_gradient import Costs
+from common.meta.objective import build_objective, step_direction
 from common.params import Params, add_scaled
 from common.rng import derive_seed
 from common.task import LossFn
@@ -81,17 +81,16 @@ def local_update(
         ConfigError: the estimator is unknown.
         DataError: the support split cannot be divided as `outer-holdout-fraction` asks.
     """
-    estimator = find_estimator(method.estimator)
-    meta_gradient = estimator.build(loss, method)
-    plan = batch_plan(method, uses_hessian_batches=estimator.uses_hessian_batches)
+    objective = build_objective(loss, method)
+    plan = objective.plan
     sources = batch_sources(len(support), method.outer_holdout_fraction, seed=stream.seed, client_id=stream.client_id)
     point, losses, growth, costs = dict(params), [], 0.0, Costs()
     for step in range(method.num_local_steps):
         step_seed = stream.step_seed(step)
         indices = draw_indices(plan, sources, step_seed)
         batches = take_batches(support, indices, plan.num_inner, step_seed if stream.masks else None)
-        estimate = meta_gradient(point, batches)
-        point = add_scaled(point, estimate.gradient, -method.local_lr)
+        estimate = objective.meta_gradient(point, batches)
+        point = add_scaled(point, step_direction(estimate.gradient, point, params, method), -method.local_lr)
         losses.append(estimate.outer_loss)
         growth, costs = max(growth, estimate.growth()), costs + estimate.costs
     mean_loss = float(torch.stack(losses).double().mean())

@@ -1,0 +1,86 @@
+"""What a client descends on, from the method's options: objective, step direction, and fine-tuning."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from common.config import MethodConfig
+from common.examples import Batch
+from common.meta.adapt import adapt
+from common.meta.draw import BatchPlan, batch_plan
+from common.meta.estimators import find_estimator
+from common.meta.meta_gradient import MetaGradient
+from common.meta.meta_sgd import adapt_by_sizes, meta_sgd, split_step_sizes, with_step_sizes
+from common.meta.parts import adapt_head, without_head
+from common.meta.proximal import moreau_gradient, proximal_loss, proximal_pull
+from common.params import Params, add_scaled
+from common.task import LossFn
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A way to the gradient of what a client minimizes, and the batches that it reads."""
+
+    meta_gradient: MetaGradient
+    plan: BatchPlan
+
+
+def build_objective(loss: LossFn, method: MethodConfig) -> Objective:
+    """Return the method's objective for a client's loss.
+
+    Raises:
+        ConfigError: the estimator is unknown.
+    """
+    estimator = find_estimator(method.estimator)
+    plan = batch_plan(method, uses_hessian_batches=estimator.uses_hessian_batches)
+    if method.objective == "moreau":
+        gradient = moreau_gradient(
+            loss, inner_lr=method.inner_lr, num_steps=method.num_inner_steps, strength=method.personal_strength
+        )
+        return Objective(gradient, replace(plan, num_inner=0, num_hessian=0))
+    if method.step_sizes == "learned":
+        return Objective(meta_sgd(loss, has_curvature=method.estimator != "first-order"), plan)
+    return Objective(estimator.build(loss, method), plan)
+
+
+def initial_params(params: Params, method: MethodConfig) -> Params:
+    """Return what a run starts from: the model's parameters, and step sizes where these are learned."""
+    return with_step_sizes(params, method.inner_lr) if method.step_sizes == "learned" else params
+
+
+def step_direction(
+    gradient: Params, point: Mapping[str, Tensor], server: Mapping[str, Tensor], method: MethodConfig
+) -> Params:
+    """Return what a meta step goes against: the gradient, with FedProx's pull and without a head that is not trained.
+
+    Args:
+        gradient: estimate of ∇F_i at the point.
+        point: where the client is.
+        server: w_k.
+        method: μ and the part that is trained.
+    """
+    if method.proximal_strength:
+        gradient = add_scaled(gradient, proximal_pull(point, server, method.proximal_strength), 1.0)
+    return without_head(gradient) if method.trained_part == "body" else gradient
+
+
+def fine_tune(
+    loss: LossFn, params: Mapping[str, Tensor], batches: Iterable[Batch], step_size: float, method: MethodConfig
+) -> Iterator[Params]:
+    """Yield the model after 0, 1, 2, … fine-tuning steps at test time, one on each batch, as the method makes them.
+
+    Args:
+        loss: the client's loss.
+        params: the server's arrays; not changed. The models yielded have no step sizes.
+        batches: one per step, read as the steps are taken.
+        step_size: of a step; not read where step sizes are learned.
+        method: λ, the part that is adapted, and the kind of step sizes.
+    """
+    model, sizes = split_step_sizes(params)
+    if method.personal_strength:
+        loss = proximal_loss(loss, model, method.personal_strength)
+    if method.step_sizes == "learned":
+        return adapt_by_sizes(loss, model, sizes, batches)
+    walk = adapt_head if method.adapted_part == "head" else adapt
+    return walk(loss, model, batches, step_size)

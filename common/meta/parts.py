@@ -1,0 +1,86 @@
+"""A model's head, its last layer, and its body, all the rest.
+
+Raghu, Raghu, Bengio and Vinyals, "Rapid Learning or Feature Reuse?", ICLR 2020 (ANIL): fine-tuning the head alone is
+nearly as good as fine-tuning everything. Collins, Hassani, Mokhtari and Shakkottai, "Exploiting Shared Representations
+for Personalized Federated Learning", ICML 2021 (FedRep): clients share the body and fit heads of their own.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from common.errors import ModelError
+from common.examples import Batch
+from common.meta.adapt import adapt
+from common.meta.differentiate import gradient, hessian_vector_product, value_and_gradient
+from common.meta.steps import PullBack, Steps
+from common.params import Params, add_scaled
+from common.task import LossFn
+
+
+def head_names(names: Iterable[str]) -> list[str]:
+    """Return the names of the last layer's parameters: those of the module that owns the last one.
+
+    Example:
+        >>> head_names(["1.weight", "1.bias", "3.weight", "3.bias"])
+        ['3.weight', '3.bias']
+    """
+    listed = list(names)
+    owner = listed[-1].rpartition(".")[0]
+    return [name for name in listed if name.rpartition(".")[0] == owner]
+
+
+def without_head(direction: Mapping[str, Tensor]) -> Params:
+    """Return the direction with zeros for the head.
+
+    Raises:
+        ModelError: there is nothing but a head.
+    """
+    head = set(head_names(direction))
+    if len(head) == len(direction):
+        raise ModelError(
+            "expected a model of several layers for method.trained-part=body, but its only layer is its head; set "
+            "trained-part=all, or choose another model.name"
+        )
+    return {name: torch.zeros_like(tensor) if name in head else tensor for name, tensor in direction.items()}
+
+
+def without_body(direction: Mapping[str, Tensor]) -> Params:
+    """Return P v: the direction with zeros for the body."""
+    head = set(head_names(direction))
+    return {name: tensor if name in head else torch.zeros_like(tensor) for name, tensor in direction.items()}
+
+
+def adapt_head(
+    loss: LossFn, params: Mapping[str, Tensor], batches: Iterable[Batch], inner_lr: float
+) -> Iterator[Params]:
+    """Yield w_0 = `params`, then w_1, w_2, …, as `adapt` does, the body staying as it is."""
+    head = {name: params[name] for name in head_names(params)}
+    for adapted in adapt(_loss_of_head(loss, params), head, batches, inner_lr):
+        yield {**params, **adapted}
+
+
+def head_steps(loss: LossFn, inner_lr: float) -> Steps:
+    """Return the inner step w - α P ∇f(w), where P keeps the head alone.
+
+    Its Jacobian is I - α P H, transposed I - α H P: the derivative reaches the body through the mixed block of H.
+    """
+
+    def descend(params: Mapping[str, Tensor], batch: Batch) -> Params:
+        head = {name: params[name] for name in head_names(params)}
+        moved = add_scaled(head, gradient(_loss_of_head(loss, params), head, batch), -inner_lr)
+        return {**params, **moved}
+
+    def pull_back(params: Mapping[str, Tensor], batch: Batch, direction: Params) -> Params:
+        product = hessian_vector_product(loss, params, without_body(direction), batch)
+        return add_scaled(direction, product, -inner_lr)
+
+    def linearize(params: Mapping[str, Tensor], batch: Batch) -> tuple[Params, PullBack]:
+        return descend(params, batch), lambda direction: pull_back(params, batch, direction)
+
+    return Steps(lambda params, batch: value_and_gradient(loss, params, batch), descend, linearize, pull_back)
+
+
+def _loss_of_head(loss: LossFn, params: Mapping[str, Tensor]) -> LossFn:
+    return lambda head, batch: loss({**params, **head}, batch)
