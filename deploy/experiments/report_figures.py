@@ -85,19 +85,16 @@ def clients_figure(comparison: Comparison, group: Group) -> Figure:
     figure, axes = _canvas(0, rows=len(names))
     scale = _scale(comparison)
     values = [_all_clients(comparison, name, group) * scale for name in names]
-    axes.boxplot(
-        [each[np.isfinite(each)] for each in values],
-        vert=False,
-        whis=(5, 95),
-        showfliers=False,
-        widths=0.55,
-        medianprops={"color": "#D55E00", "linewidth": 2},
-        patch_artist=True,
-        boxprops={"facecolor": "#cfe3f1", "edgecolor": "0.3"},
-    )
+    for row, each in enumerate(values):
+        present = each[np.isfinite(each)]
+        if len(present):
+            low, first, middle, third, high = np.quantile(present, [0.05, 0.25, 0.5, 0.75, 0.95])
+            axes.plot([low, high], [row, row], color="0.4", linewidth=1.2, zorder=1)
+            axes.barh(row, third - first, left=first, height=0.5, color="#cfe3f1", edgecolor="0.3", zorder=2)
+            axes.plot([middle] * 2, [row - 0.25, row + 0.25], color="#D55E00", linewidth=2, zorder=3)
     worst = [scale * comparison.worst_decile(name, group).mean for name in names]
-    axes.plot(worst, range(1, len(names) + 1), linestyle="", marker="D", color="black", label="worst tenth")
-    axes.set_yticks(range(1, len(names) + 1), [comparison.labels[name] for name in names])
+    axes.plot(worst, range(len(names)), linestyle="", marker="D", color="black", label="worst tenth", zorder=4)
+    axes.set_yticks(range(len(names)), [comparison.labels[name] for name in names])
     axes.invert_yaxis()
     axes.set_xlabel(f"{_measure(comparison)} of a client after s* = {comparison.primary_step} steps")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12))

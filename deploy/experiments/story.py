@@ -159,17 +159,20 @@ def verdict_on(comparison: Comparison, group: Group) -> list[str]:
             lines.append(
                 f"{label[best.method]} against {label[name]}: {difference(corrected.interval, measure)}, {proof}."
             )
-    return lines + _on_nu(comparison, group)
+    said = {name for name in (best.runner_up, comparison.reference) if name in best.against}
+    return lines + _on_nu(comparison, group, {(best.method, name) for name in said})
 
 
-def _on_nu(comparison: Comparison, group: Group) -> list[str]:
-    """Return how the best exact ν > 1 stands against ν = 1, in one sentence."""
+def _on_nu(comparison: Comparison, group: Group, said: set[tuple[str, str]]) -> list[str]:
+    """Return how the best exact ν > 1 stands against ν = 1, in one sentence; nothing if that has been said."""
     methods, step, measure = exact_methods(comparison), comparison.primary_step, comparison.measure
     larger = {nu: name for nu, name in methods.items() if nu > 1}
     if 1 not in methods or not larger:
         return []
     against = comparison.against(methods[1], group, step)
     best = max(larger.values(), key=lambda name: against[name].interval.mean)
+    if (best, methods[1]) in said:
+        return []
     text = difference(against[best].interval, measure)
     names = f"{comparison.labels[best]} against {comparison.labels[methods[1]]}, both exact"
     return [f"{names}: {text}, {judgement(against[best])}."]

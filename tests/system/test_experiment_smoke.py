@@ -1,0 +1,73 @@
+"""A whole experiment with real worker processes: from suite to report, interrupted and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).parents[2]
+FEW_ROUNDS = ["--set", "federation.num-rounds=4", "--set", "evaluation.interval=2", "--seeds", "2"]
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "from deploy.cli import main; raise SystemExit(main())", *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def done_cells(folder: Path) -> dict[str, float]:
+    return {path.parent.name: path.stat().st_mtime for path in folder.glob("cells/*/done.json")}
+
+
+def test_a_suite_ends_in_tables_a_verdict_and_a_report_and_is_not_run_twice(tmp_path):
+    process = start("experiment", "smoke", "--json", *FEW_ROUNDS, cwd=tmp_path)
+    out, err = process.communicate(timeout=280)
+
+    assert process.returncode == 0, err
+    verdict = json.loads(out)
+    folder = tmp_path / verdict["folder"]
+    cells = done_cells(folder)
+    assert set(verdict["methods"]) == {"fedavg", "per-fedavg", "meta-2", "fo-2", "one-step-2"}
+    assert verdict["findings"]["H5"] in {"supported", "contradicted", "undecided"}
+    assert len(cells) == 4 * 2 + 2 + 5 * 2  # four methods on two points, the follower on two, five on two seeds
+    assert {path.name for path in folder.iterdir()} >= {"results.csv", "results.parquet", "report.html", "tuning.csv"}
+
+    again, _ = start("experiment", "smoke", "--json", *FEW_ROUNDS, cwd=tmp_path).communicate(timeout=120)
+
+    assert done_cells(folder) == cells
+    assert json.loads(again)["methods"] == verdict["methods"]
+
+
+def test_an_interrupted_suite_ends_at_once_without_a_traceback_and_goes_on_where_it_stopped(tmp_path):
+    methods = ["--method", "fedavg", "--method", "per-fedavg"]
+    arguments = ["experiment", "smoke", *FEW_ROUNDS, *methods]
+    process = start(*arguments, cwd=tmp_path)
+    folder, deadline = tmp_path / "results" / "smoke", time.monotonic() + 120
+    while len(done_cells(folder)) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)  # polls what the processes have written
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode != 0
+    assert "Traceback" not in err
+    before = done_cells(folder)
+    assert 2 <= len(before) < 8
+
+    process = start(*arguments, cwd=tmp_path)
+    out, err = process.communicate(timeout=200)
+
+    assert process.returncode == 0, err
+    assert f"{len([name for name in before if '-1000-' in name])} of 4 runs are done already" in out
+    after = done_cells(folder)
+    assert len(after) == 4 + 4
+    assert {name: after[name] for name in before} == before
