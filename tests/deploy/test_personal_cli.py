@@ -107,7 +107,9 @@ def test_predictions_of_a_personal_model_are_of_rows_prepared_as_its_own_were(tm
     assert [int(row["row"]) for row in predicted] == list(range(1, 61))
     right = [ours["prediction"] == truth["y"] for ours, truth in zip(predicted, known, strict=True)]
     assert sum(right) / 60 > 0.85
-    assert all(float(row["probability_no"]) + float(row["probability_yes"]) == pytest.approx(1, abs=1e-5) for row in predicted)
+    assert all(
+        float(row["probability_no"]) + float(row["probability_yes"]) == pytest.approx(1, abs=1e-5) for row in predicted
+    )
     assert capsys.readouterr().out == ""
 
 
