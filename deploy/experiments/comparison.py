@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.config import MethodConfig, RunConfig
 from common.examples import Group
+from common.methods import METHOD_KEYS
 from deploy.experiments.finished import FinishedRun, Floats, Measure
 from deploy.experiments.statistics import (
     Censored,
@@ -183,25 +185,28 @@ class Comparison:
 def exact_methods(comparison: Comparison) -> dict[int, str]:
     """Return ν -> method, of the plain exact methods (and FedAvg for ν = 0): the first of each ν that a suite lists.
 
-    Controls that train with another inner step size than they are tested with are none of these.
+    Other objectives are none of these, nor are controls that train with another inner step size than they are tested
+    with.
     """
-    found: dict[int, str] = {}
-    for method, runs in comparison.runs.items():
-        config = next(iter(runs.values())).config
-        plain = config.evaluation.adapt_lr in (0.0, config.method.inner_lr)
-        nu = config.method.num_inner_steps
-        if plain and (config.method.estimator == "exact" or nu == 0):
-            found.setdefault(nu, method)
-    return dict(sorted(found.items()))
+    return _plain_methods(comparison, lambda method: method.estimator == "exact" or not method.num_inner_steps)
 
 
 def methods_with(comparison: Comparison, estimator: str) -> dict[int, str]:
-    """Return ν -> the first method with this estimator."""
+    """Return ν -> the first plain method with this estimator."""
+    return _plain_methods(comparison, lambda method: method.estimator == estimator and method.num_inner_steps > 0)
+
+
+def _plain_methods(comparison: Comparison, belongs: Callable[[MethodConfig], bool]) -> dict[int, str]:
+    defaults = RunConfig().flat()
+    same = [key for key in METHOD_KEYS if key != "method.num-inner-steps"]
     found: dict[int, str] = {}
-    for method, runs in comparison.runs.items():
-        config = next(iter(runs.values())).config.method
-        if config.estimator == estimator and config.num_inner_steps:
-            found.setdefault(config.num_inner_steps, method)
+    for name, runs in comparison.runs.items():
+        config = next(iter(runs.values())).config
+        flat = config.flat()
+        plain = all(flat[key] == defaults[key] for key in same)
+        plain = plain and config.evaluation.adapt_lr in (0.0, config.method.inner_lr)
+        if plain and belongs(config.method):
+            found.setdefault(config.method.num_inner_steps, name)
     return dict(sorted(found.items()))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def read_run(folder: Path, *, method: str = "", setting: str = "") -> FinishedRu
     if not groups:
         raise RunError(f"Expected curves of clients in {folder / 'clients.csv'}, but it has none. Run it again.")
     return FinishedRun(
-        method or config.name, setting, config.seed, config, summary, groups, _read_progress(folder), folder
+        method or config.name, setting, config.seed, config, summary, groups, _read_progress(folder, summary), folder
     )
 
 
@@ -141,10 +142,17 @@ def _columns(rows: Sequence[Mapping[str, str]], prefix: str, required: Path | No
     return np.array([[float(row[name] or "nan") for name in names] for row in rows])
 
 
-def _read_progress(folder: Path) -> Progress:
-    """Return the evaluations, of which the checkpoint knows all, beside the costs, which each round has recorded."""
+def _read_progress(folder: Path, summary: Mapping[str, Any]) -> Progress:
+    """Return the evaluations with the costs until then.
+
+    The checkpoint knows the evaluations on the way, the summary the last one, and each round has recorded its costs.
+    """
     checkpoint = load_checkpoint(folder)
-    evaluations = History.from_json(checkpoint.history).evaluations if checkpoint else ()
+    evaluations = list(History.from_json(checkpoint.history).evaluations) if checkpoint else []
+    last = summary.get("participating")
+    if evaluations and last and evaluations[-1][0] < summary["rounds"]:
+        curve = last[last["measure"]]
+        evaluations.append((summary["rounds"], tuple(math.nan if each is None else each for each in curve)))
     gradients, sent = {0: 0.0}, {0: 0.0}
     total, num_bytes = 0.0, 0.0
     for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common.config import RunConfig, Scalar, to_kebab
 from common.errors import ConfigError, DataError, nearest_match_hint
+from common.methods import METHODS, find_method
 
 NAME = r"^[A-Za-z0-9._-]{1,64}$"
 FIRST_TUNING_SEED = 1000
@@ -33,6 +34,7 @@ class Method(_Table):
     Attributes:
         name: used in tables.
         label: used in figures.
+        preset: a key of `common.methods.METHODS`, whose options `options` win over; empty for none.
         options: run options that make the method.
         grid: values to tune on instead of the suite's; as many points, so that budgets stay equal.
         follows: a method whose chosen options, including the step size at test time, are taken over.
@@ -41,6 +43,7 @@ class Method(_Table):
 
     name: str = Field(pattern=NAME)
     label: str = ""
+    preset: str = ""
     options: Options = {}
     grid: dict[str, list[Scalar]] | None = None
     follows: str = ""
@@ -128,6 +131,10 @@ class Suite(_Table):
                 raise ValueError(
                     f"{method.name} follows {method.follows!r}.{nearest_match_hint(method.follows, leaders)}"
                 )
+            if method.preset and method.preset not in METHODS:
+                raise ValueError(
+                    f"{method.name} has preset {method.preset!r}.{nearest_match_hint(method.preset, METHODS)}"
+                )
             if method.scaled and not method.follows:
                 raise ValueError(f"{method.name} has scaled options but follows no method; say which")
             if not method.follows and num_points(self.grid) != num_points(grid := self.grid_of(method)):
@@ -196,6 +203,8 @@ class Entry:
             ConfigError: an option is unknown or out of range.
         """
         options: Options = {"name": self.suite.name, **self.suite.options, **self.setting.options}
+        if self.method.preset:
+            options |= find_method(self.method.preset).options()
         options |= self.method.options
         if followed is not None:
             theirs = followed.flat()
