@@ -5,6 +5,7 @@ import json
 import pytest
 
 from common.config import RunConfig
+from common.methods import METHODS
 from deploy.simulate import ENGINES, choose_engine, simulate
 from server.run import ServerOptions
 
@@ -21,11 +22,14 @@ CONFIG = RunConfig().updated(
         ({"model.dropout": 0.2}, "local"),
         ({"model.name": "cnn"}, "local"),
         ({"federation.participation-fraction": 0.25}, "local"),
+        ({"method.proximal-strength": 0.1}, "local"),
+        (METHODS["meta-sgd"].options(), "local"),
+        (METHODS["fedavg"].options(), "cohort"),
     ],
     ids=str,
 )
 def test_auto_batches_several_clients_of_a_dense_model(changes, engine):
-    """Dropout, convolutions, or a single client a round: one after another."""
+    """Dropout, convolutions, a single client a round, or a method of another kind: one after another."""
     assert choose_engine(CONFIG.updated(changes)) == engine
 
 

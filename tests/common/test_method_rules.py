@@ -1,0 +1,56 @@
+"""Options of methods that contradict each other are refused, naming both; what is special about one is known."""
+
+import pytest
+
+from common.config import MethodConfig, RunConfig
+from common.errors import ConfigError
+from common.method_rules import has_own_inner_steps, sequential_options
+from common.methods import METHODS
+
+MOREAU = {"method.objective": "moreau", "method.personal-strength": 1.0}
+LEARNED, HEAD = {"method.step-sizes": "learned"}, {"method.adapted-part": "head"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({**MOREAU, **LEARNED}, "objective=moreau contradicts step-sizes=learned; choose one"),
+        ({**HEAD, **LEARNED}, "step-sizes=learned contradicts adapted-part=head"),
+        ({"method.objective": "moreau"}, "personal-strength=0 contradicts objective=moreau"),
+        ({**MOREAU, "method.num-inner-steps": 0}, "num-inner-steps=0 contradicts objective=moreau"),
+        ({**MOREAU, "method.estimator": "first-order"}, "leave estimator at exact"),
+        ({**MOREAU, "method.compile": "on"}, "compile=on contradicts objective=moreau"),
+        ({**LEARNED, "method.num-inner-steps": 0}, "num-inner-steps=0 contradicts step-sizes=learned"),
+        ({**LEARNED, "method.trained-part": "body"}, "trained-part=body contradicts step-sizes=learned"),
+        ({**LEARNED, "method.estimator": "hessian-free"}, "choose exact, unrolled or first-order"),
+        ({**HEAD, "method.estimator": "hessian-free"}, "estimator=hessian-free contradicts adapted-part=head"),
+        ({**HEAD, "method.compile": "on"}, "compile=on contradicts adapted-part=head"),
+        ({**LEARNED, "evaluation.adapt-lr": 0.1}, r"adapt-lr=0\.1 contradicts method\.step-sizes=learned"),
+    ],
+)
+def test_contradictions_are_refused_with_what_to_do(options, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig().updated(options)
+
+
+@pytest.mark.parametrize("options", [MOREAU, LEARNED, HEAD, {**HEAD, "method.num-inner-steps": 0}])
+def test_inner_steps_of_their_own_are_known_as_such(options):
+    assert has_own_inner_steps(RunConfig().updated(options).method)
+
+
+def test_plain_inner_steps_are_known_as_such():
+    assert not has_own_inner_steps(MethodConfig(num_inner_steps=5, proximal_strength=1.0, trained_part="body"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_many_clients_at_once_cannot_compute_is_listed(name):
+    config = RunConfig().updated(METHODS[name].options())
+    known = {"fedavg", "reptile"} | {method for method in METHODS if "per-fedavg" in method or "meta-fedavg" in method}
+
+    assert bool(sequential_options(config)) == (name not in known)
+
+
+def test_the_options_are_listed_as_they_are_given():
+    config = RunConfig().updated({**HEAD, "method.proximal-strength": 0.5})
+
+    assert sequential_options(config) == ["method.adapted-part=head", "method.proximal-strength=0.5"]

@@ -1,0 +1,159 @@
+"""Whole runs of every method over the same client and server code."""
+
+import json
+
+import pytest
+import torch
+
+from client.personalize import adaptation_curves, trained_alone
+from client.workplace import workplace
+from common.config import RunConfig
+from common.meta.local_update import Stream, local_update
+from common.meta.meta_sgd import STEP_SIZE
+from common.methods import METHODS
+from common.models import build_model
+from common.params import model_params
+from common.settings import Settings
+from deploy.simulate import simulate
+from server.run import ServerOptions
+from server.run_folder import load_model
+
+SMALL = {
+    "data.num-clients": 4,
+    "data.num-new-clients": 2,
+    "model.hidden-sizes": "12",
+    "method.num-local-steps": 3,
+    "method.inner-lr": 0.02,
+    "federation.num-rounds": 10,
+    "evaluation.interval": 0,
+    "evaluation.num-adapt-steps": 5,
+}
+OF_OTHER_KINDS = ["fedprox", "reptile", "pfedme", "ditto", "anil", "fedrep", "meta-sgd", "local-only"]
+
+
+def configured(name, **changes):
+    return RunConfig().updated({**METHODS[name].options(), **SMALL}).replace(**changes)
+
+
+def run(out, config, engine="local"):
+    simulate(config, ServerOptions(out=out), engine=engine)
+    (folder,) = out.iterdir()
+    return folder
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def place_of(config, partition=0):
+    return workplace(config.flat(), {"partition-id": partition, "num-partitions": 6}, Settings())
+
+
+@pytest.mark.parametrize("name", OF_OTHER_KINDS)
+def test_training_and_adaptation_both_lower_the_loss(name, tmp_path):
+    """After adaptation it is lower than before, and lower than that of the initial model, adapted alike."""
+    alike = {"data__partition": "dirichlet", "data__dirichlet_alpha": 1.0, "federation__participation_fraction": 1.0}
+
+    trained, untrained = (
+        summary(run(tmp_path / str(rounds), configured(name, federation__num_rounds=rounds, **alike)))
+        for rounds in (40, 0)
+    )
+
+    for group in ("participating", "new"):
+        assert trained[group]["loss"][5] < trained[group]["loss"][0]
+        assert trained[group]["loss"][5] < untrained[group]["loss"][5]
+
+
+@pytest.mark.parametrize("name", OF_OTHER_KINDS)
+def test_many_clients_at_once_give_the_numbers_of_one_at_a_time(name, tmp_path):
+    """Bit for bit where the engine `cohort` knows better than to compute them together."""
+    config = configured(name, federation__num_rounds=2)
+    folders = [run(tmp_path / engine, config, engine) for engine in ("local", "cohort")]
+
+    models = [load_model(folder)[0] for folder in folders]
+    results = [summary(folder)["new"] for folder in folders]
+
+    if name == "reptile":  # its server differs, its clients are plain
+        assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-4)
+    else:
+        assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+        assert results[0] == results[1]
+
+
+def test_without_aggregation_there_is_no_round_and_the_model_stays_the_initial_one(tmp_path):
+    config = configured("local-only")
+
+    folder = run(tmp_path, config)
+
+    params, _ = load_model(folder)
+    place = place_of(config)
+    initial = model_params(build_model(config.model, place.task, seed=config.seed))
+    assert all(torch.equal(params[name], initial[name]) for name in initial)
+    assert (summary(folder)["status"], summary(folder)["rounds"]) == ("complete", 0)
+    assert not (folder / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("partition", [0, 5])
+def test_clients_alone_make_as_many_steps_as_a_participating_one_does_on_average(partition):
+    """That is r K rounds of τ steps, from the batches of the client's own stream; new clients (5) like the others (0)."""
+    config = configured("local-only", federation__participation_fraction=0.5)
+    place = place_of(config, partition)
+    start = model_params(build_model(config.model, place.task, seed=config.seed))
+
+    found = trained_alone(place, start)
+
+    expected = start
+    for number in range(1, 6):
+        stream = Stream(config.seed, place.data.client_id, number)
+        expected = local_update(place.training_loss, expected, place.data.support, config.method, stream).params
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (
+        adaptation_curves(place, start)["test-loss"][0]
+        != adaptation_curves(place_of(configured("fedavg"), partition), start)["test-loss"][0]
+    )
+
+
+def test_learned_step_sizes_are_averaged_and_saved_with_the_model(tmp_path):
+    config = configured("meta-sgd")
+
+    params, _ = load_model(run(tmp_path, config))
+
+    sizes = [tensor for name, tensor in params.items() if name.startswith(STEP_SIZE)]
+    assert len(sizes) == len(params) / 2
+    assert all(bool((size != config.method.inner_lr).any()) for size in sizes)
+
+
+def test_reptile_with_a_whole_step_is_fedavg_bit_for_bit(tmp_path):
+    whole = configured("reptile", federation__server_lr=1.0, federation__num_rounds=2)
+
+    models = [
+        load_model(run(tmp_path / str(number), config))[0]
+        for number, config in enumerate((whole, configured("fedavg", federation__num_rounds=2)))
+    ]
+
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "off"),
+    [
+        ("fedprox", {"method__proximal_strength": 0.0}),
+        ("ditto", {"method__personal_strength": 0.0}),
+    ],
+)
+def test_without_its_pull_a_method_is_fedavg(name, off, tmp_path):
+    assert configured(name, **off) == configured("fedavg")
+    assert configured(name) != configured("fedavg")
+
+
+def test_ditto_trains_fedavgs_model_and_adapts_it_less(tmp_path):
+    config = configured("ditto", federation__num_rounds=2, method__personal_strength=10.0)
+
+    ditto = run(tmp_path / "ditto", config)
+    fedavg = run(tmp_path / "fedavg", configured("fedavg", federation__num_rounds=2))
+
+    models = [load_model(folder)[0] for folder in (ditto, fedavg)]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    curves = [summary(folder)["participating"]["loss"] for folder in (ditto, fedavg)]
+    assert curves[0][:2] == curves[1][:2]  # the pull is 0 where fine-tuning starts
+    assert curves[0][5] > curves[1][5]
