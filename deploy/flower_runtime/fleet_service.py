@@ -147,9 +147,7 @@ class FleetService(FleetServicer):
     ) -> fleet.ActivateNodeResponse:
         """Let a node in; one that was killed and came back replaces its old session at once."""
         state, metadata = self.state_factory.state(), context.invocation_metadata()
-        if get_metadata_bytes(metadata, PUBLIC_KEY_HEADER) != request.public_key or not self._admits(
-            request.public_key
-        ):
+        if _signer(context) != request.public_key or not self._admits(request.public_key):
             raise FlowerError(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, "the key is not admitted")
         node_id = state.get_node_id_by_public_key(request.public_key)
         if node_id is not None:
