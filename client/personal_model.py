@@ -23,6 +23,7 @@ from common.data.preparation import Preparation
 from common.durable_file import read_tensors, write_tensors
 from common.errors import ConfigError, ModelError, RunError, WireError
 from common.examples import TaskInfo
+from common.meta.objective import initial_params
 from common.params import Params, model_params
 from common.task import judge, with_params
 from common.wire import check_params
@@ -49,11 +50,11 @@ class PersonalModel:
         config: the run's options, with those of the adaptation that was made.
         task: what the model is for.
         client_id: whose it is.
-        before: the run's model, on the client's test split.
+        before: the model that the fine-tuning starts from, on the client's test split.
         after: the personal model, on the same examples.
         num_support: examples adapted to.
         num_test: examples judged on.
-        base_hash: SHA-256 of the run's model.
+        base_hash: SHA-256 of the run's arrays.
         preparation: how a table's columns become inputs; None where nothing is changed.
     """
 
@@ -80,7 +81,7 @@ class PersonalModel:
 
 
 def personalize(place: Workplace, params: Mapping[str, Tensor]) -> PersonalModel:
-    """Return the model after S plain gradient steps on the support split, judged before and after on the test split.
+    """Return the model after S fine-tuning steps on the support split, judged before and after on the test split.
 
     Args:
         place: the client; its configuration says S, step size and batch size (`evaluation`).
@@ -89,12 +90,13 @@ def personalize(place: Workplace, params: Mapping[str, Tensor]) -> PersonalModel
     Raises:
         ModelError: the model does not fit the run's options, or adaptation diverges.
     """
-    check_fits(params, place.model)
-    point = dict(params)
-    for point in adapted_points(place, params):  # noqa: B007 - the last one is wanted
+    check_arrays(params, initial_params(model_params(place.model), place.config.method), place.model)
+    points = adapted_points(place, params)
+    start = point = next(points)
+    for point in points:  # noqa: B007 - the last one is wanted
         pass
     test = place.data.test.as_batch()
-    before, after = (Judged(*judge(place.model, place.task, each, test)) for each in (params, point))
+    before, after = (Judged(*judge(place.model, place.task, each, test)) for each in (start, point))
     personal = PersonalModel(
         params=point,
         config=place.config,
@@ -223,8 +225,17 @@ def check_fits(params: Mapping[str, Tensor], model: nn.Module) -> None:
     Raises:
         ModelError: with the first difference.
     """
+    check_arrays(params, model_params(model), model)
+
+
+def check_arrays(arrays: Mapping[str, Tensor], reference: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse a run's arrays that differ from the reference's in names, shapes or types, or are not finite.
+
+    Raises:
+        ModelError: with the first difference.
+    """
     try:
-        check_params(params, model_params(model), math.inf)
+        check_params(arrays, reference, math.inf)
     except WireError as error:
         raise ModelError(
             f"expected the parameters of a {type(model).__name__} as the run's options describe it, but {error}; give "

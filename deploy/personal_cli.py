@@ -164,14 +164,16 @@ def _load(path: Path) -> _GivenModel:
     from client.personal_model import PERSONAL_FORMAT, load_personal_model
     from common.data import describe_task
     from common.durable_file import read_metadata
+    from common.meta.meta_sgd import split_step_sizes
     from common.settings import process_settings
     from server.run_folder import load_model
 
     if not path.is_dir() and read_metadata(path).get("format") == PERSONAL_FORMAT:
         personal = load_personal_model(path)
         return _GivenModel(personal.params, personal.config, personal.task, personal.preparation)
-    params, stored = load_model(path)
+    arrays, stored = load_model(path)
     config = RunConfig.parse(stored["config"])
+    params, _ = split_step_sizes(arrays)
     return _GivenModel(params, config, describe_task(config.data, process_settings(), seed=config.seed))
 
 

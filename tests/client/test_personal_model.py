@@ -25,6 +25,7 @@ from common.data.preparation import Preparation
 from common.durable_file import write_tensors
 from common.errors import ConfigError, DataError, ModelError, RunError
 from common.meta.adapt import adapt
+from common.meta.meta_sgd import STEP_SIZE
 from common.models import build_model
 from common.params import model_params
 from common.settings import Settings
@@ -74,6 +75,24 @@ def test_it_is_the_end_of_the_adaptation_curve(place, params):
     assert (personal.after.loss, personal.after.accuracy) == judge(place.model, place.task, by_hand, test)
     assert personal.after.loss < personal.before.loss
     assert (personal.client_id, personal.num_steps, personal.step_size) == ("client-001", 5, 0.05)
+
+
+def test_learned_step_sizes_adapt_it_and_are_not_part_of_it():
+    """A run of Meta-SGD sends them beside its model; the personal model has the architecture's parameters alone."""
+    run = RUN.updated({"method.step-sizes": "learned"})
+    place = workplace(run.flat(), NODE, Settings())
+    plain = model_params(build_model(run.model, place.task, seed=3))
+
+    sizes, doubled = (
+        personalize(place, {**plain, **{STEP_SIZE + name: torch.full_like(t, size) for name, t in plain.items()}})
+        for size in (0.05, 0.1)
+    )
+
+    assert list(sizes.params) == list(plain)
+    assert sizes.before == doubled.before
+    assert sizes.after != doubled.after
+    with pytest.raises(ModelError, match=STEP_SIZE):
+        personalize(place, plain)
 
 
 def test_the_test_split_does_not_touch_it(place, params):
