@@ -75,13 +75,14 @@ def report_command(
     folder: Annotated[Path, typer.Argument(help="folder of an experiment, or of one run", metavar="RUN_OR_SUITE")],
     out: Annotated[Path | None, typer.Option(help="HTML file (default: report.html in the folder)")] = None,
     markdown: Annotated[
-        Path | None, typer.Option(help="also write the tables as Markdown to this file", metavar="FILE")
+        Path | None,
+        typer.Option(help="also put verdict and tables into this file, as the section named like the folder"),
     ] = None,
 ) -> None:
     """Write a report of an experiment or a run: one HTML file that needs no network, and its figures beside it."""
     from common.durable_file import write_text
     from deploy.experiments.report import write_report
-    from deploy.experiments.report_markdown import markdown_report
+    from deploy.experiments.report_markdown import markdown_report, with_section
     from deploy.experiments.story import read_story
 
     story = read_story(folder)
@@ -89,7 +90,8 @@ def report_command(
     write_report(story, target)
     typer.echo(str(target))
     if markdown:
-        write_text(markdown, markdown_report(story))
+        document = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
+        write_text(markdown, with_section(document, folder.resolve().name, markdown_report(story)))
         typer.echo(str(markdown))
 
 

@@ -107,9 +107,10 @@ def _verdict(story: Story) -> str:
         parts.append(f"<p class=lead>{escape(lines[0])}</p>")
         parts += [f"<p>{escape(line)}</p>" for line in lines[1:]]
     seeds = f"{len(main.seeds)} seed{'s' if len(main.seeds) > 1 else ''}"
+    signs = "" if main.measure == "accuracy" else " Differences of losses are signed so that + is better: less loss."
     parts.append(
         f"<p class=note>{seeds}; ± and [ ] are 95 % intervals over seeds, differences paired and Holm-corrected. "
-        "“Better” only where the interval excludes 0.</p></section>"
+        f"“Better” only where the interval excludes 0.{signs}</p></section>"
     )
     if story.diverged:
         names = ", ".join(story.diverged)

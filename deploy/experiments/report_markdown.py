@@ -1,5 +1,6 @@
 """A report's verdict and tables as Markdown, for documents that are kept with the code."""
 
+from common.errors import RunError
 from deploy.experiments.comparison import exact_methods
 from deploy.experiments.report import baseline_of
 from deploy.experiments.report_tables import (
@@ -23,6 +24,8 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     """
     heading, small = "#" * level, "#" * (level + 1)
     parts = [f"{heading} {story.title}", story.about, _provenance(story)]
+    if story.main.measure == "loss":
+        parts.append("Differences of losses are signed so that + is better: less loss.")
     for graded in story.settings:
         comparison = graded.comparison
         parts.append(f"{small} Setting `{graded.name}`" if graded.name else "")
@@ -43,6 +46,22 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     if story.diverged:
         parts.append(f"Diverged: {', '.join(story.diverged)}.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def with_section(document: str, name: str, text: str) -> str:
+    """Return the document with the text between `<!-- begin NAME -->` and `<!-- end NAME -->`, replaced or appended.
+
+    What was written by hand around it stays.
+    """
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    section = f"{begin}\n{text.strip()}\n{end}"
+    before, found, rest = document.partition(begin)
+    if not found:
+        return f"{document.rstrip()}\n\n{section}\n".lstrip()
+    _, closed, after = rest.partition(end)
+    if not closed:
+        raise RunError(f"Expected {end} behind {begin}, but the document lacks it. Write it where the section ends.")
+    return before + section + after
 
 
 def markdown_table(table: TextTable) -> str:

@@ -27,7 +27,8 @@ h3 { font-size: 1rem; margin: 20px 0 6px; }
 p { margin: 6px 0; max-width: 80ch; }
 .about, .note, figcaption { color: var(--soft); font-size: .92rem; }
 .verdict { border-left: 5px solid var(--blue); padding: 8px 0 8px 18px; margin: 18px 0; }
-.lead { font-size: 1.12rem; font-weight: 600; }
+.lead { font-size: 1.12rem; font-weight: 600; margin-top: 14px; }
+.lead:first-child { margin-top: 6px; }
 .warning { border-left: 5px solid #d55e00; padding-left: 18px; }
 .scroll { overflow-x: auto; margin: 8px 0; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }

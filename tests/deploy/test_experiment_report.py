@@ -12,7 +12,7 @@ from deploy.cli import main
 from deploy.experiments.comparison import compare
 from deploy.experiments.hypotheses import Graded
 from deploy.experiments.report import write_report
-from deploy.experiments.report_markdown import markdown_report, markdown_table
+from deploy.experiments.report_markdown import markdown_report, markdown_table, with_section
 from deploy.experiments.report_tables import TextTable, matrix_table, settings_table, target_table
 from deploy.experiments.statistics import Interval
 from deploy.experiments.story import Story, read_story
@@ -182,7 +182,17 @@ def test_a_single_run_has_a_report(tmp_path, capsys):
 
     assert code == 0
     assert "New clients after 5 steps: accuracy" in (folder / "report.html").read_text(encoding="utf-8")
-    assert (tmp_path / "run.md").read_text(encoding="utf-8").startswith("## Run run")
+    assert "## Run run" in (tmp_path / "run.md").read_text(encoding="utf-8")
+
+
+def test_a_document_keeps_what_was_written_around_a_section():
+    document = with_section("# Title\n\nBy hand.\n", "own", "first")
+
+    again = with_section(f"{document}\nAfter.\n", "own", "second")
+
+    assert again == "# Title\n\nBy hand.\n\n<!-- begin own -->\nsecond\n<!-- end own -->\n\nAfter.\n"
+    with pytest.raises(RunError, match="<!-- end own -->"):
+        with_section("<!-- begin own -->", "own", "text")
 
 
 def test_suites_are_listed_and_an_unknown_one_is_refused(capsys):
