@@ -13,7 +13,7 @@ from common.errors import ConfigError, DataError
 from common.settings import Settings
 
 IMAGES = RunConfig().updated(
-    {"data.source": "private", "data.input-shape": "1,6,8", "data.class-names": "no,yes,unsure"}
+    {"data.source": "private", "data.input-shape": "1,6,8", "data.class-names": "unsure,yes,no"}
 )
 ARRAYS = RunConfig().updated({"data.source": "private", "data.input-shape": "3", "data.class-names": "no,yes"})
 SLICES = RunConfig().updated({"data.num-clients": 4, "data.num-new-clients": 2})
@@ -24,10 +24,10 @@ def load(spec, run, name="site-a", group=None):
 
 
 def draw_images(folder, *, mode="L", size=(8, 6), classes=("yes", "no"), count=6):
-    """Image i of a class is filled with the value 10 i + 1."""
+    """Image i of a class is filled with the value 10 i + 1; `yes` has one more."""
     for name in classes:
         (folder / name).mkdir(parents=True)
-        for index in range(count):
+        for index in range(count + (name == "yes")):
             color = 10 * index + 1 if mode in ("L", "P", "I;16") else (10 * index + 1,) * len(mode)
             Image.new(mode, size, color).save(folder / name / f"{index}.png")
     return folder
@@ -43,9 +43,9 @@ def test_images_get_their_class_from_their_folders_name(tmp_path):
 
     inputs = torch.cat([part.inputs for part in splits(client)])
     targets = torch.cat([part.targets for part in splits(client)])
-    assert inputs.shape == (12, 1, 6, 8)
-    assert sorted(targets.tolist()) == [0] * 6 + [1] * 6
-    assert torch.equal(inputs[targets == 1].unique(), torch.arange(6) * 10 / 255 + 1 / 255)
+    assert inputs.shape == (13, 1, 6, 8)
+    assert sorted(targets.tolist()) == [1] * 7 + [2] * 6
+    assert torch.equal(inputs[targets == 1].unique(), torch.arange(7) * 10 / 255 + 1 / 255)
 
 
 def test_images_are_changed_only_when_asked_to(tmp_path):
@@ -59,7 +59,9 @@ def test_images_are_changed_only_when_asked_to(tmp_path):
 
     client = load(f"images:{folder}?gray=1&size=6,8", IMAGES)
 
-    assert torch.allclose(client.data.support.inputs.unique(), torch.arange(6) * 10 / 255 + 1 / 255)
+    assert torch.allclose(
+        torch.cat([part.inputs for part in splits(client)]).unique(), torch.arange(7) * 10 / 255 + 1 / 255
+    )
 
 
 def test_color_images_arrive_channels_first(tmp_path):
