@@ -63,7 +63,7 @@ METHODS: dict[str, Method] = {
     "meta-fedavg-10": _meta_fedavg(10),
     "local-only": Method(
         "no server: each client, known or new, trains alone for as many local steps before it is judged",
-        "Fallah, Mokhtari and Ozdaglar 2020, section 1",
+        "the baseline `local` of Li, Hu, Beirami and Smith 2021",
         {INNER_STEPS: 0, "federation.aggregation": "none"},
     ),
     "fedprox": Method(

@@ -2,7 +2,7 @@
 
 Li, Sahu, Zaheer, Sanjabi, Talwalkar and Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020
 (FedProx, equation 2): the term in local training. Li, Hu, Beirami and Smith, "Ditto: Fair and Robust Federated
-Learning Through Personalization", ICML 2021 (equation 2): the term in a personal model of its own. T. Dinh, Tran and
+Learning Through Personalization", ICML 2021 (Algorithm 1): the term in a personal model of its own. T. Dinh, Tran and
 Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020 (pFedMe).
 """
 
@@ -43,8 +43,8 @@ def proximal_pull(params: Mapping[str, Tensor], anchor: Mapping[str, Tensor], st
 def moreau_gradient(loss: LossFn, *, inner_lr: float, num_steps: int, strength: float) -> MetaGradient:
     """Return λ (w - ŵ), the gradient of min_x f(x; O) + λ/2 ‖x - w‖², with ŵ from ν steps of size α.
 
-    Algorithm 1 of pFedMe with the outer batch as its mini-batch; `batches.inner` is not read. Each minimization starts
-    at w. At the minimum, ∇f(ŵ) is λ (w - ŵ)
+    Algorithm 1 of pFedMe (its K is ν, its R is τ) with the outer batch as its mini-batch; `batches.inner` is not read.
+    Clients keep nothing between rounds: each minimization starts at w. At the minimum, ∇f(ŵ) is λ (w - ŵ)
     itself, so that `Estimate.growth` tells how nearly it was reached: 1.
     """
 

@@ -1,5 +1,7 @@
 """Every method is a preset of options, and every preset a configuration."""
 
+from pathlib import Path
+
 import pytest
 
 from common.config import RunConfig
@@ -56,3 +58,10 @@ def test_meta_fedavg_takes_any_estimator():
 def test_an_unknown_method_is_refused():
     with pytest.raises(ConfigError, match="Did you mean 'per-fedavg'"):
         find_method("perfedavg")
+
+
+def test_the_document_has_every_method():
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+
+    short = {name: f"`-{name.rpartition('-')[2]}`" for name in METHODS}
+    assert [name for name in METHODS if f"`{name}`" not in text and short[name] not in text] == []

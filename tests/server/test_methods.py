@@ -95,7 +95,7 @@ def test_without_aggregation_there_is_no_round_and_the_model_stays_the_initial_o
 
 @pytest.mark.parametrize("partition", [0, 5])
 def test_clients_alone_make_as_many_steps_as_a_participating_one_does_on_average(partition):
-    """That is r K rounds of τ steps, from the batches of the client's own stream; new clients (5) like the others (0)."""
+    """That is r K rounds of τ steps, from the client's own stream of batches; new clients (5) like the others (0)."""
     config = configured("local-only", federation__participation_fraction=0.5)
     place = place_of(config, partition)
     start = model_params(build_model(config.model, place.task, seed=config.seed))
