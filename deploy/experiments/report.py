@@ -58,7 +58,7 @@ def figures_of(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
     figures: dict[str, Callable[[], Figure]] = {}
     for group in comparison.groups:
         figures[f"adaptation-{group}"] = partial(adaptation_figure, comparison, group)
-    if all(len(run.progress.rounds) > 1 for runs in comparison.runs.values() for run in runs.values()):
+    if any(len(run.progress.rounds) > 1 for runs in comparison.runs.values() for run in runs.values()):
         for against in ("rounds", "gradients", "bytes"):
             figures[f"progress-{against}"] = partial(progress_figure, comparison, against)
     figures["clients"] = partial(clients_figure, comparison, comparison.groups[0])
@@ -209,8 +209,8 @@ def _shade(table: TextTable, row: int, column: int) -> str:
 
 
 _CAPTIONS = {
-    "adaptation-new": "New clients, which never took part in training. Band: 95 % interval over seeds.",
-    "adaptation-participating": "Participating clients. Band: 95 % interval over seeds.",
+    "adaptation-new": "New clients, never in training. Band: 95 % interval over seeds, for up to six methods.",
+    "adaptation-participating": "Participating clients. Band: 95 % interval over seeds, for up to six methods.",
     "progress-rounds": "Participating clients after s* steps, against rounds: what communication costs.",
     "progress-gradients": "The same against computation (logarithmic): larger ν costs more for each round.",
     "progress-bytes": "The same against bytes.",

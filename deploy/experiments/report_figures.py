@@ -19,6 +19,7 @@ from deploy.experiments.finished import Floats, Progress
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "--", ":")
 MARKERS = "os^Dvp"
+MOST_BANDS = 6
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 11,
@@ -42,7 +43,8 @@ def adaptation_figure(comparison: Comparison, group: Group) -> Figure:
         steps = range(len(curve))
         look = _look(comparison, name)
         low, high = ([_finite(scale * getattr(each, end)) for each in curve] for end in ("low", "high"))
-        axes.fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        if len(comparison.runs) <= MOST_BANDS:
+            axes.fill_between(steps, low, high, color=look["color"], alpha=0.12, linewidth=0)
         axes.plot(steps, [_finite(scale * each.mean) for each in curve], **look)
     axes.axvline(comparison.primary_step, color="0.6", linestyle=":", linewidth=1, zorder=0)
     axes.set_xlabel("fine-tuning steps s (dotted: s*)")
@@ -74,6 +76,8 @@ def progress_figure(comparison: Comparison, against: str) -> Figure:
         axes.plot(x, _scale(comparison) * np.where(np.isfinite(at_step), at_step, np.nan), **_look(comparison, name))
     if against == "gradients":
         axes.set_xscale("symlog", linthresh=max(1.0, _smallest_cost(comparison)))
+    elif against == "rounds":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(title)
     _finish(figure, axes, comparison)
     return figure
@@ -97,7 +101,7 @@ def clients_figure(comparison: Comparison, group: Group) -> Figure:
     axes.set_yticks(range(len(names)), [comparison.labels[name] for name in names])
     axes.invert_yaxis()
     axes.set_xlabel(f"{_measure(comparison)} of a client after s* = {comparison.primary_step} steps")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12))
+    figure.legend(loc="outside upper center")
     return figure
 
 
@@ -124,9 +128,9 @@ def differences_figure(comparison: Comparison, other: str) -> Figure:
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_yticks(range(len(names)), [comparison.labels[name] for name in names])
     axes.invert_yaxis()
-    unit = "points of accuracy" if comparison.measure == "accuracy" else "less loss"
-    axes.set_xlabel(f"better than {comparison.labels[other]} by … {unit}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.16), ncols=2)
+    unit = "points of accuracy" if comparison.measure == "accuracy" else "loss"
+    axes.set_xlabel(f"difference in {unit}; right is better")
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 

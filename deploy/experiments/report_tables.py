@@ -90,7 +90,8 @@ def target_table(comparison: Comparison) -> TextTable:
         row, (max_rounds, max_gradients) = [comparison.labels[method]], comparison.limits(method)
         for value in targets.values():
             rounds, gradients = comparison.censored_to_target(method, value)
-            row += [rounds.text(max_rounds), gradients.text(max_gradients, "{:,.0f}")]
+            shown = [rounds.text(max_rounds), gradients.text(max_gradients, "{:,.0f}")]
+            row += shown if max_rounds else ["no rounds", ""]
         rows.append(row)
     return TextTable(header, rows)
 
