@@ -1,7 +1,7 @@
 """Meta-SGD: the model and a step size for each of its parameters, learned together.
 
 Li, Zhou, Chen and Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", arXiv 1707.09835, 2017, Algorithm 1:
-one step w - a ∘ ∇f(w), then descends on w and a by the same rate. Ours takes any number ν of steps with the
+it takes one step w - a ∘ ∇f(w), and descends on w and a by the same rate. Ours takes any number ν of steps with the
 same a, and averages both over clients. The step sizes travel with the model as arrays of their own (`STEP_SIZE`).
 """
 
