@@ -13,7 +13,7 @@ from deploy.experiments.comparison import Comparison, compare, exact_methods
 from deploy.experiments.conduct import RECORD, Experiment, read_experiment
 from deploy.experiments.finished import FinishedRun, read_run
 from deploy.experiments.hypotheses import Finding, Graded, judge
-from deploy.experiments.statistics import Corrected, t_interval
+from deploy.experiments.statistics import Corrected, holm, t_interval
 from deploy.experiments.tuning import Choice
 from deploy.experiments.wording import difference, estimate, judgement, number, p_value, steps
 
@@ -164,13 +164,16 @@ def verdict_on(comparison: Comparison, group: Group) -> list[str]:
 
 
 def _on_nu(comparison: Comparison, group: Group, said: set[tuple[str, str]]) -> list[str]:
-    """Return how the best exact ν > 1 stands against ν = 1, in one sentence; nothing if that has been said."""
+    """Return how the best exact ν > 1 stands against ν = 1, Holm-corrected over these ν; nothing if that was said."""
     methods, step, measure = exact_methods(comparison), comparison.primary_step, comparison.measure
     larger = {nu: name for nu, name in methods.items() if nu > 1}
     if 1 not in methods or not larger:
         return []
-    against = comparison.against(methods[1], group, step)
-    best = max(larger.values(), key=lambda name: against[name].interval.mean)
+    compared = {name: comparison.differences(name, methods[1], group, step) for name in larger.values()}
+    against = holm({name: values for name, values in compared.items() if values})
+    if not against:
+        return []
+    best = max(against, key=lambda name: against[name].interval.mean)
     if (best, methods[1]) in said:
         return []
     text = difference(against[best].interval, measure)
