@@ -1,5 +1,6 @@
 """Losses and accuracy: from a model and a task to a function of parameters and a batch."""
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,6 +14,9 @@ from common.rng import seeded_torch
 
 LossFn = Callable[[Mapping[str, Tensor], Batch], Tensor]
 
+_FORWARD = threading.RLock()
+"""Held during a forward pass: the clients of one process share its models and torch's default generator."""
+
 
 def task_loss(task: TaskInfo, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return cross-entropy, or half the squared error summed over outputs; mean over examples."""
@@ -25,19 +29,20 @@ def with_params(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Te
     """Return `outputs(params, inputs)`: the model's outputs with other parameters in the place of its own.
 
     What `torch.func.functional_call` does, at a tenth of its overhead: where the parameters live is looked up once.
-    The model's own parameters are back in place after each call, also when it raises. Not for several threads at once.
+    The model's own parameters are back in place after each call, also when it raises. Threads take turns.
     """
     places = _places(model)
 
     def outputs(params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        own = [table[key] for _, table, key in places]
-        try:
-            for name, table, key in places:
-                table[key] = params[name]
-            return cast("Tensor", model(inputs))
-        finally:
-            for (_, table, key), tensor in zip(places, own, strict=True):
-                table[key] = tensor
+        with _FORWARD:
+            own = [table[key] for _, table, key in places]
+            try:
+                for name, table, key in places:
+                    table[key] = params[name]
+                return cast("Tensor", model(inputs))
+            finally:
+                for (_, table, key), tensor in zip(places, own, strict=True):
+                    table[key] = tensor
 
     return outputs
 
@@ -71,7 +76,7 @@ class ModelLoss:
         """Return the loss, a scalar tensor; dropout masks follow `batch.mask_seed`."""
         if batch.mask_seed is None:
             return task_loss(self.task, self.outputs(params, batch.inputs), batch.targets)
-        with seeded_torch(batch.mask_seed, (batch.inputs.device,)):
+        with _FORWARD, seeded_torch(batch.mask_seed, (batch.inputs.device,)):
             return task_loss(self.task, self.outputs(params, batch.inputs), batch.targets)
 
 

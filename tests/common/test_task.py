@@ -1,14 +1,17 @@
 """Losses: the model with other parameters, and nothing left behind in it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 from common.examples import Batch, TaskInfo
+from common.meta.differentiate import value_and_gradient
 from common.params import leaves, model_params
 from common.rng import seeded_torch, torch_generator
 from common.task import make_loss, with_params
-from tests.common.meta.problems import cnn, mlp
+from tests.common.meta.problems import cnn, mlp, random_examples
 
 
 class Recurrent(nn.Module):
@@ -107,3 +110,17 @@ def test_a_loss_is_a_mean_over_examples():
 
     parts = [loss(params, Batch(inputs[i : i + 1], targets[i : i + 1])) for i in range(6)]
     assert torch.allclose(whole, torch.stack(parts).mean(), rtol=1e-12)
+
+
+def test_threads_that_share_a_model_do_not_see_each_others_parameters_or_masks():
+    model = mlp(dropout=0.5).train()
+    loss = make_loss(model, TaskInfo("classification", (1, 3, 3), 4))
+    batch = random_examples(40, (1, 3, 3)).as_batch()
+    points = [{name: tensor * scale for name, tensor in model_params(model).items()} for scale in (0.5, 1.0, 2.0, 4.0)]
+    masked = [Batch(batch.inputs, batch.targets, seed) for seed in range(4)]
+    alone = [value_and_gradient(loss, point, some)[0] for point, some in zip(points, masked, strict=True)]
+
+    with ThreadPoolExecutor(4) as pool:
+        turns = list(pool.map(lambda i: value_and_gradient(loss, points[i % 4], masked[i % 4])[0], range(400)))
+
+    assert all(torch.equal(value, alone[i % 4]) for i, value in enumerate(turns))
