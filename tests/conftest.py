@@ -1,10 +1,13 @@
 """The strict mode: deterministic algorithms, one thread, a clean environment."""
 
 import os
+import signal
 
 import pytest
 import torch
 
+# A shell's background job ignores Ctrl-C, and so would every process that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
