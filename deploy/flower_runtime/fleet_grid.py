@@ -5,12 +5,11 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.linkstate import LinkState
-from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
@@ -22,6 +21,7 @@ from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.run import Run
 
 from deploy.flower_runtime.fleet_service import FleetService
+from deploy.flower_runtime.run_grid import RunGrid
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ CHECK_INTERVAL = 1.0
 """Seconds between looks at all outstanding messages: nodes gone silent, messages expired."""
 
 
-class FleetGrid(Grid):
+class FleetGrid(RunGrid):
     """Holds the messages that are under way.
 
     Args:
@@ -41,25 +41,11 @@ class FleetGrid(Grid):
     """
 
     def __init__(self, state: LinkState, run: Run, service: FleetService) -> None:
-        self._state, self._run, self._service = state, run, service
+        super().__init__(run)
+        self._state, self._service = state, service
         self._outstanding: dict[str, Message] = {}
         self._announced: dict[str, Message] = {}
         self._unsent: dict[str, Message] = {}
-
-    def set_run(self, run: Run) -> None:
-        """Set the run that messages belong to."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """Return the run that messages belong to."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes that are connected."""

@@ -19,12 +19,12 @@ from flwr.app.message import make_message
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
-from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.config import Scalar
 from common.errors import NufedError, RunError
+from deploy.flower_runtime.run_grid import RunGrid
 
 FIRST_NODE_ID = 1000
 """Node ids 0 and 1 have a meaning of their own in Flower (nobody, the SuperLink)."""
@@ -75,7 +75,7 @@ def take_turn(app: ClientApp, message: Message, context: Context) -> ClientTurn:
     return ClientTurn(reply, state)
 
 
-class SimulatedGrid(Grid):
+class SimulatedGrid(RunGrid):
     """A Flower Grid over clients of this machine; holds their states and the messages under way.
 
     Message ids are numbers in the order of sending, run ids follow from the run's configuration: nothing is drawn.
@@ -92,7 +92,7 @@ class SimulatedGrid(Grid):
             raise RunError(f"Expected at least one simulated client, got {num_nodes}. Raise data.num-clients.")
         self._num_nodes = num_nodes
         self._run_config = dict(run_config)
-        self._run = Run.create_empty(_run_id(num_nodes, run_config))
+        super().__init__(Run.create_empty(_run_id(num_nodes, run_config)))
         self._states: dict[int, RecordDict] = {}
         self._sent: dict[str, Message] = {}
         self._message_numbers = itertools.count(1)
@@ -103,21 +103,6 @@ class SimulatedGrid(Grid):
     @abstractmethod
     def _turns(self, messages: list[Message]) -> Iterator[tuple[Message, ClientTurn]]:
         """Yield each message with what its client made of it, as soon as it is known."""
-
-    def set_run(self, run: Run) -> None:
-        """Replace the run's record."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run's record."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Return a message to a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of all nodes, in the order of their partitions."""
