@@ -145,7 +145,7 @@ def test_an_unanswered_message_is_withdrawn_and_the_node_takes_the_next(path):
     def main(grid):
         assert grid.wait_for_nodes(1, 20)
         (node,) = grid.get_node_ids()
-        late = list(grid.stream_replies([request(node, np.zeros(1, np.float32), server_round=1)], timeout=0.5))
+        late = list(grid.stream_replies([request(node, np.zeros(1, np.float32), server_round=1)], timeout=3))
         withdrawn = list(grid.stream_replies([request(node, np.zeros(1, np.float32), server_round=2)], timeout=0.1))
         released.set()
         in_time = list(grid.stream_replies([request(node, np.ones(1, np.float32), server_round=3)], timeout=20))
