@@ -13,6 +13,7 @@ from rich.table import Table
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.method_rules import sequential_options
 from deploy.option_groups import MachineOptions, option, with_option_groups
 from deploy.run_options import RunOptions
 
@@ -118,6 +119,7 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
 
     nus = _parse_nus(inner_steps_list)
     config = run.resolve()
+    _refuse_other_objectives(config)
     given = constants.constants()
     _refuse_both(run, given)
     inner_lr = config.method.inner_lr if "method.inner-lr" in run.changes() else None
@@ -134,6 +136,14 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
         typer.echo(json.dumps(_as_json(source, advice), indent=2, ensure_ascii=False))
     else:
         _print(source, advice)
+
+
+def _refuse_other_objectives(config: RunConfig) -> None:
+    if others := sequential_options(config):
+        raise ConfigError(
+            f"Expected a method that minimizes the loss after ν plain fine-tuning steps, but {', '.join(others)} is "
+            "another one, which the theory does not cover. Choose fedavg, per-fedavg or meta-fedavg-N."
+        )
 
 
 def _parse_nus(text: str) -> list[int]:

@@ -74,6 +74,8 @@ def step_cost(config: RunConfig) -> float:
     nu, estimator = config.method.num_inner_steps, config.method.estimator
     if nu == 0:
         return 1.0
+    if config.method.objective == "moreau":
+        return nu + 1.0
     costs = {"first-order": nu + 1.0, "hessian-free": 3.0 * nu + 1.0}
     return costs.get(estimator, nu + 1.0 + HVP_COST * nu)
 

@@ -72,22 +72,6 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
     return Interval(mean, mean - reach, mean + reach, num, p_value)
 
 
-def paired_difference(
-    ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = CONFIDENCE
-) -> Interval | None:
-    """Return the interval of ours - theirs over the seeds that both have, or None without any.
-
-    Args:
-        ours: seed -> number.
-        theirs: likewise.
-        confidence: of the interval.
-    """
-    shared = sorted(ours.keys() & theirs.keys())
-    if not shared:
-        return None
-    return t_interval([ours[seed] - theirs[seed] for seed in shared], confidence)
-
-
 @dataclass(frozen=True)
 class Corrected:
     """A difference among several that are looked at together.

@@ -11,7 +11,6 @@ from scipy import stats
 from deploy.experiments.statistics import (
     censored_median,
     holm,
-    paired_difference,
     spread,
     t_interval,
     two_stage_bootstrap,
@@ -59,21 +58,12 @@ def test_moving_all_observations_moves_the_interval(values, shift):
     assert after.high == pytest.approx(before.high + shift, abs=1e-6)
 
 
-def test_pairing_removes_what_the_seeds_have_in_common():
-    ours, theirs = {0: 0.50, 1: 0.70, 2: 0.90}, {0: 0.48, 1: 0.67, 2: 0.89}
+def test_an_interval_is_that_of_students_t():
+    interval = t_interval([0.02, 0.03, 0.01])
 
-    paired = paired_difference(ours, theirs)
-
-    # differences 0.02, 0.03, 0.01: mean 0.02, sd 0.01, t_{0.975, 2} = 4.302653
-    assert paired.mean == pytest.approx(0.02)
-    assert paired.half_width == pytest.approx(4.302653 * 0.01 / math.sqrt(3), abs=1e-7)
-
-
-def test_only_seeds_that_both_have_are_compared():
-    paired = paired_difference({0: 1.0, 1: 5.0}, {0: 0.5, 2: 9.0})
-
-    assert (paired.num, paired.mean) == (1, 0.5)
-    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+    # mean 0.02, sd 0.01, t_{0.975, 2} = 4.302653
+    assert interval.mean == pytest.approx(0.02)
+    assert interval.half_width == pytest.approx(4.302653 * 0.01 / math.sqrt(3), abs=1e-7)
 
 
 def seeds(*values):

@@ -144,6 +144,12 @@ def test_a_meta_step_costs_what_the_theory_counts(estimator, nu, cost):
     assert step_cost(config) == pytest.approx(cost)
 
 
+def test_a_moreau_step_costs_its_gradients_alone():
+    config = RunConfig().replace(method__objective="moreau", method__num_inner_steps=5, method__personal_strength=1.0)
+
+    assert step_cost(config) == 6.0
+
+
 def test_a_score_is_the_validation_accuracy_at_the_primary_step():
     group = {"validation_accuracy": [0.1, 0.2, 0.3], "validation_loss": [3.0, 2.0, 1.0]}
 

@@ -82,6 +82,8 @@ def test_without_constants_they_are_measured_on_the_data_and_model(run):
     [
         (["--L", "1"], "--rho, --B is missing"),
         ([*GIVEN, "--dataset", "digits"], "data.source contradicts the given constants"),
+        ([*GIVEN, "--method", "pfedme"], "method.objective=moreau"),
+        (["--method", "anil"], "method.adapted-part=head"),
         ([*GIVEN, "--nu", "1,x"], "--nu='1,x' is refused"),
         ([*GIVEN, "--nu", "5000"], "whole numbers from 0 to 1000"),
         ([*GIVEN, "--mu", "7"], "mu=7"),
