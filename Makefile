@@ -13,7 +13,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-flwr-next bench check format lint types clean
+.PHONY: help install demo smoke test test-flwr-next bench check format lint types clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 16
@@ -49,6 +49,10 @@ install: $(VENV)/.installed  ## create .venv and install NuFed into it
 
 demo: $(VENV)/.installed  ## train on the embedded digits and show what personalization gains
 	$(BIN)/nufed simulate --name demo
+
+smoke: $(VENV)/.installed  ## compare five methods on the embedded digits, and write the report
+	$(BIN)/nufed experiment smoke --jobs 2
+	$(BIN)/nufed report results/smoke
 
 test: $(VENV)/.dev  ## run the whole suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
