@@ -3,19 +3,24 @@
     python -m benchmarks.meta_gradient [--quick] [--threads N] [--clock cpu|wall] [--compile]
 
 Batches are coupled (H_j = I_j), the problem that the peers solve; `exact` on fresh Hessian batches stands beside it.
+The steps of the fully connected network are computed by hand; `autograd` stands for double backward, as for all others.
 With `--compile`, the compiled estimators of the fully connected network are timed too (their compilation is not).
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from benchmarks.harness import Options, Report, interleave, parse_options
 from benchmarks.peers import PEERS, plain_gradient
 from benchmarks.problems import problem
 from common.config import MethodConfig
+from common.examples import Batch
+from common.meta.dense_steps import dense_steps
 from common.meta.estimators import ESTIMATORS
+from common.task import LossFn
 
 INNER_LR = 0.1
 BEST_OF = ("learn2learn", "higher", "torchopt")
@@ -30,11 +35,12 @@ OURS: dict[str, tuple[str, bool, dict[str, str]]] = {
     "hessian-free": ("hessian-free", True, {}),
     "hf forward": ("hessian-free", True, {"hessian_free_difference": "forward"}),
 }
+OF_STEPS = {name: OURS[name] for name in ("unrolled", "exact fresh", "first-order")}
 COMPILED = {
     f"{name} compiled": (estimator, coupled, {**changes, "compile": "on"})
-    for name, (estimator, coupled, changes) in OURS.items()
-    if name in ("unrolled", "exact fresh", "first-order")
+    for name, (estimator, coupled, changes) in OF_STEPS.items()
 }
+AUTOGRAD = {f"{name} autograd": variant for name, variant in OF_STEPS.items()}
 
 
 def variants(network: str, nu: int, *, compiled: bool) -> dict[str, Callable[[], object]]:
@@ -45,18 +51,30 @@ def variants(network: str, nu: int, *, compiled: bool) -> dict[str, Callable[[],
     found["unit"] = plain_gradient(problem(network), batches[True])
     for name, make in PEERS.items():
         found[name] = make(problem(network), batches[True], INNER_LR)
-    for name, (estimator, coupled, changes) in {**OURS, **(COMPILED if compiled else {})}.items():
+    autograd = AUTOGRAD if dense_steps(shared.loss, INNER_LR) else {}
+    for name, (estimator, coupled, changes) in {**OURS, **autograd, **(COMPILED if compiled else {})}.items():
         method = MethodConfig(num_inner_steps=nu, inner_lr=INNER_LR, estimator=estimator, **changes)
-        run = ESTIMATORS[estimator].build(shared.loss, method)
+        run = ESTIMATORS[estimator].build(_of_no_known_model(shared.loss) if name in autograd else shared.loss, method)
         found[name] = lambda run=run, coupled=coupled: run(shared.params, batches[coupled])  # type: ignore[misc]
     return found
+
+
+def _of_no_known_model(loss: LossFn) -> LossFn:
+    """Return the loss as one whose derivatives only autograd has."""
+
+    def value(params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        return loss(params, batch)
+
+    return value
 
 
 def check_agreement(network: str) -> None:
     """Raise unless all exact computations on coupled batches give one meta-gradient."""
     runs = variants(network, 2, compiled=False)
     reference = torch.cat([tensor.reshape(-1) for tensor in runs["naive"]()])  # type: ignore[attr-defined]
-    for name in ("learn2learn", "higher", "torchopt", "unrolled", "unrolled low", "exact coupled"):
+    for name in ("learn2learn", "higher", "torchopt", "unrolled", "unrolled low", "unrolled autograd", "exact coupled"):
+        if name not in runs:
+            continue
         result = runs[name]()
         tensors = result if isinstance(result, list) else list(result.gradient.values())  # type: ignore[attr-defined]
         difference = (torch.cat([tensor.reshape(-1) for tensor in tensors]) - reference).norm() / reference.norm()
@@ -81,7 +99,7 @@ def measure(report: Report, options: Options, network: str, nus: tuple[int, ...]
             rows.setdefault(name, [name]).append(samples.ratio(name, "unit"))
         rows["unit"][-1] = f"{samples.median('unit') * 1e3:.3g} ms"
         best = samples.fastest(BEST_OF)
-        ours = [name for name in samples.seconds if name.startswith(("unrolled", "exact"))]
+        ours = [name for name in samples.seconds if name.startswith(("unrolled", "exact", "first-order"))]
         bars.append([network, nu, best, *(samples.ratio(name, best) for name in ours)])
     report.add(f"{network}: time / unit", ["variant", *(f"ν={nu}" for nu in nus)], list(rows.values()))
     report.add(f"{network}: time / fastest peer", ["network", "ν", "fastest peer", *ours], bars)

@@ -16,9 +16,10 @@ from client.train_reply import train_reply
 from client.workplace import Workplace
 from common.examples import Examples
 from common.meta.cohort import Trainee, batch_sizes, cohort_update
-from common.meta.cohort_dense import DenseKernel, dense_layers
+from common.meta.cohort_dense import DenseKernel
 from common.meta.cohort_kernel import CohortKernel, stack_params
 from common.meta.cohort_module import ModuleKernel
+from common.meta.dense_layers import dense_layers
 from common.meta.estimators import find_estimator
 from common.meta.local_update import Stream
 from common.method_rules import sequential_options

@@ -85,7 +85,7 @@ def choose_engine(config: RunConfig) -> str:
     are computed for one client at a time.
     """
     from common.data import describe_task
-    from common.meta.cohort_dense import dense_layers
+    from common.meta.dense_layers import dense_layers
     from common.method_rules import sequential_options
     from common.models import build_model
     from common.settings import process_settings

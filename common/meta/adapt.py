@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from torch import Tensor
 
 from common.examples import Batch
-from common.meta.differentiate import gradient
-from common.params import Params, add_scaled
+from common.meta.eager_steps import eager_steps
+from common.params import Params
 from common.task import LossFn
 
 
@@ -19,8 +19,8 @@ def adapt(loss: LossFn, params: Mapping[str, Tensor], batches: Iterable[Batch], 
         batches: one per step, read as the steps are taken.
         inner_lr: step size, α.
     """
-    point = dict(params)
+    steps, point = eager_steps(loss, inner_lr), dict(params)
     yield point
     for batch in batches:
-        point = add_scaled(point, gradient(loss, point, batch), -inner_lr)
+        point = steps.descend(point, batch)
         yield point

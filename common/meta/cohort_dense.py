@@ -1,4 +1,4 @@
-"""The batched kernel of fully connected networks: gradients and Hessian-vector products of m clients by hand.
+"""The kernel of fully connected networks: gradients and Hessian-vector products of m clients by hand.
 
 Layer l computes z_l = a_{l-1} W_lᵀ + b_l and a_l = φ_l(z_l), with a_0 the input and z_L the output. The backward pass
 gives δ_l = ∂f/∂z_l, so that ∇W_l = δ_lᵀ a_{l-1} and ∇b_l = Σ δ_l. A Hessian-vector product is the derivative of that
@@ -9,63 +9,21 @@ along v = (V, c), written R{·} (Pearlmutter, Neural Computation 1994):
     R{∇W_l} = R{δ_l}ᵀ a_{l-1} + δ_lᵀ R{a_{l-1}}
 
 Every product is one batched matrix product over the clients, and updates of the form w - α g are part of it.
+
+One client alone may come without the leading dimension m (`common.meta.dense_steps`): products of matrices have less
+overhead than batched products of one matrix each. All that is said of [m, ...] then holds of [...].
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.examples import TaskInfo
-from common.meta.activations import Activation, find_activation
 from common.meta.cohort_kernel import CohortBatch, Stacked
+from common.meta.dense_layers import DenseLayer
 from common.params import Params
-
-
-@dataclass(frozen=True)
-class DenseLayer:
-    """A linear layer.
-
-    Attributes:
-        weight: name of its parameter [outputs, inputs].
-        bias: name of its parameter [outputs]; None without one.
-        shape: (outputs, inputs).
-        activation: what follows; None after the last layer.
-    """
-
-    weight: str
-    bias: str | None
-    shape: tuple[int, int]
-    activation: Activation | None = None
-
-
-def dense_layers(model: nn.Module, task: TaskInfo) -> tuple[DenseLayer, ...] | None:
-    """Return the layers of a model that is [flatten,] linear, activation, linear, …, linear, or None for any other.
-
-    Dropout in evaluation mode, or of probability 0, is passed over.
-    """
-    if type(model) is not nn.Sequential or (len(task.input_shape) > 1 and not _starts_flat(model)):
-        return None
-    layers: list[DenseLayer] = []
-    for name, module in model.named_children():
-        if type(module) is nn.Flatten and not layers and (module.start_dim, module.end_dim) == (1, -1):
-            continue
-        if type(module) is nn.Dropout and (module.p == 0 or not module.training):
-            continue
-        if type(module) is nn.Linear and (not layers or layers[-1].activation):
-            bias = f"{name}.bias" if module.bias is not None else None
-            layers.append(DenseLayer(f"{name}.weight", bias, (module.out_features, module.in_features)))
-        elif layers and layers[-1].activation is None and (activation := find_activation(module)):
-            layers[-1] = replace(layers[-1], activation=activation)
-        else:
-            return None
-    return tuple(layers) if layers and layers[-1].activation is None else None
-
-
-def _starts_flat(model: nn.Sequential) -> bool:
-    return len(model) > 0 and type(model[0]) is nn.Flatten
 
 
 class _Buffers:
@@ -146,7 +104,7 @@ class DenseTape:
         """Start an empty tape."""
         self._layers, self._params, self._batch = layers, params, batch
         self._sums: list[Tensor] = []  # z_1 … z_L
-        self._values: list[Tensor] = [batch.inputs.flatten(2)]  # a_0 … a_{L-1}
+        self._values: list[Tensor] = [_flat(batch.inputs, batch)]  # a_0 … a_{L-1}
         self._slopes: list[Tensor] = []  # φ'(z_1) … φ'(z_{L-1})
         self._deltas: list[Tensor] = []  # δ_1 … δ_L
         self._back: list[Tensor] = []  # δ_l W_l for l = 2 … L
@@ -172,7 +130,7 @@ class DenseTape:
         delta = self._output_error()
         self._deltas.append(delta)
         for number in range(len(self._layers) - 1, 0, -1):
-            back = torch.bmm(delta, self._params[self._layers[number].weight])
+            back = _product(delta, self._params[self._layers[number].weight])
             slope = self._slopes[number - 1]
             if keep_products:
                 self._back.append(back)
@@ -187,19 +145,19 @@ class DenseTape:
         """Return f_i, [m]."""
         outputs, targets, weights = self._sums[-1], self._batch.targets, self._batch.weights
         if self._probabilities is None:
-            each = 0.5 * (outputs - targets.flatten(2)).square().sum(2)
+            each = 0.5 * (outputs - _flat(targets, self._batch)).square().sum(-1)
         else:
-            each = outputs.logsumexp(2) - outputs.gather(2, targets.unsqueeze(2)).squeeze(2)
-        return (each * weights).sum(1)
+            each = outputs.logsumexp(-1) - outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        return (each * weights).sum(-1)
 
     def gradient(self) -> Params:
         """Return ∇f_i."""
         result: Params = {}
         for layer, delta, value in zip(self._layers, self._deltas, self._values, strict=True):
             into = self._memory_like(self._params[layer.weight])
-            result[layer.weight] = torch.bmm(delta.transpose(1, 2), value, out=into)
+            result[layer.weight] = _product(delta.mT, value, into)
             if layer.bias:
-                result[layer.bias] = delta.sum(1)
+                result[layer.bias] = delta.sum(-2)
         return result
 
     def descend(self, step_size: float) -> Params:
@@ -208,14 +166,14 @@ class DenseTape:
         for layer, delta, value in zip(self._layers, self._deltas, self._values, strict=True):
             weight = self._params[layer.weight]
             into = self._memory_like(weight)
-            result[layer.weight] = torch.baddbmm(weight, delta.transpose(1, 2), value, alpha=-step_size, out=into)
+            result[layer.weight] = _plus_product(weight, delta.mT, value, -step_size, into)
             if layer.bias:
-                result[layer.bias] = torch.sub(self._params[layer.bias], delta.sum(1), alpha=step_size)
+                result[layer.bias] = torch.sub(self._params[layer.bias], delta.sum(-2), alpha=step_size)
         return result
 
     def input_gradient(self) -> Tensor:
         """Return ∂f_i/∂a_0, [m, B, width of the input]."""
-        return torch.bmm(self._deltas[0], self._params[self._layers[0].weight])
+        return _product(self._deltas[0], self._params[self._layers[0].weight])
 
     def contract(self, direction: Params, step_size: float) -> Params:
         """Return v_i - step_size ∇²f_i v_i, in the memory of `direction`."""
@@ -225,15 +183,25 @@ class DenseTape:
             layer, above, own_delta = self._layers[number], delta, self._deltas[number]
             weight = direction[layer.weight]
             if number:  # what goes down reads v before it is changed
-                below = torch.bmm(above, self._params[layer.weight]).baddbmm_(own_delta, weight)
+                below = _product(above, self._params[layer.weight])
+                _add_product(below, own_delta, weight)
                 delta = below.mul_(self._slopes[number - 1])
                 if (bend := self._bend(number - 1)) is not None:
                     delta.addcmul_(bend.mul_(self._back[number - 1]), sums[number - 1])
-                weight.baddbmm_(own_delta.transpose(1, 2), values[number - 1], alpha=-step_size)
-            weight.baddbmm_(above.transpose(1, 2), self._values[number], alpha=-step_size)
+                _add_product(weight, own_delta.mT, values[number - 1], -step_size)
+            _add_product(weight, above.mT, self._values[number], -step_size)
             if layer.bias:
-                direction[layer.bias].sub_(above.sum(1), alpha=step_size)
+                direction[layer.bias].sub_(above.sum(-2), alpha=step_size)
         return direction
+
+    def num_bytes(self) -> int:
+        """Return the bytes that the tape keeps alive beside the parameters and the batch."""
+        kept = (*self._sums, *self._values, *self._slopes, *self._deltas, *self._back)
+        if self._probabilities is not None:
+            kept = (*kept, self._probabilities)
+        sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+        sizes.pop(self._batch.inputs.untyped_storage().data_ptr(), None)
+        return sum(sizes.values())
 
     def _memory_like(self, weight: Tensor) -> Tensor | None:
         return self.buffers.like(weight) if self.buffers else None
@@ -245,7 +213,7 @@ class DenseTape:
         for number, layer in enumerate(self._layers):
             moved = _linear(direction, layer, self._values[number])
             if values:
-                moved.baddbmm_(values[-1], self._params[layer.weight].transpose(1, 2))
+                _add_product(moved, values[-1], self._params[layer.weight].mT)
             sums.append(moved)
             if layer.activation:
                 values.append(moved * self._slopes[number])
@@ -259,28 +227,55 @@ class DenseTape:
 
     def _output_error(self) -> Tensor:
         """Return δ_L."""
-        weights = self._batch.weights.unsqueeze(2)
+        weights = self._batch.weights.unsqueeze(-1)
         if self._probabilities is None:
-            return (self._sums[-1] - self._batch.targets.flatten(2)).mul_(weights)
-        targets = self._batch.targets.unsqueeze(2)
+            return (self._sums[-1] - _flat(self._batch.targets, self._batch)).mul_(weights)
+        targets = self._batch.targets.unsqueeze(-1)
         minus_one = self._probabilities.new_full((), -1.0).expand(targets.shape)
-        return self._probabilities.scatter_add(2, targets, minus_one).mul_(weights)
+        return self._probabilities.scatter_add(-1, targets, minus_one).mul_(weights)
 
     def _output_error_along(self, moved: Tensor) -> Tensor:
         """Return R{δ_L} for R{z_L}."""
-        weights = self._batch.weights.unsqueeze(2)
+        weights = self._batch.weights.unsqueeze(-1)
         if self._probabilities is None:
             return moved * weights
         scaled = self._probabilities * moved
-        return scaled.addcmul_(self._probabilities, scaled.sum(2, keepdim=True), value=-1).mul_(weights)
+        return scaled.addcmul_(self._probabilities, scaled.sum(-1, keepdim=True), value=-1).mul_(weights)
 
 
 def _softmax(scores: Tensor) -> Tensor:
     """Return the softmax over the last dimension; torch's own is slow where that is as short as a list of classes."""
-    powers = (scores - scores.amax(2, keepdim=True)).exp_()
-    return powers.div_(powers.sum(2, keepdim=True))
+    powers = (scores - scores.amax(-1, keepdim=True)).exp_()
+    return powers.div_(powers.sum(-1, keepdim=True))
 
 
 def _linear(params: Stacked, layer: DenseLayer, inputs: Tensor) -> Tensor:
-    weight = params[layer.weight].transpose(1, 2)
-    return torch.baddbmm(params[layer.bias].unsqueeze(1), inputs, weight) if layer.bias else torch.bmm(inputs, weight)
+    weight = params[layer.weight].mT
+    if layer.bias is None:
+        return _product(inputs, weight)
+    return _plus_product(params[layer.bias].unsqueeze(-2), inputs, weight)
+
+
+def _flat(tensor: Tensor, batch: CohortBatch) -> Tensor:
+    """Return the tensor with one dimension behind those of the examples."""
+    return tensor.flatten(batch.weights.dim())
+
+
+def _product(left: Tensor, right: Tensor, into: Tensor | None = None) -> Tensor:
+    if left.dim() == 2:
+        return torch.mm(left, right, out=into)
+    return torch.bmm(left, right, out=into)
+
+
+def _plus_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0, into: Tensor | None = None) -> Tensor:
+    if left.dim() == 2:
+        return torch.addmm(total, left, right, alpha=scale, out=into)
+    return torch.baddbmm(total, left, right, alpha=scale, out=into)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float = 1.0) -> None:
+    """Add to `total` in place."""
+    if left.dim() == 2:
+        total.addmm_(left, right, alpha=scale)
+    else:
+        total.baddbmm_(left, right, alpha=scale)

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from common.errors import ModelError
 from common.examples import Batch
 from common.meta.cautions import caution
+from common.meta.eager_steps import eager_steps
 from common.meta.step_graphs import (
     StepGraph,
     descend_graph,
@@ -22,7 +23,7 @@ from common.meta.step_graphs import (
     trace_gradient,
     trace_step,
 )
-from common.meta.steps import PullBack, Steps, eager_steps
+from common.meta.steps import PullBack, Steps
 from common.params import Params
 from common.task import LossFn, ModelLoss
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from common.config import MethodConfig
 from common.errors import ConfigError, nearest_match_hint
+from common.meta.eager_steps import eager_steps
 from common.meta.exact import exact
 from common.meta.first_order import first_order
 from common.meta.hessian_free import Difference, hessian_free
 from common.meta.kept_graphs import Memory
 from common.meta.meta_gradient import MetaGradient
 from common.meta.parts import head_steps
-from common.meta.steps import MakeSteps, eager_steps
+from common.meta.steps import MakeSteps
 from common.meta.unrolled import unrolled
 from common.task import LossFn
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from common.meta.eager_steps import eager_steps
 from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from common.meta.steps import MakeSteps, eager_steps
+from common.meta.steps import MakeSteps
 from common.params import norm
 from common.task import LossFn
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from common.examples import Batch
 from common.meta.cautions import caution
+from common.meta.eager_steps import eager_steps
 from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from common.meta.steps import MakeSteps, Steps, eager_steps
+from common.meta.steps import MakeSteps, Steps
 from common.params import Params, add_scaled, norm
 from common.task import LossFn, ModelLoss
 

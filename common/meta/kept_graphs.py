@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.examples import Batch
-from common.meta.steps import PullBack, Steps
+from common.meta.steps import PullBack, SizedPullBack, Steps
 from common.params import Params
 
 Memory = Literal["low", "fast", "auto"]
@@ -43,7 +43,7 @@ class KeptGraphs:
 
 
 def _measured(steps: Steps, params: Mapping[str, Tensor], batch: Batch) -> tuple[Params, PullBack, int]:
-    """Return a linearized step and the bytes that its graph keeps alive beside parameters and batch."""
+    """Return a linearized step and the bytes that it keeps alive beside parameters and batch."""
     shared = {tensor.untyped_storage().data_ptr() for tensor in (*params.values(), batch.inputs, batch.targets)}
     sizes: dict[int, int] = {}
 
@@ -54,4 +54,6 @@ def _measured(steps: Steps, params: Mapping[str, Tensor], batch: Batch) -> tuple
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         moved, pull_back = steps.linearize(params, batch)
+    if isinstance(pull_back, SizedPullBack):
+        return moved, pull_back, pull_back.num_bytes()
     return moved, pull_back, sum(size for pointer, size in sizes.items() if pointer not in shared)

@@ -1,4 +1,4 @@
-"""The inner step w ↦ w - α ∇f(w; I) and what the estimators need of it, computed eagerly."""
+"""The inner step w ↦ w - α ∇f(w; I) and what the estimators need of it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +17,23 @@ from common.params import Params, add_scaled
 from common.task import LossFn
 
 PullBack = Callable[[Params], Params]
+
+
+@dataclass(frozen=True)
+class SizedPullBack:
+    """A pull-back that knows what it keeps; of one that keeps an autograd graph, PyTorch tells.
+
+    Attributes:
+        apply: v ↦ (I - α ∇²f(w; I)) v.
+        num_bytes: bytes kept alive beside w and I.
+    """
+
+    apply: PullBack
+    num_bytes: Callable[[], int]
+
+    def __call__(self, direction: Params) -> Params:
+        """Return (I - α ∇²f(w; I)) v."""
+        return self.apply(direction)
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class Steps:
 MakeSteps = Callable[[LossFn, float], Steps]
 
 
-def eager_steps(loss: LossFn, inner_lr: float) -> Steps:
+def autograd_steps(loss: LossFn, inner_lr: float) -> Steps:
     """Return the steps by PyTorch's autograd: Hessian-vector products by double backward."""
 
     def descend(params: Mapping[str, Tensor], batch: Batch) -> Params:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from common.meta.eager_steps import eager_steps
 from common.meta.kept_graphs import KeptGraphs, Memory
 from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from common.meta.steps import MakeSteps, PullBack, eager_steps
+from common.meta.steps import MakeSteps, PullBack
 from common.params import Params, norm
 from common.task import LossFn
 

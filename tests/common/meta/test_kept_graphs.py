@@ -10,7 +10,7 @@ from common.meta import kept_graphs
 from common.meta.estimators import ESTIMATORS
 from common.meta.exact import exact
 from common.meta.kept_graphs import KeptGraphs
-from common.meta.steps import eager_steps
+from common.meta.steps import autograd_steps
 from common.meta.unrolled import unrolled
 from tests.common.meta.problems import CountingLoss, model_problem, random_batches, relative_difference
 
@@ -59,7 +59,7 @@ def test_exact_with_coupled_batches_keeps_graphs_only_when_asked_to(memory, eval
 def test_auto_keeps_the_last_graphs_that_fit_in_the_budget(graphs_that_fit, again, monkeypatch):
     loss, params, shape = model_problem("mlp")
     counting, batches = CountingLoss(loss), random_batches(6, shape, coupled=True)
-    *_, size = kept_graphs._measured(eager_steps(loss, ALPHA), params, batches.inner[0])
+    *_, size = kept_graphs._measured(autograd_steps(loss, ALPHA), params, batches.inner[0])
     monkeypatch.setattr(kept_graphs, "GRAPH_BUDGET", int(graphs_that_fit * size))
 
     unrolled(counting, inner_lr=ALPHA, memory="auto")(params, batches)
@@ -70,7 +70,7 @@ def test_auto_keeps_the_last_graphs_that_fit_in_the_budget(graphs_that_fit, agai
 
 def test_the_measured_size_grows_with_the_batch_and_leaves_out_parameters():
     loss, params, shape = model_problem("mlp")
-    steps = eager_steps(loss, ALPHA)
+    steps = autograd_steps(loss, ALPHA)
 
     sizes = [
         kept_graphs._measured(steps, params, random_batches(1, shape, coupled=True, size=size).outer)[2]

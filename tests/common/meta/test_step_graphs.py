@@ -14,7 +14,7 @@ from common.meta.step_graphs import (
     trace_gradient,
     trace_step,
 )
-from common.meta.steps import eager_steps
+from common.meta.steps import autograd_steps
 from common.params import model_params
 from common.task import make_loss
 from tests.common.meta.problems import SHAPES, cnn, mlp, random_examples
@@ -37,7 +37,7 @@ def arranged(name):
     batch, traced_on = random_examples(6, shape, 1).as_batch(), random_examples(6, shape, 2).as_batch()
     step = trace_step(loss, ALPHA, {key: torch.zeros_like(value) for key, value in params.items()}, traced_on)
     direction = {key: value.sin() for key, value in params.items()}
-    return eager_steps(loss, ALPHA), step, params, batch, [*params.values(), batch.inputs, batch.targets], direction
+    return autograd_steps(loss, ALPHA), step, params, batch, [*params.values(), batch.inputs, batch.targets], direction
 
 
 def close(found, expected):
@@ -67,7 +67,7 @@ def test_the_traced_gradient_equals_the_eager_one(name):
 
     value, *gradients = trace_gradient(loss, params, batch)(*params.values(), batch.inputs, batch.targets)
 
-    expected_value, expected = eager_steps(loss, ALPHA).value_and_gradient(params, batch)
+    expected_value, expected = autograd_steps(loss, ALPHA).value_and_gradient(params, batch)
     assert torch.allclose(value, expected_value, rtol=1e-12)
     assert close(gradients, expected)
 
