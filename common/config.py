@@ -58,7 +58,7 @@ class DataConfig(_Section):
     )
     num_clients: int = Field(20, ge=1, le=1_000_000, description="participating clients, n")
     num_new_clients: int = Field(10, ge=0, le=1_000_000, description="clients that never take part in training")
-    transform: Literal["none", "rotate", "permute-labels"] = Field(
+    transform: Literal["none", "rotate", "permute-labels", "two-groups"] = Field(
         "none", description="what each client sees its examples through, drawn for each client"
     )
     transform_strength: float = Field(

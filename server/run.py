@@ -69,6 +69,8 @@ class ServerOptions:
         min_clients: clients to wait for before the first round; None waits for all that the configuration names.
         connect_timeout: seconds to wait for them.
         engine: what runs the clients, as environment.json shall say: an engine of the simulation, or `fleet`.
+        is_disposable: whether the run is one of many that is started anew if it is cut short: it leaves a checkpoint
+            at its end alone, does not wait for the disk, and draws nothing.
     """
 
     out: Path
@@ -77,6 +79,7 @@ class ServerOptions:
     min_clients: int | None = None
     connect_timeout: float = 600.0
     engine: str = "fleet"
+    is_disposable: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,10 @@ class Run:
         return self._evaluate(state, "participating", 0)[0] if self.config.evaluation.interval else state
 
     def _advance(self, state: _State, folder: RunFolder) -> tuple[_State, dict[str, Any]]:
-        """Return the state after one more round and the round's record; by then both are on the disk."""
+        """Return the state after one more round and the round's record; by then both are on the disk.
+
+        A disposable run is on the disk at its end.
+        """
         started, timeout = time.perf_counter(), self.config.federation.round_timeout
         result = self.strategy.train_round(self.grid, state.params, state.round + 1, timeout=timeout)
         after, evaluation = _State(result.round, result.params, state.history, state.curves), None
@@ -168,8 +174,10 @@ class Run:
             after, evaluation = self._evaluate(after, "participating", result.round)
         record = _round_record(result, evaluation, time.perf_counter() - started)
         after = _State(after.round, after.params, after.history.after_round(record), after.curves)
-        folder.append_round(record)
-        save_checkpoint(folder.path, round=after.round, params=after.params, history=after.history.to_json())
+        is_durable = not self.options.is_disposable or after.round == self._num_rounds
+        folder.append_round(record, durable=is_durable)
+        if is_durable:
+            save_checkpoint(folder.path, round=after.round, params=after.params, history=after.history.to_json())
         return after, record
 
     def _evaluate(
@@ -212,9 +220,10 @@ class Run:
         groups = {group: self._group(state, group) for group in GROUPS}
         folder.write_clients(state.curves)
         folder.write_model(state.params, state.round)
-        folder.write_figures(
-            draw_curves(state.history.evaluations, groups["participating"], groups["new"], config=self.config)
-        )
+        if not self.options.is_disposable:
+            folder.write_figures(
+                draw_curves(state.history.evaluations, groups["participating"], groups["new"], config=self.config)
+            )
         summary = _summary(self.config, state, groups, status)
         folder.write_summary(summary)
         self.options.observer.on_finish(summary, folder.path)

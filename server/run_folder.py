@@ -110,12 +110,13 @@ class RunFolder:
         """Close the metrics file; the folder can still be written to, but no rounds appended."""
         self._metrics.close()
 
-    def append_round(self, record: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl and wait until the disk has it; NaN and infinities become null."""
+    def append_round(self, record: Mapping[str, Any], *, durable: bool = True) -> None:
+        """Add one line to metrics.jsonl and, if `durable`, wait for the disk; NaN and infinities become null."""
         line = json.dumps(json_ready(record), allow_nan=False, ensure_ascii=False) + "\n"
         with writing(self.path / METRICS):
             self._metrics.write(line.encode())
-            os.fsync(self._metrics.fileno())
+            if durable:
+                os.fsync(self._metrics.fileno())
 
     def write_clients(self, curves: Iterable[ClientCurves]) -> None:
         """Write clients.csv: participating clients first, each group by client id."""

@@ -28,6 +28,7 @@ Origins, units and file layouts are in the docstring of each source's module.
 | `none` | not at all |
 | `rotate` | each client's images are turned by an angle of its own |
 | `permute-labels` | each client calls the classes by names of its own |
+| `two-groups` | every second client has dimmer inputs, and the classes are called otherwise in its group |
 
 Adding a source: a module with `load` and `describe`, a line in `registry.SOURCES`, and a small stand-in in the tests.
 """

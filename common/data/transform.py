@@ -7,9 +7,13 @@ strength, so that runs of several strengths are comparable.
   (bilinear, what comes from outside is 0).
 * permute-labels: a share of the classes, the strength, change places by one permutation. Two clients then disagree on
   what the same image is called, so that no single model can serve both without adaptation.
+* two-groups: every second client has an older device and another code of the classes: its inputs are dimmed, times
+  1 - 0.7 times the strength, and a share of the classes, the strength, is renamed in a ring, the same for the whole
+  group. Dim clients have small gradients: they count least in a mean of losses, and adapt most slowly.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -22,19 +26,25 @@ from common.errors import ConfigError
 from common.examples import ClientData, Examples, TaskInfo
 from common.rng import derive_seed, torch_generator
 
+DIMMING = 0.7
+"""How much less light the second of two groups sees at strength 1."""
+
 
 def transform_clients(dealt: DealtFederation, config: DataConfig, seed: int) -> DealtFederation:
     """Return the federation with every client, new ones too, behind its transform; the same one if there is none.
 
     Raises:
-        ConfigError: the task has no images to rotate, or no classes to permute.
+        ConfigError: the task has no images to rotate, or no classes to rename.
     """
     if config.transform == "none":
         return dealt
     _check_fits(config, dealt.task)
 
     def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
-        return _transformed(dealt.make_client(partition_id, dtype), config, dealt.task, seed)
+        client = dealt.make_client(partition_id, dtype)
+        if config.transform == "two-groups":
+            return _of_second_group(client, config, dealt.task, seed) if partition_id % 2 else client
+        return _transformed(client, config, dealt.task, seed)
 
     return replace(dealt, make_client=make_client)
 
@@ -65,15 +75,23 @@ def label_permutation(num_classes: int, strength: float, generator: torch.Genera
     return names
 
 
+def ring_names(num_classes: int, strength: float, generator: torch.Generator) -> Tensor:
+    """Return [C]: what each class is called; round(strength * C) classes each take the next one's name."""
+    chosen = torch.randperm(num_classes, generator=generator)[: round(strength * num_classes)]
+    names = torch.arange(num_classes)
+    names[chosen] = chosen.roll(-1)
+    return names
+
+
 def _check_fits(config: DataConfig, task: TaskInfo) -> None:
     if config.transform == "rotate" and len(task.input_shape) != 3:
         raise ConfigError(
             f"data.transform=rotate needs images of shape [C, H, W], but {config.source} has inputs of shape "
             f"{list(task.input_shape)}; set data.transform=none or choose a source of images."
         )
-    if config.transform == "permute-labels" and task.kind != "classification":
+    if config.transform in ("permute-labels", "two-groups") and task.kind != "classification":
         raise ConfigError(
-            f"data.transform=permute-labels needs classes, but {config.source} is a {task.kind} task; "
+            f"data.transform={config.transform} needs classes, but {config.source} is a {task.kind} task; "
             "set data.transform=none or choose a source with classes."
         )
 
@@ -92,6 +110,17 @@ def _transformed(client: ClientData, config: DataConfig, task: TaskInfo, seed: i
         def change(examples: Examples) -> Examples:
             return Examples(examples.inputs, names[examples.targets])
 
+    return _changed(client, change)
+
+
+def _of_second_group(client: ClientData, config: DataConfig, task: TaskInfo, seed: int) -> ClientData:
+    gain = 1.0 - DIMMING * config.transform_strength
+    generator = torch_generator(seed, "data", "transform", "two-groups")
+    names = ring_names(task.num_outputs, config.transform_strength, generator)
+    return _changed(client, lambda examples: Examples(gain * examples.inputs, names[examples.targets]))
+
+
+def _changed(client: ClientData, change: Callable[[Examples], Examples]) -> ClientData:
     return replace(
         client, support=change(client.support), validation=change(client.validation), test=change(client.test)
     )

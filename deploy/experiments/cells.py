@@ -121,7 +121,7 @@ def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
     started, problem = time.perf_counter(), ""
     prepare(cell.config)
     try:
-        simulate(cell.config, ServerOptions(out=place), engine=engine)
+        simulate(cell.config, ServerOptions(out=place, is_disposable=True), engine=engine)
     except ModelError as error:
         problem = str(error)
     seconds = time.perf_counter() - started

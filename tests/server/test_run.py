@@ -13,6 +13,7 @@ from common.errors import ConfigError, RunError
 from common.wire import EvaluateRequest
 from deploy.flower_runtime.in_process import simulate_in_process
 from server.app import build_server_app
+from server.checkpoint import load_checkpoint
 from server.run import ServerOptions, SilentObserver
 from server.run_folder import load_model
 
@@ -26,12 +27,12 @@ SMALL = {
 }
 
 
-def run(out, resume=None, observer=None, client=client_app, **changes):
+def run(out, resume=None, observer=None, client=client_app, is_disposable=False, **changes):
     config = RunConfig().updated(
         {**SMALL, **{key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}}
     )
     before = set(out.iterdir()) if out.exists() else set()
-    options = ServerOptions(out=out, resume=resume, observer=observer or SilentObserver())
+    options = ServerOptions(out=out, resume=resume, observer=observer or SilentObserver(), is_disposable=is_disposable)
     simulate_in_process(
         build_server_app(options),
         client,
@@ -143,6 +144,19 @@ def test_a_run_stopped_by_hand_is_written_down_and_goes_on_to_the_same_model(tmp
     assert [line["round"] for line in lines(folder)] == [1, 2, 3, 4]
     for key in ("participating", "new", "costs", "status"):
         assert summary(folder)[key] == summary(whole)[key]
+
+
+def test_a_disposable_run_ends_like_any_other_and_starts_anew_when_cut_short(tmp_path):
+    whole, disposable = run(tmp_path / "whole"), run(tmp_path / "disposable", is_disposable=True)
+
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "cut", observer=StopAfter(2, ZeroDivisionError), is_disposable=True)
+    (cut,) = (tmp_path / "cut").iterdir()
+
+    assert model_bytes(disposable) == model_bytes(whole)
+    assert load_checkpoint(disposable).round == load_checkpoint(whole).round == 4
+    assert not (disposable / "curves.png").exists()
+    assert load_checkpoint(cut) is None
 
 
 def test_a_run_that_crashed_goes_on_to_the_same_model(tmp_path):

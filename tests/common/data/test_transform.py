@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from common.config import DataConfig
 from common.data.federation import load_client, load_federation
-from common.data.transform import label_permutation, rotate
+from common.data.transform import label_permutation, ring_names, rotate
 from common.errors import ConfigError
 from common.settings import Settings
 
@@ -48,6 +48,7 @@ def test_without_a_transform_or_without_strength_nothing_changes():
     for changed in (
         clients(transform="permute-labels", transform_strength=0.0),
         clients(transform="rotate", transform_strength=0.0),
+        clients(transform="two-groups", transform_strength=0.0),
     ):
         for ours, theirs in zip(plain, changed, strict=True):
             torch.testing.assert_close(ours.support.inputs, theirs.support.inputs, atol=1e-5, rtol=0)
@@ -73,6 +74,32 @@ def test_a_client_has_one_permutation_in_all_its_splits_and_another_client_anoth
     assert names[4] != names[5]
 
 
+@given(st.integers(2, 30), st.floats(0, 1), st.integers(0, 1000))
+def test_a_ring_renames_as_many_classes_as_its_strength_says_and_none_alone(num_classes, strength, seed):
+    names = ring_names(num_classes, strength, torch.Generator().manual_seed(seed))
+
+    count = round(strength * num_classes)
+    assert sorted(names.tolist()) == list(range(num_classes))
+    assert int((names != torch.arange(num_classes)).sum()) == (count if count > 1 else 0)
+
+
+def test_every_second_client_is_dimmed_and_its_group_has_one_code():
+    plain, changed = clients(), clients(transform="two-groups", transform_strength=1.0)
+    codes = []
+
+    for number, (before, after) in enumerate(zip(plain, changed, strict=True)):
+        gain = 0.3 if number % 2 else 1.0
+        torch.testing.assert_close(after.test.inputs, gain * before.test.inputs)
+        codes.append(dict(zip(before.support.targets.tolist(), after.support.targets.tolist(), strict=True)))
+
+    assert all(name == own for code in codes[::2] for name, own in code.items())
+    assert all(name != own for code in codes[1::2] for name, own in code.items())
+    assert all(
+        codes[1][name] == codes[3][name] == codes[5][name]
+        for name in codes[1].keys() & codes[3].keys() & codes[5].keys()
+    )
+
+
 def test_rotated_clients_differ_by_one_angle_each():
     plain, changed = clients(), clients(transform="rotate", transform_strength=0.5)
 
@@ -96,7 +123,12 @@ def test_a_client_loaded_alone_is_transformed_alike():
 
 
 @pytest.mark.parametrize(
-    ("source", "transform", "needed"), [("quadratic", "rotate", "images"), ("sinusoid", "permute-labels", "classes")]
+    ("source", "transform", "needed"),
+    [
+        ("quadratic", "rotate", "images"),
+        ("sinusoid", "permute-labels", "classes"),
+        ("sinusoid", "two-groups", "classes"),
+    ],
 )
 def test_a_transform_that_the_task_cannot_have_is_refused(source, transform, needed):
     with pytest.raises(ConfigError, match=f"data.transform={transform} needs {needed}"):
