@@ -18,6 +18,7 @@ from torch import nn
 from common.config import MethodConfig, RunConfig
 from common.examples import Batch
 from common.meta.cautions import caution
+from common.meta.dense_steps import dense_steps
 from common.meta.draw import batch_plan
 from common.meta.estimators import find_estimator
 from common.meta.meta_gradient import MetaBatches, MetaGradient
@@ -127,6 +128,7 @@ def _key(loss: ModelLoss, method: MethodConfig) -> str:
     """Return a name for all that the cost depends on."""
     first = next(loss.model.parameters())
     facts = [torch.__version__, torch.get_num_threads(), str(first.device), str(first.dtype), repr(loss.model)]
+    facts += ["by hand"] if dense_steps(loss, method.inner_lr) else []  # what compiling is measured against
     text = json.dumps([*facts, str(loss.task), method.model_dump(exclude={"compile", "local_lr", "num_local_steps"})])
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 

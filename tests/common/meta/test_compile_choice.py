@@ -107,6 +107,16 @@ def test_the_choice_depends_on_model_and_method_and_not_on_the_outer_step_size()
     assert compile_choice._key(loss, AUTO.replace(method__local_lr=0.7).method) == keys[0]
 
 
+def test_what_was_remembered_beside_double_backward_is_not_taken_for_steps_by_hand(monkeypatch):
+    loss = make_loss(mlp(), TASK)
+    by_hand = compile_choice._key(loss, AUTO.method)
+
+    monkeypatch.setattr(compile_choice, "dense_steps", lambda loss, inner_lr: None)
+    by_autograd = compile_choice._key(loss, AUTO.method)
+
+    assert by_hand != by_autograd
+
+
 def test_costs_survive_the_file():
     write_costs(costs_path(), {"a": CHEAP, "b": DEAR})
 
