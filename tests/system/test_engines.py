@@ -35,8 +35,9 @@ def run(command, **environment):
     return done.stdout + done.stderr
 
 
-def simulate(engine, out):
-    options = [word for key, value in CONFIG.items() for word in ("--set", f"{key}={value}")]
+def simulate(engine, out, **changes):
+    config = {**CONFIG, **{key.replace("__", "."): value for key, value in changes.items()}}
+    options = [word for key, value in config.items() for word in ("--set", f"{key}={value}")]
     run([BIN / "nufed", "simulate", "--engine", engine, *options], NUFED_OUT=str(out))
     return only_folder(out)
 
@@ -115,6 +116,16 @@ def other(request, tmp_path_factory):
 def test_the_final_model_is_the_same_bytes(local, other):
     """Which process ran which client, in what order, through which transport, leaves no trace in the model."""
     assert (other / "model.safetensors").read_bytes() == (local / "model.safetensors").read_bytes()
+
+
+def test_steps_by_hand_are_the_same_bytes_in_every_process(tmp_path):
+    """Without dropout, which the network above has, its steps are not autograd's (common/meta/dense_steps.py)."""
+    found = [
+        (simulate(engine, tmp_path / engine, model__dropout=0.0) / "model.safetensors").read_bytes()
+        for engine in ("local", "processes", "ray")
+    ]
+
+    assert found[0] == found[1] == found[2]
 
 
 def test_the_adaptation_curves_are_the_same(local, other):
