@@ -2,10 +2,12 @@
 
 from common.errors import RunError
 from deploy.experiments.comparison import exact_methods
+from deploy.experiments.hypotheses import Finding
 from deploy.experiments.report import baseline_of
 from deploy.experiments.report_tables import (
     TextTable,
     differences_table,
+    evidence_table,
     matrix_table,
     standing_table,
     target_table,
@@ -79,8 +81,17 @@ def markdown_table(table: TextTable) -> str:
 
 
 def _findings(story: Story) -> str:
-    rows = [[finding.name, finding.statement, f"**{finding.verdict}**"] for finding in story.findings]
-    return markdown_table(TextTable(["", "statement", "verdict"], rows))
+    rows = [
+        [finding.name, finding.statement, f"**{finding.verdict}**", _evidence(finding, story)]
+        for finding in story.findings
+    ]
+    return markdown_table(TextTable(["", "statement", "verdict", "evidence: positive speaks for it"], rows))
+
+
+def _evidence(finding: Finding, story: Story) -> str:
+    """Return the comparisons behind a finding, one below the other in a cell."""
+    lines = [f"{name}: {difference}" for name, difference, _ in evidence_table(finding, story.main).rows]
+    return "<br>".join([*lines, *([finding.note] if finding.note else [])])
 
 
 def _provenance(story: Story) -> str:

@@ -118,6 +118,17 @@ def test_markdown_tells_the_verdict_of_every_setting():
     assert "| H1 |" in text
 
 
+def test_markdown_gives_every_verdict_with_its_intervals():
+    told = story()
+
+    text = markdown_report(told)
+
+    (finding,) = [each for each in told.findings if each.name == "H1"]
+    assert finding.evidence
+    for name, corrected in finding.evidence.items():
+        assert f"{name}: {100 * corrected.interval.mean:+.1f} points [" in text
+
+
 def test_targets_are_shown_with_the_value_that_counts():
     header = target_table(made_comparison(CURVES, progress=PROGRESS)).header
 
