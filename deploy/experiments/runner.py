@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from common.errors import RunError
@@ -122,6 +124,7 @@ def _start_worker() -> None:
     import logging
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     logging.getLogger("nufed").setLevel(logging.ERROR)
@@ -132,3 +135,11 @@ def _start_worker() -> None:
     from common.settings import process_settings
 
     torch.set_num_threads(process_settings().num_threads)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, also if that was killed: its unfinished run is started anew."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -28,6 +28,20 @@ def done_cells(folder: Path) -> dict[str, float]:
     return {path.parent.name: path.stat().st_mtime for path in folder.glob("cells/*/done.json")}
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started (Linux)."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text(encoding="utf-8").split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_a_suite_ends_in_tables_a_verdict_and_a_report_and_is_not_run_twice(tmp_path):
     process = start("experiment", "smoke", "--json", *FEW_ROUNDS, cwd=tmp_path)
     out, err = process.communicate(timeout=280)
@@ -71,3 +85,20 @@ def test_an_interrupted_suite_ends_at_once_without_a_traceback_and_goes_on_where
     after = done_cells(folder)
     assert len(after) == 4 + 4
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's list of processes")
+def test_the_workers_of_a_killed_experiment_end_with_it(tmp_path):
+    process = start("experiment", "smoke", *FEW_ROUNDS, "--method", "fedavg", "--method", "per-fedavg", cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not done_cells(tmp_path / "results" / "smoke") and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)  # polls what the processes have written
+    workers = children(process.pid)
+
+    process.kill()
+    process.communicate(timeout=60)
+    while any(map(is_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)  # polls the system's processes
+
+    assert workers
+    assert not any(map(is_alive, workers))
