@@ -57,6 +57,11 @@ def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar
     return _workplace(tuple(sorted(run_config.items())), tuple(sorted(node_config.items())), settings)
 
 
+def forget_workplaces() -> None:
+    """Let go of all workplaces and the examples in them; for a process that carries out one run after another."""
+    _workplace.cache_clear()
+
+
 @lru_cache(maxsize=4096)
 def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workplace:
     config = _config(run_items)

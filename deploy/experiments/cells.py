@@ -112,6 +112,7 @@ def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
     Raises:
         NufedError: the run cannot start.
     """
+    from client.workplace import forget_workplaces
     from deploy.simulate import prepare, simulate
     from server.run import ServerOptions
 
@@ -124,6 +125,8 @@ def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
         simulate(cell.config, ServerOptions(out=place, is_disposable=True), engine=engine)
     except ModelError as error:
         problem = str(error)
+    finally:
+        forget_workplaces()
     seconds = time.perf_counter() - started
     folder = next(iter(sorted(place.glob("*/summary.json"))), None)
     outcome = Outcome(folder.parent if folder and not problem else None, problem, seconds)

@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from client.workplace import _workplace
 from common.config import RunConfig
 from common.errors import ConfigError, DataError, RunError
 from deploy.experiments.archive import inverted_archive, standardized_archive
-from deploy.experiments.cells import Cell, Outcome, outcome_of, step_cost
+from deploy.experiments.cells import Cell, Outcome, outcome_of, run_cell, step_cost
 from deploy.experiments.conduct import Changes, located, with_changes
 from deploy.experiments.runner import Workers
 from deploy.experiments.suite import Suite, checked, num_points, suite_names
@@ -142,6 +143,15 @@ def test_a_meta_step_costs_what_the_theory_counts(estimator, nu, cost):
     config = RunConfig().replace(method__estimator=estimator, method__num_inner_steps=nu)
 
     assert step_cost(config) == pytest.approx(cost)
+
+
+def test_a_run_leaves_no_clients_behind_in_its_process(tmp_path):
+    config = RunConfig().replace(federation__num_rounds=1, evaluation__interval=0)
+
+    outcome = run_cell(Cell("fedavg", config), tmp_path, "cohort")
+
+    assert outcome.folder is not None
+    assert _workplace.cache_info().currsize == 0
 
 
 def test_a_moreau_step_costs_its_gradients_alone():
