@@ -100,6 +100,7 @@ def interleave(
     calls = {name: _calls_per_turn(run, now, min_seconds, max_calls) for name, run in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     collecting = gc.isenabled()
+    gc.freeze()  # libraries have a million objects, which each collection between turns would look through again
     for turn in range(repeats):
         for name in list(variants)[:: 1 if turn % 2 == 0 else -1]:
             run, count = variants[name], calls[name]
@@ -111,6 +112,7 @@ def interleave(
             seconds[name].append(max(now() - started, 1e-9) / count)
             if collecting:
                 gc.enable()
+    gc.unfreeze()
     return Samples(seconds)
 
 
