@@ -16,6 +16,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -51,6 +52,8 @@ MODEL_FORMAT = "nufed-model-1"
 class RunFolder:
     """Holds a run's folder and its open metrics file between rounds; use it in a `with` block, or close it.
 
+    Until then no other process can write to the folder (on systems with file locks).
+
     Attributes:
         path: the folder.
         config: the run's options, as in config.json.
@@ -59,6 +62,7 @@ class RunFolder:
     path: Path
     config: RunConfig
     _metrics: IO[bytes]
+    _lock: int | None
 
     @classmethod
     def create(cls, out: Path, config: RunConfig, *, now: datetime, engine: str = "fleet") -> "RunFolder":
@@ -68,12 +72,13 @@ class RunFolder:
             RunError: the folder cannot be made.
         """
         path = _make_unique(out, f"{now:%Y%m%d-%H%M%S}-{config.name}")
+        lock = _locked(path)
         write_text(path / CONFIG, config.to_json())
         write_json(
             path / ENVIRONMENT, {"started": now.isoformat(timespec="seconds"), "engine": engine, **environment()}
         )
         with writing(path / METRICS):
-            return cls(path, config, (path / METRICS).open("ab", buffering=0))
+            return cls(path, config, (path / METRICS).open("ab", buffering=0), lock)
 
     @classmethod
     def open_existing(cls, path: Path, *, config: RunConfig | None = None) -> "RunFolder":
@@ -87,16 +92,22 @@ class RunFolder:
             config: options to go on with, e.g. with more rounds; None keeps those of config.json.
 
         Raises:
-            RunError: the folder is not a run's, or its checkpoint or metrics are torn.
+            RunError: the folder is not a run's, its checkpoint or metrics are torn, or another process writes to it.
         """
         stored = stored_config(path)
-        if config is not None and config != stored:
-            write_text(path / CONFIG, config.to_json())
-        kept = _rounds_up_to(path / METRICS, checkpoint_round(path) or 0)
-        write_bytes(path / METRICS, kept)
-        with writing(path / METRICS):
-            (path / SUMMARY).unlink(missing_ok=True)
-            return cls(path, config or stored, (path / METRICS).open("ab", buffering=0))
+        with ExitStack() as unlock:
+            lock = _locked(path)
+            if lock is not None:
+                unlock.callback(os.close, lock)
+            if config is not None and config != stored:
+                write_text(path / CONFIG, config.to_json())
+            kept = _rounds_up_to(path / METRICS, checkpoint_round(path) or 0)
+            write_bytes(path / METRICS, kept)
+            with writing(path / METRICS):
+                (path / SUMMARY).unlink(missing_ok=True)
+                metrics = (path / METRICS).open("ab", buffering=0)
+            unlock.pop_all()
+        return cls(path, config or stored, metrics, lock)
 
     def __enter__(self) -> "RunFolder":
         """Return the folder itself."""
@@ -107,8 +118,11 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Close the metrics file; the folder can still be written to, but no rounds appended."""
+        """Close the metrics file and let others write; what is not a round can still be written."""
         self._metrics.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            object.__setattr__(self, "_lock", None)
 
     def append_round(self, record: Mapping[str, Any], *, durable: bool = True) -> None:
         """Add one line to metrics.jsonl and, if `durable`, wait for the disk; NaN and infinities become null."""
@@ -216,6 +230,30 @@ def clients_csv(clients: Sequence[ClientCurves]) -> str:
 def _columns(curves: Sequence[Curve | None]) -> list[Sequence[float | str]]:
     length = max(len(curve) for curve in curves if curve is not None)
     return [curve if curve is not None else [""] * length for curve in curves]
+
+
+def _locked(path: Path) -> int | None:
+    """Return a descriptor that keeps other processes from the folder until it is closed; None where that is unknown.
+
+    Raises:
+        RunError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RunError(
+            f"Expected {path} to be free, but another process is writing this run. Wait for it, or end it, and go on."
+        ) from error
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _make_unique(out: Path, name: str) -> Path:

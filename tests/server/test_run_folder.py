@@ -175,6 +175,7 @@ def test_a_summary_says_complete_unless_told_otherwise(folder):
 
 def test_a_resumed_run_is_not_called_complete_by_the_summary_of_before(folder):
     folder.write_summary({"rounds": 60})
+    folder.close()
 
     with RunFolder.open_existing(folder.path):
         assert not (folder.path / "summary.json").exists()
@@ -207,6 +208,7 @@ def test_a_run_without_checkpoint_starts_over(folder):
 
 def test_a_run_can_go_on_with_more_rounds(folder):
     longer = CONFIG.replace(federation__num_rounds=100)
+    folder.close()
 
     with RunFolder.open_existing(folder.path, config=longer) as resumed:
         assert resumed.config == longer
@@ -230,3 +232,25 @@ def test_a_broken_line_in_the_middle_is_named_not_skipped(folder):
 
     with pytest.raises(RunError, match="line 2"):
         RunFolder.open_existing(folder.path)
+
+
+def test_a_folder_that_is_being_written_is_refused_until_it_is_closed(folder):
+    folder.append_round({"round": 1})
+    save_checkpoint(folder.path, round=1, params=PARAMS, history={})
+
+    with pytest.raises(RunError, match="another process is writing this run"):
+        RunFolder.open_existing(folder.path)
+    assert rounds_in(folder.path) == [1]
+
+    folder.close()
+    with RunFolder.open_existing(folder.path):
+        pass
+
+
+def test_a_folder_that_could_not_be_opened_is_free_again(folder):
+    folder.close()
+    (folder.path / "metrics.jsonl").write_text('{"round": 1}\n{"rou\n{"round": 3}\n')
+
+    for _ in range(2):
+        with pytest.raises(RunError, match="line 2"):
+            RunFolder.open_existing(folder.path)
