@@ -15,8 +15,8 @@ import io
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -62,7 +62,7 @@ class RunFolder:
     path: Path
     config: RunConfig
     _metrics: IO[bytes]
-    _lock: int | None
+    _held: ExitStack
 
     @classmethod
     def create(cls, out: Path, config: RunConfig, *, now: datetime, engine: str = "fleet") -> "RunFolder":
@@ -72,13 +72,13 @@ class RunFolder:
             RunError: the folder cannot be made.
         """
         path = _make_unique(out, f"{now:%Y%m%d-%H%M%S}-{config.name}")
-        lock = _locked(path)
-        write_text(path / CONFIG, config.to_json())
-        write_json(
-            path / ENVIRONMENT, {"started": now.isoformat(timespec="seconds"), "engine": engine, **environment()}
-        )
-        with writing(path / METRICS):
-            return cls(path, config, (path / METRICS).open("ab", buffering=0), lock)
+        with ExitStack() as held:
+            held.enter_context(_locked(path))
+            write_text(path / CONFIG, config.to_json())
+            write_json(
+                path / ENVIRONMENT, {"started": now.isoformat(timespec="seconds"), "engine": engine, **environment()}
+            )
+            return cls(path, config, _opened(path, held), held.pop_all())
 
     @classmethod
     def open_existing(cls, path: Path, *, config: RunConfig | None = None) -> "RunFolder":
@@ -95,19 +95,15 @@ class RunFolder:
             RunError: the folder is not a run's, its checkpoint or metrics are torn, or another process writes to it.
         """
         stored = stored_config(path)
-        with ExitStack() as unlock:
-            lock = _locked(path)
-            if lock is not None:
-                unlock.callback(os.close, lock)
+        with ExitStack() as held:
+            held.enter_context(_locked(path))
             if config is not None and config != stored:
                 write_text(path / CONFIG, config.to_json())
             kept = _rounds_up_to(path / METRICS, checkpoint_round(path) or 0)
             write_bytes(path / METRICS, kept)
             with writing(path / METRICS):
                 (path / SUMMARY).unlink(missing_ok=True)
-                metrics = (path / METRICS).open("ab", buffering=0)
-            unlock.pop_all()
-        return cls(path, config or stored, metrics, lock)
+            return cls(path, config or stored, _opened(path, held), held.pop_all())
 
     def __enter__(self) -> "RunFolder":
         """Return the folder itself."""
@@ -119,10 +115,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the metrics file and let others write; what is not a round can still be written."""
-        self._metrics.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            object.__setattr__(self, "_lock", None)
+        self._held.close()
 
     def append_round(self, record: Mapping[str, Any], *, durable: bool = True) -> None:
         """Add one line to metrics.jsonl and, if `durable`, wait for the disk; NaN and infinities become null."""
@@ -232,8 +225,15 @@ def _columns(curves: Sequence[Curve | None]) -> list[Sequence[float | str]]:
     return [curve if curve is not None else [""] * length for curve in curves]
 
 
-def _locked(path: Path) -> int | None:
-    """Return a descriptor that keeps other processes from the folder until it is closed; None where that is unknown.
+def _opened(path: Path, held: ExitStack) -> IO[bytes]:
+    """Return a run's metrics, to be written to until `held` is closed."""
+    with writing(path / METRICS):
+        return held.enter_context((path / METRICS).open("ab", buffering=0))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes from the folder, where the system has file locks.
 
     Raises:
         RunError: another process has it.
@@ -241,19 +241,21 @@ def _locked(path: Path) -> int | None:
     try:
         import fcntl
     except ImportError:  # Windows
-        return None
+        yield
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"Expected {path} to be free, but another process is writing this run. Wait for it, or end it, and "
+                    "go on."
+                ) from error
+        yield
+    finally:
         os.close(descriptor)
-        raise RunError(
-            f"Expected {path} to be free, but another process is writing this run. Wait for it, or end it, and go on."
-        ) from error
-    except OSError:  # a file system without locks
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _make_unique(out: Path, name: str) -> Path:

@@ -14,7 +14,7 @@ strength, so that runs of several strengths are comparable.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from common.data.pool import DealtFederation
 from common.errors import ConfigError
 from common.examples import ClientData, Examples, TaskInfo
 from common.rng import derive_seed, torch_generator
+
+Change = Callable[[Examples], Examples]
 
 DIMMING = 0.7
 """How much less light the second of two groups sees at strength 1."""
@@ -42,9 +44,10 @@ def transform_clients(dealt: DealtFederation, config: DataConfig, seed: int) -> 
 
     def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
         client = dealt.make_client(partition_id, dtype)
-        if config.transform == "two-groups":
-            return _of_second_group(client, config, dealt.task, seed) if partition_id % 2 else client
-        return _transformed(client, config, dealt.task, seed)
+        change = _CHANGES[config.transform](_Place(config, dealt.task, seed, partition_id, client.client_id))
+        return replace(
+            client, support=change(client.support), validation=change(client.validation), test=change(client.test)
+        )
 
     return replace(dealt, make_client=make_client)
 
@@ -96,31 +99,45 @@ def _check_fits(config: DataConfig, task: TaskInfo) -> None:
         )
 
 
-def _transformed(client: ClientData, config: DataConfig, task: TaskInfo, seed: int) -> ClientData:
-    purpose = ("data", "transform", config.transform, client.client_id)
-    if config.transform == "rotate":
-        fraction = derive_seed(seed, *purpose) / 2**63
-        degrees = config.transform_strength * 180.0 * (2 * fraction - 1)
+@dataclass(frozen=True)
+class _Place:
+    """Whose examples are changed, and in which run."""
 
-        def change(examples: Examples) -> Examples:
-            return Examples(rotate(examples.inputs, degrees), examples.targets)
-    else:
-        names = label_permutation(task.num_outputs, config.transform_strength, torch_generator(seed, *purpose))
+    config: DataConfig
+    task: TaskInfo
+    seed: int
+    partition_id: int
+    client_id: str
 
-        def change(examples: Examples) -> Examples:
-            return Examples(examples.inputs, names[examples.targets])
-
-    return _changed(client, change)
-
-
-def _of_second_group(client: ClientData, config: DataConfig, task: TaskInfo, seed: int) -> ClientData:
-    gain = 1.0 - DIMMING * config.transform_strength
-    generator = torch_generator(seed, "data", "transform", "two-groups")
-    names = ring_names(task.num_outputs, config.transform_strength, generator)
-    return _changed(client, lambda examples: Examples(gain * examples.inputs, names[examples.targets]))
+    @property
+    def purpose(self) -> tuple[str, ...]:
+        """Return what the client's own draw is for."""
+        return ("data", "transform", self.config.transform, self.client_id)
 
 
-def _changed(client: ClientData, change: Callable[[Examples], Examples]) -> ClientData:
-    return replace(
-        client, support=change(client.support), validation=change(client.validation), test=change(client.test)
-    )
+def _rotation(place: _Place) -> Change:
+    fraction = derive_seed(place.seed, *place.purpose) / 2**63
+    degrees = place.config.transform_strength * 180.0 * (2 * fraction - 1)
+    return lambda examples: Examples(rotate(examples.inputs, degrees), examples.targets)
+
+
+def _renaming(place: _Place) -> Change:
+    generator = torch_generator(place.seed, *place.purpose)
+    names = label_permutation(place.task.num_outputs, place.config.transform_strength, generator)
+    return lambda examples: Examples(examples.inputs, names[examples.targets])
+
+
+def _second_group(place: _Place) -> Change:
+    if place.partition_id % 2 == 0:
+        return lambda examples: examples
+    strength = place.config.transform_strength
+    generator = torch_generator(place.seed, "data", "transform", "two-groups")  # one code for the whole group
+    gain, names = 1.0 - DIMMING * strength, ring_names(place.task.num_outputs, strength, generator)
+    return lambda examples: Examples(gain * examples.inputs, names[examples.targets])
+
+
+_CHANGES: dict[str, Callable[[_Place], Change]] = {
+    "rotate": _rotation,
+    "permute-labels": _renaming,
+    "two-groups": _second_group,
+}

@@ -30,6 +30,16 @@ def test_means_and_intervals_are_over_seeds_and_not_over_clients():
     assert curve[2] == t_interval(by_seed)
 
 
+def test_only_seeds_that_both_methods_have_are_compared():
+    runs = [made_run("fedavg", seed, FEDAVG) for seed in (0, 1)] + [
+        made_run("per-fedavg", seed, ONE) for seed in (0, 2)
+    ]
+
+    differences = compare(runs, LABELS).differences("per-fedavg", "fedavg", "new", 2)
+
+    assert differences == {0: pytest.approx(0.10)}
+
+
 def test_the_best_is_shown_to_be_better_where_seeds_agree_though_they_vary_more_than_methods():
     comparison = made_comparison({"fedavg": FEDAVG, "per-fedavg": ONE, "meta-2": TWO})
 

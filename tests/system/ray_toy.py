@@ -20,6 +20,7 @@ from flwr.serverapp import ServerApp
 from common.errors import DataError, NufedError
 from deploy.flower_runtime.in_process import simulate_in_process
 from deploy.flower_runtime.ray_simulation import simulate_with_ray
+from tests.system.processes import descendants
 
 RUN_CONFIG = {"seed": 3, "method.inner-lr": 0.1, "name": "toy"}
 NUM_NODES = 5
@@ -66,14 +67,6 @@ def die(message, context):
 def request(node_id, message_type, **config):
     records = RecordDict({"arrays": ArrayRecord([np.arange(3.0)]), "config": ConfigRecord(config)})
     return Message(records, dst_node_id=node_id, message_type=message_type)
-
-
-def descendants(pid):
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
 
 
 def observe(grid, context):
@@ -159,8 +152,8 @@ def sleep_until_interrupted():
 
 
 def ask_for_ten_minutes(grid, context):
-    print(*descendants(os.getpid()), flush=True)
     try:
+        print(*descendants(os.getpid()), flush=True)  # from here on the test may interrupt
         grid.send_and_receive([request(node, "train.slowly") for node in grid.get_node_ids()])
     except KeyboardInterrupt:
         print("the interrupted run is written down", flush=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.processes import descendants, wait_until_ended
+
 pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
@@ -26,20 +28,6 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen:
 
 def done_cells(folder: Path) -> dict[str, float]:
     return {path.parent.name: path.stat().st_mtime for path in folder.glob("cells/*/done.json")}
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that a process has started (Linux)."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text(encoding="utf-8").split()]
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process runs; one that has ended and was not waited for does not."""
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_a_suite_ends_in_tables_a_verdict_and_a_report_and_is_not_run_twice(tmp_path):
@@ -93,12 +81,10 @@ def test_the_workers_of_a_killed_experiment_end_with_it(tmp_path):
     deadline = time.monotonic() + 120
     while not done_cells(tmp_path / "results" / "smoke") and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)  # polls what the processes have written
-    workers = children(process.pid)
+    workers = descendants(process.pid)
 
     process.kill()
     process.communicate(timeout=60)
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)  # polls the system's processes
 
     assert workers
-    assert not any(map(is_alive, workers))
+    assert wait_until_ended(workers)

@@ -5,11 +5,11 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.system.processes import wait_until_ended
 from tests.system.ray_toy import NUM_NODES, RUN_CONFIG
 
 pytestmark = pytest.mark.system
@@ -20,18 +20,6 @@ COMMAND = [
     "-c",
     "import sys; from tests.system.ray_toy import COMMANDS as c; c[sys.argv[1]](*sys.argv[2:])",
 ]
-
-
-def is_running(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_until_ended(pids, seconds=30):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(map(is_running, pids)):
-        time.sleep(0.1)
-    return not any(map(is_running, pids))
 
 
 @pytest.fixture(scope="module")
