@@ -20,7 +20,7 @@ from flwr.serverapp import ServerApp
 from common.errors import DataError, NufedError
 from deploy.flower_runtime.in_process import simulate_in_process
 from deploy.flower_runtime.ray_simulation import simulate_with_ray
-from tests.system.processes import descendants
+from tests.system.process_tree import descendants
 
 RUN_CONFIG = {"seed": 3, "method.inner-lr": 0.1, "name": "toy"}
 NUM_NODES = 5

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.processes import descendants, wait_until_ended
+from tests.system.process_tree import descendants, wait_until_ended
 
 pytestmark = pytest.mark.system
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.processes import wait_until_ended
+from tests.system.process_tree import wait_until_ended
 from tests.system.ray_toy import NUM_NODES, RUN_CONFIG
 
 pytestmark = pytest.mark.system
