@@ -26,11 +26,11 @@ class FakeGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
     def set_run(self, run):
-        raise NotImplementedError
+        raise NotImplementedError  # Flower's interface has it; a strategy that called it would be wrong
 
     @property
     def run(self):
-        raise NotImplementedError
+        raise NotImplementedError  # likewise
 
     def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)

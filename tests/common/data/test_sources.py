@@ -113,7 +113,7 @@ def test_pixels_are_scaled_to_one(stand_in):
     """8-bit images arrive in [0, 1], using the range."""
     federation = load(stand_in)
     if len(federation.task.input_shape) < 3:
-        pytest.skip("not a source of images")
+        pytest.skip("not a source of images")  # the fixture has every source; the others have no pixels
 
     inputs = all_inputs(federation)
 
