@@ -16,7 +16,7 @@ from deploy.experiments.cells import Cell, Outcome, check_estimators
 from deploy.experiments.finished import FinishedRun, read_run
 from deploy.experiments.runner import Workers, run_cells
 from deploy.experiments.suite import Suite, checked, find_archive
-from deploy.experiments.tables import write_tables
+from deploy.experiments.tables import has_parquet, write_tables
 from deploy.experiments.tuning import Choice, tune
 
 RECORD = "experiment.json"
@@ -127,6 +127,8 @@ def conduct(suite: Suite, workers: Workers, *, command: str) -> Experiment:
     }
     experiment = replace(experiment, record=record)
     _write(experiment, workers.out)
+    if not has_parquet():
+        workers.say("tables are written as CSV alone; pip install 'nufed[parquet]' for Parquet")
     return experiment
 
 

@@ -1,4 +1,4 @@
-"""The results of a suite as tidy tables, CSV and Parquet: one observation per row.
+"""The results of a suite as tidy tables, CSV and (where pyarrow is installed) Parquet: one observation per row.
 
 results: method, seed, group, s.   rounds: method, seed, round, s.   clients: method, seed, client, s.
 tuning: method, grid point.        All with the setting; numbers of accuracy in [0, 1].
@@ -6,6 +6,7 @@ tuning: method, grid point.        All with the setting; numbers of accuracy in 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ Row = dict[str, Any]
 
 
 def write_tables(out: Path, runs: Iterable[FinishedRun], choices: Mapping[str, Choice]) -> None:
-    """Write results, rounds, clients and tuning as .csv and .parquet into `out`; empty tables are left out."""
+    """Write results, rounds, clients and tuning as .csv, and .parquet if `has_parquet`; empty tables are left out."""
     finished = list(runs)
     tables: dict[str, list[Row]] = {
         "results": [row for run in finished for row in result_rows(run)],
@@ -111,11 +112,20 @@ def _means(table: ClientTable, step: int) -> Row:
     return row
 
 
+def has_parquet() -> bool:
+    """Return whether tables are written as Parquet too, which needs the extra `nufed[parquet]`."""
+    return find_spec("pyarrow") is not None
+
+
 def _write(path: Path, rows: list[Row]) -> None:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
+    import pandas as pd
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = pa.table({name: [row.get(name) for row in rows] for name in names})
-    replace_durably(path.with_suffix(".csv"), lambda partial: csv.write_csv(table, partial))
-    replace_durably(path.with_suffix(".parquet"), lambda partial: parquet.write_table(table, partial))
+    frame = pd.DataFrame(rows, columns=names, dtype=object)  # whole numbers stay whole beside missing ones
+    replace_durably(path.with_suffix(".csv"), lambda partial: frame.to_csv(partial, index=False))
+    if has_parquet():
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        table = pa.table({name: [row.get(name) for row in rows] for name in names})
+        replace_durably(path.with_suffix(".parquet"), lambda partial: parquet.write_table(table, partial))

@@ -169,6 +169,16 @@ def test_tables_are_tidy_and_agree_with_the_runs(tmp_path):
         assert (tmp_path / f"{name}.csv").is_file()
 
 
+def test_tables_do_without_pyarrow_as_csv_alone(tmp_path, monkeypatch):
+    """It is an extra, and a suite that ran for hours must not end without tables for want of it."""
+    monkeypatch.setattr("deploy.experiments.tables.has_parquet", lambda: False)
+    run = made_run("meta-2", 3, CURVES["meta-2"], config=OPTIONS["meta-2"])
+
+    write_tables(tmp_path, [run], {})
+
+    assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "clients.csv"}
+
+
 def test_regression_has_no_columns_of_accuracy():
     run = made_run("meta-2", 0, np.ones(NUM_STEPS + 1), loss=True)
 
