@@ -18,6 +18,8 @@ from deploy.experiments.statistics import Corrected, holm
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
 SMALL = 0.1
 """ναL up to which ν steps of α are expected to be one step of να."""
+NEGLIGIBLE = 0.01
+"""Accuracy (or share of the control's loss) within which a difference has vanished."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Graded:
-    """A comparison with how heterogeneous its setting is."""
+    """A comparison with how heterogeneous its setting is, and L of its problem, or 0 if that is not known."""
 
     name: str
     strength: float
     comparison: Comparison
+    smoothness: float = 0.0
 
 
-def judge(settings: Sequence[Graded], *, smoothness: float = 0.0) -> list[Finding]:
-    """Return the findings of a suite; all but H3 are about its last setting.
-
-    Args:
-        settings: at least one, each with the same methods.
-        smoothness: L, or 0 if it is not known.
-    """
+def judge(settings: Sequence[Graded]) -> list[Finding]:
+    """Return the findings of a suite, whose settings have the same methods; all but H3 are about the last one."""
     main = settings[-1].comparison
-    return [_h1(main), _h2(main), *_h3(settings, smoothness), _h4(main), _h5(main)]
+    return [_h1(main), _h2(main), _h3a(settings), _h3b(settings), _h4(main), _h5(main)]
 
 
 def _h1(comparison: Comparison) -> Finding:
@@ -86,9 +84,9 @@ def _h2(comparison: Comparison) -> Finding:
     return _finding("H2", claim, differences)
 
 
-def _h3(settings: Sequence[Graded], smoothness: float) -> list[Finding]:
+def _h3a(settings: Sequence[Graded]) -> Finding:
     main = settings[-1].comparison
-    grows = "The advantage of ν > 1 at s = ν grows with heterogeneity."
+    claim = "The advantage of ν > 1 at s = ν grows with heterogeneity."
     lowest, highest = min(settings, key=lambda each: each.strength), max(settings, key=lambda each: each.strength)
     differences = {}
     if highest.strength > lowest.strength:
@@ -99,38 +97,72 @@ def _h3(settings: Sequence[Graded], smoothness: float) -> list[Finding]:
                 weak = lowest.comparison.differences(name, baseline, group, nu)
                 key = f"gap of ν = {nu} at {highest.name or 'strong'} - gap at {lowest.name or 'weak'}, {group}"
                 differences[key] = {seed: strong[seed] - weak[seed] for seed in strong.keys() & weak.keys()}
-    return [
-        _finding("H3a", grows, differences, "Tested where a suite has settings of two strengths."),
-        _h3b(main, smoothness),
-    ]
+    return _finding("H3a", claim, differences, "Tested where a suite has settings of two strengths.")
 
 
-def _h3b(comparison: Comparison, smoothness: float) -> Finding:
+def _h3b(settings: Sequence[Graded]) -> Finding:
+    """Judge the first half on every setting whose ναL is small; without one, the second half on the main setting."""
     claim = f"The advantage over (ν = 1, α' = να) vanishes where ναL ≤ {SMALL:g}, and is there where ναL is larger."
-    differences, reach = {}, []
+    small = [each for each in settings if 0 < each.smoothness * _reach(each.comparison) <= SMALL]
+    judged = small or settings[-1:]
+    differences = {
+        f"{key}, {each.name}" if len(judged) > 1 else key: values
+        for each in judged
+        for key, values in _leads_over_one_long_step(each.comparison, as_share=bool(small)).items()
+    }
+    if not differences:
+        return Finding("H3b", claim, "not tested", {}, "The suite has no control (ν = 1, α' = να).")
+    evidence, notes = holm(differences), [_reach_note(each) for each in judged]
+    if not small:
+        return Finding("H3b", claim, _verdict(evidence), evidence, notes[0])
+    notes.append(f"vanished: within {NEGLIGIBLE:g} of accuracy, or of the control's loss")
+    return Finding("H3b", claim, _vanishing(evidence), evidence, "; ".join(notes) + ".")
+
+
+def _controls(comparison: Comparison) -> list[tuple[int, float, str, str]]:
+    """Return ν, α, the exact method and its control (ν = 1, α' = να), for every ν > 1 that has one."""
+    found = []
     for nu, name in _larger(exact_methods(comparison), comparison):
         alpha = next(iter(comparison.runs[name].values())).config.method.inner_lr
         for control, runs in comparison.runs.items():
             method = next(iter(runs.values())).config.method
             is_control = method.num_inner_steps == 1 and math.isclose(method.inner_lr, nu * alpha, rel_tol=1e-6)
-            if not is_control or control == comparison.baseline:
-                continue
-            reach.append(nu * alpha)
-            for group in comparison.groups:
-                key = f"{comparison.labels[name]} - {comparison.labels[control]}, s = {nu}, {group}"
-                differences[key] = comparison.differences(name, control, group, nu)
-    if not differences:
-        return Finding("H3b", claim, "not tested", {}, "The suite has no control (ν = 1, α' = να).")
-    evidence, note = holm(differences), f"να = {', '.join(f'{value:g}' for value in reach)}; "
-    if not smoothness:
-        note += "L is not known, so that only the second half is judged, as if ναL were large."
-        return Finding("H3b", claim, _verdict(evidence), evidence, note)
-    small = smoothness * max(reach) <= SMALL
-    note += f"ναL = {smoothness * max(reach):.2g}."
-    if small:
-        vanished = not any(each.interval.excludes_zero for each in evidence.values())
-        return Finding("H3b", claim, "supported" if vanished else "contradicted", evidence, note)
-    return Finding("H3b", claim, _verdict(evidence), evidence, note)
+            if is_control and control != comparison.baseline:
+                found.append((nu, alpha, name, control))
+    return found
+
+
+def _reach(comparison: Comparison) -> float:
+    """Return the largest να that has a control; 0 if none has."""
+    return max((nu * alpha for nu, alpha, *_ in _controls(comparison)), default=0.0)
+
+
+def _reach_note(setting: Graded) -> str:
+    reach = _reach(setting.comparison)
+    where = f" ({setting.name})" if setting.name else ""
+    if not setting.smoothness:
+        return f"να = {reach:g}{where}; L is not known, so that only the second half is judged, as if ναL were large."
+    return f"να = {reach:g}, ναL = {setting.smoothness * reach:.2g}{where}"
+
+
+def _leads_over_one_long_step(comparison: Comparison, *, as_share: bool) -> dict[str, dict[int, float]]:
+    """Return by how much each ν is ahead of its control at s = ν; losses as a share of the control's if wanted."""
+    leads = {}
+    for nu, _, name, control in _controls(comparison):
+        for group in comparison.groups:
+            values = comparison.differences(name, control, group, nu)
+            if as_share and comparison.measure == "loss":
+                losses = comparison.means(control, group, nu)
+                values = {seed: value / losses[seed] for seed, value in values.items()}
+            leads[f"{comparison.labels[name]} - {comparison.labels[control]}, s = {nu}, {group}"] = values
+    return leads
+
+
+def _vanishing(evidence: Mapping[str, Corrected]) -> Verdict:
+    intervals = [each.interval for each in evidence.values()]
+    if any(each.low > NEGLIGIBLE or each.high < -NEGLIGIBLE for each in intervals):
+        return "contradicted"
+    return "supported" if all(-NEGLIGIBLE <= each.low and each.high <= NEGLIGIBLE for each in intervals) else "undecided"
 
 
 def _h4(comparison: Comparison) -> Finding:

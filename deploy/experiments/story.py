@@ -48,7 +48,6 @@ class Story:
         choices: what was tuned; empty for a single run.
         diverged: final runs that diverged.
         record: how it was done.
-        smoothness: L, or 0.
     """
 
     title: str
@@ -57,7 +56,6 @@ class Story:
     choices: Mapping[str, Choice]
     diverged: Mapping[str, str]
     record: Mapping[str, Any]
-    smoothness: float = 0.0
 
     @property
     def main(self) -> Comparison:
@@ -67,7 +65,7 @@ class Story:
     @cached_property
     def findings(self) -> list[Finding]:
         """Return the verdicts on H1 to H5; none for a single method."""
-        return judge(self.settings, smoothness=self.smoothness) if len(self.main.runs) > 1 else []
+        return judge(self.settings) if len(self.main.runs) > 1 else []
 
     def configs(self) -> dict[str, RunConfig]:
         """Return the configuration of every method of the main setting."""
@@ -122,10 +120,9 @@ def story_of(experiment: Experiment) -> Story:
     for setting in suite.settings:
         runs = [run for run in experiment.runs if run.setting == setting.name]
         if runs:
-            settings.append(Graded(setting.name, setting.strength, compare(runs, labels, **roles)))
-    return Story(
-        suite.title, suite.about, settings, experiment.choices, experiment.diverged, experiment.record, suite.smoothness
-    )
+            smoothness = setting.smoothness or suite.smoothness
+            settings.append(Graded(setting.name, setting.strength, compare(runs, labels, **roles), smoothness))
+    return Story(suite.title, suite.about, settings, experiment.choices, experiment.diverged, experiment.record)
 
 
 def winner(comparison: Comparison, group: Group) -> Winner:

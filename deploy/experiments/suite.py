@@ -56,11 +56,13 @@ class Setting(_Table):
     Attributes:
         name: used in tables.
         strength: how heterogeneous the clients are; what H3 is judged along.
+        smoothness: L of this setting where it is not the suite's; 0 for the suite's.
         options: run options that make the setting.
     """
 
     name: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     strength: float = 0.0
+    smoothness: float = Field(0.0, ge=0)
     options: Options = {}
 
 

@@ -16,8 +16,8 @@ ONE = [0.40, 0.78, 0.80, 0.81, 0.81, 0.82, 0.82]
 TWO = [0.30, 0.70, 0.86, 0.87, 0.88, 0.88, 0.88]
 
 
-def findings(settings, **options):
-    return {finding.name: finding for finding in judge(settings, **options)}
+def findings(settings):
+    return {finding.name: finding for finding in judge(settings)}
 
 
 def test_means_and_intervals_are_over_seeds_and_not_over_clients():
@@ -135,7 +135,8 @@ def test_a_gap_that_grows_with_the_settings_strength_supports_h3a():
     assert findings([Graded("", 0.0, strong)])["H3a"].verdict == "not tested"
 
 
-def with_control(two, control, alpha=0.05):
+def with_control(two, control, *, smoothness=0.0, name="", noise=0.001):
+    alpha = 0.05
     options = {
         "per-fedavg": {"method.inner-lr": alpha, "method.num-inner-steps": 1},
         "meta-2": {"method.inner-lr": alpha, "method.num-inner-steps": 2},
@@ -143,21 +144,47 @@ def with_control(two, control, alpha=0.05):
     }
     rng = np.random.default_rng(1)
     runs = [
-        made_run(name, seed, np.asarray(curve) + rng.normal(0, 0.001, NUM_STEPS + 1), config=options[name])
-        for name, curve in (("per-fedavg", ONE), ("meta-2", two), ("one-step-2", control))
+        made_run(method, seed, np.asarray(curve) + rng.normal(0, noise, NUM_STEPS + 1), config=options[method])
+        for method, curve in (("per-fedavg", ONE), ("meta-2", two), ("one-step-2", control))
         for seed in range(5)
     ]
-    return Graded("", 0.0, compare(runs, {}, baseline="per-fedavg"))
+    return Graded(name, 0.0, compare(runs, {}, baseline="per-fedavg"), smoothness)
 
 
 def test_the_control_with_one_long_step_decides_h3b():
-    same, worse = with_control(TWO, TWO), with_control(TWO, ONE)
+    assert findings([with_control(TWO, ONE)])["H3b"].verdict == "supported"
+    assert "not known" in findings([with_control(TWO, ONE)])["H3b"].note
+    assert findings([with_control(TWO, ONE, smoothness=50.0)])["H3b"].verdict == "supported"
+    assert findings([with_control(ONE, TWO, smoothness=50.0)])["H3b"].verdict == "contradicted"
 
-    assert findings([worse])["H3b"].verdict == "supported"
-    assert "not known" in findings([worse])["H3b"].note
-    assert findings([same], smoothness=0.5)["H3b"].verdict == "supported"
-    assert findings([worse], smoothness=0.5)["H3b"].verdict == "contradicted"
-    assert findings([worse], smoothness=50.0)["H3b"].verdict == "supported"
+
+@pytest.mark.parametrize(
+    ("two", "control", "noise", "verdict"),
+    [
+        (TWO, TWO, 0.001, "supported"),
+        (TWO, TWO, 0.1, "undecided"),
+        (TWO, ONE, 0.001, "contradicted"),
+        (ONE, TWO, 0.001, "contradicted"),
+    ],
+)
+def test_an_advantage_vanishes_only_if_its_interval_is_negligible(two, control, noise, verdict):
+    setting = with_control(two, control, smoothness=0.5, noise=noise)  # ναL = 2 * 0.05 * 0.5
+
+    found = findings([setting])["H3b"]
+
+    assert found.verdict == verdict
+    assert "ναL = 0.05" in found.note
+
+
+def test_every_setting_of_small_steps_is_judged_wherever_it_stands():
+    small, large = with_control(TWO, TWO, smoothness=0.5, name="a"), with_control(TWO, ONE, smoothness=50.0, name="b")
+    torn = with_control(TWO, ONE, smoothness=0.5, name="c")
+
+    found = findings([small, large])["H3b"]
+
+    assert found.verdict == "supported"
+    assert len(found.evidence) == len(small.comparison.groups)
+    assert findings([small, torn, large])["H3b"].verdict == "contradicted"
 
 
 @pytest.mark.parametrize(("first_order", "verdict"), [(ONE, "supported"), (TWO, "contradicted")])
