@@ -72,26 +72,38 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
 
 
 def report_command(
-    folder: Annotated[Path, typer.Argument(help="folder of an experiment, or of one run", metavar="RUN_OR_SUITE")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="folders of experiments, or of single runs", metavar="RUN_OR_SUITE...")
+    ],
     out: Annotated[Path | None, typer.Option(help="HTML file (default: report.html in the folder)")] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(help="also put verdict and tables into this file, as the section named like the folder"),
+        typer.Option(
+            help="also put verdicts and tables into this file: a section named like each folder and, of several "
+            "folders, one named `overview`"
+        ),
     ] = None,
 ) -> None:
     """Write a report of an experiment or a run: one HTML file that needs no network, and its figures beside it."""
     from common.durable_file import write_text
     from deploy.experiments.report import write_report
-    from deploy.experiments.report_markdown import markdown_report, with_section
+    from deploy.experiments.report_markdown import with_sections
     from deploy.experiments.story import read_story
 
-    story = read_story(folder)
-    target = out or folder / "report.html"
-    write_report(story, target)
-    typer.echo(str(target))
+    if out and len(folders) > 1:
+        raise ConfigError("--out is one file, and there are several folders. Leave it out, or report one at a time.")
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"There are two folders named {twice!r}, and sections are named like them. Rename one.")
+    stories = [read_story(folder) for folder in folders]
+    for folder, story in zip(folders, stories, strict=True):
+        target = out or folder / "report.html"
+        write_report(story, target)
+        typer.echo(str(target))
     if markdown:
         document = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
-        write_text(markdown, with_section(document, folder.resolve().name, markdown_report(story)))
+        write_text(markdown, with_sections(document, dict(zip(names, stories, strict=True))))
         typer.echo(str(markdown))
 
 

@@ -162,7 +162,8 @@ def _vanishing(evidence: Mapping[str, Corrected]) -> Verdict:
     intervals = [each.interval for each in evidence.values()]
     if any(each.low > NEGLIGIBLE or each.high < -NEGLIGIBLE for each in intervals):
         return "contradicted"
-    return "supported" if all(-NEGLIGIBLE <= each.low and each.high <= NEGLIGIBLE for each in intervals) else "undecided"
+    negligible = all(each.low >= -NEGLIGIBLE and each.high <= NEGLIGIBLE for each in intervals)
+    return "supported" if negligible else "undecided"
 
 
 def _h4(comparison: Comparison) -> Finding:

@@ -1,5 +1,7 @@
 """A report's verdict and tables as Markdown, for documents that are kept with the code."""
 
+from collections.abc import Mapping
+
 from common.errors import RunError
 from deploy.experiments.comparison import exact_methods
 from deploy.experiments.hypotheses import Finding
@@ -14,7 +16,11 @@ from deploy.experiments.report_tables import (
     tuning_table,
 )
 from deploy.experiments.runner import duration
-from deploy.experiments.story import GROUP_NAMES, Story, verdict_on
+from deploy.experiments.statistics import t_interval
+from deploy.experiments.story import GROUP_NAMES, Story, verdict_on, winner
+from deploy.experiments.wording import estimate, steps
+
+OVERVIEW = "overview"
 
 
 def markdown_report(story: Story, *, level: int = 2) -> str:
@@ -48,6 +54,29 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     if story.diverged:
         parts.append(f"Diverged: {', '.join(story.diverged)}.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def overview_table(stories: Mapping[str, Story]) -> TextTable:
+    """Return a row for each suite's main setting: the best method, on new clients if there are any, and H1 to H5."""
+    names = list(dict.fromkeys(finding.name for story in stories.values() for finding in story.findings))
+    rows = []
+    for name, story in stories.items():
+        comparison, verdicts = story.main, {finding.name: finding.verdict for finding in story.findings}
+        group, step = comparison.groups[0], comparison.primary_step
+        best = winner(comparison, group).method
+        value = estimate(t_interval(list(comparison.means(best, group, step).values())), comparison.measure)
+        won = f"{comparison.labels[best]}: {value}, {group}, {steps(step)}"
+        rows.append([name, str(len(comparison.seeds)), won, *(verdicts.get(each, "not tested") for each in names)])
+    return TextTable(["suite", "seeds", "best", *names], rows)
+
+
+def with_sections(document: str, stories: Mapping[str, Story]) -> str:
+    """Return the document with every story as the section of its name, and an overview of several as `overview`."""
+    if len(stories) > 1:
+        document = with_section(document, OVERVIEW, markdown_table(overview_table(stories)))
+    for name, story in stories.items():
+        document = with_section(document, name, markdown_report(story))
+    return document
 
 
 def with_section(document: str, name: str, text: str) -> str:

@@ -12,7 +12,7 @@ from deploy.cli import main
 from deploy.experiments.comparison import compare
 from deploy.experiments.hypotheses import Graded
 from deploy.experiments.report import write_report
-from deploy.experiments.report_markdown import markdown_report, markdown_table, with_section
+from deploy.experiments.report_markdown import markdown_report, markdown_table, with_section, with_sections
 from deploy.experiments.report_tables import TextTable, matrix_table, settings_table, target_table
 from deploy.experiments.statistics import Interval
 from deploy.experiments.story import Story, read_story
@@ -214,6 +214,25 @@ def test_a_document_keeps_what_was_written_around_a_section():
     assert again == "# Title\n\nBy hand.\n\n<!-- begin own -->\nsecond\n<!-- end own -->\n\nAfter.\n"
     with pytest.raises(RunError, match="<!-- end own -->"):
         with_section("<!-- begin own -->", "own", "text")
+
+
+def test_several_stories_begin_with_an_overview_that_is_replaced_with_them():
+    document = with_sections("# Title\n", {"one": story(), "two": story(title="Other")})
+
+    again = with_sections(document, {"one": story(), "two": story(title="Newer")})
+
+    assert "| suite | seeds | best | H1 | H2 | H3a | H3b | H4 | H5 |" in again
+    assert "| one | 5 | ν = 2: 86.2 ± 2.8 %, new, 2 steps | supported | supported | " in again
+    assert again.count("<!-- begin ") == 3
+    assert again.index("<!-- begin overview") < again.index("<!-- begin one") < again.index("## Newer")
+    assert "Other" not in again
+
+
+def test_a_report_of_several_folders_has_no_single_file(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "page.html")]) == 2
+    assert "several folders" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b" / "a")]) == 2
+    assert "two folders named 'a'" in capsys.readouterr().err
 
 
 def test_suites_are_listed_and_an_unknown_one_is_refused(capsys):
