@@ -138,6 +138,9 @@ class MethodConfig(_Section):
     )
     num_local_steps: int = Field(5, ge=1, le=100_000, description="τ, meta steps on a client in one round")
     local_lr: float = Field(0.1, gt=0, le=1e3, description="β, step size of a meta step")
+    max_grad_norm: float = Field(
+        0.0, ge=0, le=1e9, description="norm that longer meta-gradients are scaled down to; 0 leaves them as they are"
+    )
     batch_size: int = Field(20, ge=0, le=1_000_000, description="D, examples in an inner batch; 0 takes all of them")
     outer_batch_size: int = Field(
         -1, ge=-1, le=1_000_000, description="D', examples in the outer batch; -1 is batch-size, 0 all"

@@ -32,6 +32,15 @@ def norm(params: Mapping[str, Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack(parts)))
 
 
+def clipped(direction: Params, max_norm: float) -> Params:
+    """Return the direction, scaled down to the length `max_norm` if it is longer; what is no number stays none."""
+    length = norm(direction)
+    if not length > max_norm:
+        return direction
+    scaled = torch._foreach_mul(list(direction.values()), max_norm / length)
+    return dict(zip(direction, scaled, strict=True))
+
+
 def largest_magnitude(tensor: Tensor) -> float:
     """Return max|x|, NaN if any element is NaN, 0 for an empty tensor; without a temporary of the tensor's size."""
     if tensor.numel() == 0:

@@ -139,7 +139,10 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
 
 
 def _refuse_other_objectives(config: RunConfig) -> None:
-    if others := sequential_options(config):
+    others = sequential_options(config)
+    if config.method.max_grad_norm:
+        others.append(f"method.max-grad-norm={config.method.max_grad_norm:g}")
+    if others:
         raise ConfigError(
             f"Expected a method that minimizes the loss after ν plain fine-tuning steps, but {', '.join(others)} is "
             "another one, which the theory does not cover. Choose fedavg, per-fedavg or meta-fedavg-N."

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.config import MethodConfig
 from common.examples import Examples
 from common.meta.cohort_estimators import CohortBatches, find_cohort_estimator
-from common.meta.cohort_kernel import CohortBatch, CohortKernel, Stacked, stack_params
+from common.meta.cohort_kernel import CohortBatch, CohortKernel, Stacked, clipped_each, stack_params
 from common.meta.draw import BatchPlan, Sources, batch_plan, batch_sources, draw_indices, draws_with_replacement
 from common.meta.estimators import find_estimator
 from common.meta.local_update import LocalUpdate, Stream
@@ -59,7 +59,8 @@ def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: Met
     for step in range(method.num_local_steps):
         kernel.start_step()
         estimate = meta_gradient(kernel, point, batches.draw(step), method)
-        _descend_in_place(point, estimate.gradient, method.local_lr)
+        gradient = clipped_each(estimate.gradient, method.max_grad_norm) if method.max_grad_norm else estimate.gradient
+        _descend_in_place(point, gradient, method.local_lr)
         losses.append(estimate.outer_losses)
         # Unlike maximum, this passes over NaN as Python's max does.
         growth = torch.where(estimate.growths > growth, estimate.growths, growth)

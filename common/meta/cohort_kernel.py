@@ -78,6 +78,13 @@ def norms(params: Stacked) -> Tensor:
     return total
 
 
+def clipped_each(direction: Stacked, max_norm: float) -> Params:
+    """Return each client's direction, scaled down to the length `max_norm` if it is longer."""
+    lengths = norms(direction)
+    scales = torch.where(lengths > max_norm, max_norm / lengths, torch.ones_like(lengths))
+    return {name: tensor * scales.reshape(-1, *[1] * (tensor.ndim - 1)) for name, tensor in direction.items()}
+
+
 def add_scaled_each(params: Stacked, direction: Stacked, scales: Tensor) -> Params:
     """Return x_i + scales_i v_i, with scales [m]."""
     return {

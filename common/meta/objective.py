@@ -14,7 +14,7 @@ from common.meta.meta_gradient import MetaGradient
 from common.meta.meta_sgd import adapt_by_sizes, meta_sgd, split_step_sizes, with_step_sizes
 from common.meta.parts import adapt_head, without_head
 from common.meta.proximal import moreau_gradient, proximal_loss, proximal_pull
-from common.params import Params, add_scaled
+from common.params import Params, add_scaled, clipped
 from common.task import LossFn
 
 
@@ -52,17 +52,19 @@ def initial_params(params: Params, method: MethodConfig) -> Params:
 def step_direction(
     gradient: Params, point: Mapping[str, Tensor], server: Mapping[str, Tensor], method: MethodConfig
 ) -> Params:
-    """Return what a meta step goes against: the gradient, with FedProx's pull and without a head that is not trained.
+    """Return what a meta step goes against: the gradient with FedProx's pull, of the trained part, at most so long.
 
     Args:
         gradient: estimate of ∇F_i at the point.
         point: where the client is.
         server: w_k.
-        method: μ and the part that is trained.
+        method: μ, the part that is trained and the largest norm.
     """
     if method.proximal_strength:
         gradient = add_scaled(gradient, proximal_pull(point, server, method.proximal_strength), 1.0)
-    return without_head(gradient) if method.trained_part == "body" else gradient
+    if method.trained_part == "body":
+        gradient = without_head(gradient)
+    return clipped(gradient, method.max_grad_norm) if method.max_grad_norm else gradient
 
 
 def fine_tune(

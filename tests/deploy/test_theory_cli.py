@@ -84,6 +84,7 @@ def test_without_constants_they_are_measured_on_the_data_and_model(run):
         ([*GIVEN, "--dataset", "digits"], "data.source contradicts the given constants"),
         ([*GIVEN, "--method", "pfedme"], "method.objective=moreau"),
         (["--method", "anil"], "method.adapted-part=head"),
+        ([*GIVEN, "--set", "method.max-grad-norm=1"], "method.max-grad-norm=1"),
         ([*GIVEN, "--nu", "1,x"], "--nu='1,x' is refused"),
         ([*GIVEN, "--nu", "5000"], "whole numbers from 0 to 1000"),
         ([*GIVEN, "--mu", "7"], "mu=7"),

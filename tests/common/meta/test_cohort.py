@@ -17,7 +17,7 @@ from common.meta.cohort_module import ModuleKernel
 from common.meta.dense_layers import dense_layers
 from common.meta.estimators import ESTIMATORS
 from common.meta.local_update import Stream, local_update
-from common.params import model_params
+from common.params import add_scaled, model_params, norm
 from common.rng import seeded_torch
 from common.task import make_loss
 from tests.common.meta.problems import CLASSES, SHAPES, cnn, mlp, random_examples, relative_difference
@@ -140,6 +140,7 @@ def test_the_kernel_of_any_module_trains_as_each_client_alone_would(estimator, b
         {"batch_size": 0, "outer_batch_size": 0},
         {"batch_size": 0, "outer_batch_size": 0, "hessian_batch_size": 3},
         {"hessian_batches": "inner"},
+        {"max_grad_norm": 0.3, "num_local_steps": 4},
         {"hessian_batch_size": 11, "outer_holdout_fraction": 0.4},
         {"estimator": "hessian-free", "hessian_free_displacement": "absolute", "hessian_free_delta": 1e-3},
         {"estimator": "hessian-free", "hessian_free_displacement": "relative"},
@@ -158,6 +159,21 @@ def test_every_way_of_drawing_batches_is_followed(changes):
     together = cohort_update(dense(model), clients, method)
 
     assert_same_updates(together, alone(make_loss(model, TASK), clients, method), 1e-10)
+
+
+def test_each_client_is_held_to_the_largest_norm_by_itself():
+    model, one_step = mlp(nn.ELU), METHOD.model_copy(update={"num_local_steps": 1})
+    clients = trainees(model_params(model))
+    free = cohort_update(dense(model), clients, one_step)
+    lengths = [norm(add_scaled(update.params, clients[0].params, -1.0)) / METHOD.local_lr for update in free]
+    limit = sum(lengths) / len(lengths)
+
+    held = cohort_update(dense(model), clients, one_step.model_copy(update={"max_grad_norm": limit}))
+
+    for update, length in zip(held, lengths, strict=True):
+        now = norm(add_scaled(update.params, clients[0].params, -1.0)) / METHOD.local_lr
+        assert now == pytest.approx(min(length, limit), rel=1e-9)
+    assert min(lengths) < limit < max(lengths)
 
 
 def test_regression_has_its_own_output_error():

@@ -94,6 +94,37 @@ def test_a_local_update_equals_its_steps_by_hand():
     assert update.costs == Costs(9, 6)
 
 
+def moved(update, params):
+    return norm(add_scaled(update.params, params, -1.0))
+
+
+def test_a_meta_gradient_that_is_too_long_is_shortened_and_keeps_its_direction():
+    loss, params, shape = model_problem("mlp")
+    support, free = random_examples(30, shape), MethodConfig(num_inner_steps=2, num_local_steps=1, local_lr=0.5)
+    whole = local_update(loss, params, support, free, STREAM)
+    length = moved(whole, params) / 0.5
+
+    short = local_update(loss, params, support, free.model_copy(update={"max_grad_norm": length / 4}), STREAM)
+    long = local_update(loss, params, support, free.model_copy(update={"max_grad_norm": length * 4}), STREAM)
+
+    assert moved(short, params) == pytest.approx(0.5 * length / 4, rel=1e-9)
+    expected = add_scaled(params, add_scaled(whole.params, params, -1.0), 0.25)
+    assert all(torch.allclose(short.params[name], expected[name], rtol=1e-10) for name in params)
+    assert all(torch.equal(long.params[name], whole.params[name]) for name in params)
+    assert short.growth == whole.growth
+
+
+def test_fedproxs_pull_counts_in_the_length_that_is_limited():
+    loss, params, shape = model_problem("mlp")
+    method = MethodConfig(
+        num_inner_steps=0, num_local_steps=30, local_lr=0.5, max_grad_norm=0.01, proximal_strength=1.5
+    )
+
+    update = local_update(loss, params, random_examples(30, shape), method, STREAM)
+
+    assert 0 < moved(update, params) <= 30 * 0.5 * 0.01 * (1 + 1e-9)
+
+
 def test_the_stream_alone_decides_the_draws():
     loss, params, shape = model_problem("mlp")
     support, method = random_examples(30, shape), MethodConfig(batch_size=4)
