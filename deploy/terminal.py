@@ -250,6 +250,10 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         lines.append(f"accuracy {_number(summary['target_accuracy'], 'accuracy')} reached {when}")
     if problems := {name: count for name, count in summary.get("problems", {}).items() if count}:
         lines.append("replies not used: " + ", ".join(f"{count} {name}" for name, count in problems.items()))
+    if problems.get("rejected"):
+        lines.append(
+            "If models grew beyond bounds: lower --local-lr or --inner-lr, or set method.max-grad-norm, e.g. to 3."
+        )
     return [*lines, f"{summary['seconds']:.1f} s, {folder}"]
 
 

@@ -110,6 +110,7 @@ def test_replies_that_were_not_used_are_counted_at_the_end():
     lines = closing_lines({**SUMMARY, "problems": {"rejected": 3, "failed": 0, "missing": 1}}, FOLDER)
 
     assert lines[0] == "replies not used: 3 rejected, 1 missing"
+    assert "method.max-grad-norm" in lines[1]
 
 
 def test_regression_is_shown_as_loss_and_a_diverged_number_by_that_word():
