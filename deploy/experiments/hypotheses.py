@@ -5,7 +5,7 @@ the other way, and undecided otherwise; intervals are paired over seeds and Holm
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,62 +100,82 @@ def _h3a(settings: Sequence[Graded]) -> Finding:
     return _finding("H3a", claim, differences, "Tested where a suite has settings of two strengths.")
 
 
+@dataclass(frozen=True)
+class _Control:
+    """An exact ν with its control (ν = 1, α' = να) in one setting.
+
+    Attributes:
+        setting: where both were run.
+        nu: ν.
+        reach: να.
+        method: name of the exact method.
+        control: name of its control.
+    """
+
+    setting: Graded
+    nu: int
+    reach: float
+    method: str
+    control: str
+
+    @property
+    def is_small(self) -> bool:
+        """Return whether ναL is known to be small."""
+        return 0 < self.setting.smoothness * self.reach <= SMALL
+
+    def note(self) -> str:
+        """Return να, and ναL if L is known."""
+        where = f" ({self.setting.name})" if self.setting.name else ""
+        if not self.setting.smoothness:
+            return f"να = {self.reach:g}{where}, taken as large because L is not known"
+        return f"να = {self.reach:g}, ναL = {self.setting.smoothness * self.reach:.2g}{where}"
+
+    def leads(self) -> dict[str, dict[int, float]]:
+        """Return by how much ν is ahead at s = ν; where ναL is small, a loss as a share of the control's."""
+        comparison, found = self.setting.comparison, {}
+        for group in comparison.groups:
+            values = comparison.differences(self.method, self.control, group, self.nu)
+            if not values:  # no seed that both finished
+                continue
+            if self.is_small and comparison.measure == "loss":
+                losses = comparison.means(self.control, group, self.nu)
+                values = {seed: value / losses[seed] for seed, value in values.items()}
+            names = f"{comparison.labels[self.method]} - {comparison.labels[self.control]}"
+            where = f", {self.setting.name}" if self.is_small and self.setting.name else ""
+            found[f"{names}, s = {self.nu}, {group}{where}"] = values
+        return found
+
+
 def _h3b(settings: Sequence[Graded]) -> Finding:
-    """Judge the first half on every setting whose ναL is small; without one, the second half on the main setting."""
+    """Judge the first half on every control of small ναL in any setting, the second on the others in the main one."""
     claim = f"The advantage over (ν = 1, α' = να) vanishes where ναL ≤ {SMALL:g}, and is there where ναL is larger."
-    small = [each for each in settings if 0 < each.smoothness * _reach(each.comparison) <= SMALL]
-    judged = small or settings[-1:]
-    differences = {
-        f"{key}, {each.name}" if len(judged) > 1 else key: values
-        for each in judged
-        for key, values in _leads_over_one_long_step(each.comparison, as_share=bool(small)).items()
-    }
-    if not differences:
+    controls = [control for setting in settings for control in _controls(setting)]
+    small = [control for control in controls if control.is_small]
+    large = [control for control in controls if not control.is_small and control.setting is settings[-1]]
+    evidence = holm({key: values for each in (*small, *large) for key, values in each.leads().items()})
+    if not evidence:
         return Finding("H3b", claim, "not tested", {}, "The suite has no control (ν = 1, α' = να).")
-    evidence, notes = holm(differences), [_reach_note(each) for each in judged]
-    if not small:
-        return Finding("H3b", claim, _verdict(evidence), evidence, notes[0])
-    notes.append(f"vanished: within {NEGLIGIBLE:g} of accuracy, or of the control's loss")
-    return Finding("H3b", claim, _vanishing(evidence), evidence, "; ".join(notes) + ".")
+    verdicts = {
+        judge_half({key: evidence[key] for each in half for key in each.leads()})
+        for half, judge_half in ((small, _vanishing), (large, _verdict))
+        if half
+    }
+    notes = [control.note() for control in (*small, *large)]
+    if small:
+        notes.append(f"vanished: within {NEGLIGIBLE:g} of accuracy, or of the control's loss")
+    return Finding("H3b", claim, _joint(verdicts), evidence, "; ".join(notes) + ".")
 
 
-def _controls(comparison: Comparison) -> list[tuple[int, float, str, str]]:
-    """Return ν, α, the exact method and its control (ν = 1, α' = να), for every ν > 1 that has one."""
-    found = []
+def _controls(setting: Graded) -> list[_Control]:
+    comparison, found = setting.comparison, []
     for nu, name in _larger(exact_methods(comparison), comparison):
         alpha = next(iter(comparison.runs[name].values())).config.method.inner_lr
         for control, runs in comparison.runs.items():
             method = next(iter(runs.values())).config.method
             is_control = method.num_inner_steps == 1 and math.isclose(method.inner_lr, nu * alpha, rel_tol=1e-6)
             if is_control and control != comparison.baseline:
-                found.append((nu, alpha, name, control))
+                found.append(_Control(setting, nu, nu * alpha, name, control))
     return found
-
-
-def _reach(comparison: Comparison) -> float:
-    """Return the largest να that has a control; 0 if none has."""
-    return max((nu * alpha for nu, alpha, *_ in _controls(comparison)), default=0.0)
-
-
-def _reach_note(setting: Graded) -> str:
-    reach = _reach(setting.comparison)
-    where = f" ({setting.name})" if setting.name else ""
-    if not setting.smoothness:
-        return f"να = {reach:g}{where}; L is not known, so that only the second half is judged, as if ναL were large."
-    return f"να = {reach:g}, ναL = {setting.smoothness * reach:.2g}{where}"
-
-
-def _leads_over_one_long_step(comparison: Comparison, *, as_share: bool) -> dict[str, dict[int, float]]:
-    """Return by how much each ν is ahead of its control at s = ν; losses as a share of the control's if wanted."""
-    leads = {}
-    for nu, _, name, control in _controls(comparison):
-        for group in comparison.groups:
-            values = comparison.differences(name, control, group, nu)
-            if as_share and comparison.measure == "loss":
-                losses = comparison.means(control, group, nu)
-                values = {seed: value / losses[seed] for seed, value in values.items()}
-            leads[f"{comparison.labels[name]} - {comparison.labels[control]}, s = {nu}, {group}"] = values
-    return leads
 
 
 def _vanishing(evidence: Mapping[str, Corrected]) -> Verdict:
@@ -164,6 +184,13 @@ def _vanishing(evidence: Mapping[str, Corrected]) -> Verdict:
         return "contradicted"
     negligible = all(each.low >= -NEGLIGIBLE and each.high <= NEGLIGIBLE for each in intervals)
     return "supported" if negligible else "undecided"
+
+
+def _joint(verdicts: Collection[Verdict]) -> Verdict:
+    """Return the verdict on a statement from those on its halves."""
+    if "contradicted" in verdicts:
+        return "contradicted"
+    return "undecided" if "undecided" in verdicts else "supported"
 
 
 def _h4(comparison: Comparison) -> Finding:

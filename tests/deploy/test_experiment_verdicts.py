@@ -176,15 +176,17 @@ def test_an_advantage_vanishes_only_if_its_interval_is_negligible(two, control, 
     assert "ναL = 0.05" in found.note
 
 
-def test_every_setting_of_small_steps_is_judged_wherever_it_stands():
+def test_both_halves_of_h3b_count_the_first_in_every_setting_and_the_second_in_the_main_one():
     small, large = with_control(TWO, TWO, smoothness=0.5, name="a"), with_control(TWO, ONE, smoothness=50.0, name="b")
-    torn = with_control(TWO, ONE, smoothness=0.5, name="c")
+    torn, lost = with_control(TWO, ONE, smoothness=0.5, name="c"), with_control(ONE, TWO, smoothness=50.0, name="d")
 
     found = findings([small, large])["H3b"]
 
     assert found.verdict == "supported"
-    assert len(found.evidence) == len(small.comparison.groups)
+    assert len(found.evidence) == 2 * len(small.comparison.groups)
     assert findings([small, torn, large])["H3b"].verdict == "contradicted"
+    assert findings([small, lost])["H3b"].verdict == "contradicted"
+    assert findings([lost, large])["H3b"].verdict == "supported"
 
 
 @pytest.mark.parametrize(("first_order", "verdict"), [(ONE, "supported"), (TWO, "contradicted")])
