@@ -82,12 +82,14 @@ def clipped_each(direction: Stacked, max_norm: float) -> Params:
     """Return each client's direction, scaled down to the length `max_norm` if it is longer."""
     lengths = norms(direction)
     scales = torch.where(lengths > max_norm, max_norm / lengths, torch.ones_like(lengths))
-    return {name: tensor * scales.reshape(-1, *[1] * (tensor.ndim - 1)) for name, tensor in direction.items()}
+    return {name: tensor * _beside(scales, tensor) for name, tensor in direction.items()}
 
 
 def add_scaled_each(params: Stacked, direction: Stacked, scales: Tensor) -> Params:
     """Return x_i + scales_i v_i, with scales [m]."""
-    return {
-        name: torch.addcmul(tensor, direction[name], scales.reshape(-1, *[1] * (tensor.ndim - 1)))
-        for name, tensor in params.items()
-    }
+    return {name: torch.addcmul(tensor, direction[name], _beside(scales, tensor)) for name, tensor in params.items()}
+
+
+def _beside(scales: Tensor, stacked: Tensor) -> Tensor:
+    """Return scales [m] in a shape that multiplies each client's part of a tensor [m, …]."""
+    return scales.reshape(-1, *[1] * (stacked.ndim - 1))

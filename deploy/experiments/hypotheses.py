@@ -152,12 +152,13 @@ def _h3b(settings: Sequence[Graded]) -> Finding:
     controls = [control for setting in settings for control in _controls(setting)]
     small = [control for control in controls if control.is_small]
     large = [control for control in controls if not control.is_small and control.setting is settings[-1]]
-    evidence = holm({key: values for each in (*small, *large) for key, values in each.leads().items()})
+    vanished, present = _all_leads(small), _all_leads(large)
+    evidence = holm({**vanished, **present})
     if not evidence:
         return Finding("H3b", claim, "not tested", {}, "The suite has no control (ν = 1, α' = να).")
     verdicts = {
-        judge_half({key: evidence[key] for each in half for key in each.leads()})
-        for half, judge_half in ((small, _vanishing), (large, _verdict))
+        judge_half({key: evidence[key] for key in half})
+        for half, judge_half in ((vanished, _vanishing), (present, _verdict))
         if half
     }
     notes = [control.note() for control in (*small, *large)]
@@ -176,6 +177,10 @@ def _controls(setting: Graded) -> list[_Control]:
             if is_control and control != comparison.baseline:
                 found.append(_Control(setting, nu, nu * alpha, name, control))
     return found
+
+
+def _all_leads(controls: Sequence[_Control]) -> dict[str, dict[int, float]]:
+    return {key: values for control in controls for key, values in control.leads().items()}
 
 
 def _vanishing(evidence: Mapping[str, Corrected]) -> Verdict:

@@ -17,7 +17,7 @@ from deploy.experiments.report_tables import (
 )
 from deploy.experiments.runner import duration
 from deploy.experiments.statistics import t_interval
-from deploy.experiments.story import GROUP_NAMES, Story, verdict_on, winner
+from deploy.experiments.story import GROUP_NAMES, Story, verdict_on
 from deploy.experiments.wording import estimate, steps
 
 OVERVIEW = "overview"
@@ -63,7 +63,7 @@ def overview_table(stories: Mapping[str, Story]) -> TextTable:
     for name, story in stories.items():
         comparison, verdicts = story.main, {finding.name: finding.verdict for finding in story.findings}
         group, step = comparison.groups[0], comparison.primary_step
-        best = winner(comparison, group).method
+        best = comparison.best(group, step)
         value = estimate(t_interval(list(comparison.means(best, group, step).values())), comparison.measure)
         won = f"{comparison.labels[best]}: {value}, {group}, {steps(step)}"
         rows.append([name, str(len(comparison.seeds)), won, *(verdicts.get(each, "not tested") for each in names)])
