@@ -58,7 +58,7 @@ test: $(VENV)/.dev  ## run the whole suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-flwr-next: $(NEXT)/.installed  ## run the tests of the direct runtime on a newer Flower, in a venv of its own
-	$(NEXT)/bin/python -m pytest tests/deploy/test_fleet_*.py
+	$(NEXT)/bin/python -m pytest tests/deploy/network/test_fleet_*.py
 
 bench: $(VENV)/.bench  ## measure time and memory beside the peers; tables and JSON in benchmarks/results
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Report, in_fresh_process, parse_options, peak_memory
-from common.params import Params
-from common.rng import torch_generator
-from strategy.aggregation import RunningMean
+from nufed.common.params import Params
+from nufed.common.rng import torch_generator
+from nufed.strategy.aggregation import RunningMean
 
 NUM_LAYERS, NUM_DISTINCT = 62, 12
 

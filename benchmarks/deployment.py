@@ -121,7 +121,7 @@ class Session:
 def measure_direct(case, folder):
     session, result = Session(folder), folder / "result.json"
     try:
-        from deploy.certificates import CertificateFolder, add_client, create_authority
+        from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority
 
         certificates = CertificateFolder(folder / "certs")
         create_authority(certificates, ["127.0.0.1"])
@@ -185,8 +185,8 @@ def await_result(session, result, process, name):
 def serve(address, certificates, config):
     from trivial_work import server_app
 
-    from deploy.certificates import CertificateFolder
-    from deploy.flower_runtime.direct_server import DirectServer, ServerEndpoint, ServerSecurity
+    from nufed.deploy.network.certificates import CertificateFolder
+    from nufed.deploy.network.direct_server import DirectServer, ServerEndpoint, ServerSecurity
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     folder = CertificateFolder(Path(certificates))
@@ -198,7 +198,7 @@ def serve(address, certificates, config):
 def join(address, roots, *clients):
     from trivial_work import client_app
 
-    from deploy.flower_runtime.direct_client import ClientIdentity, DirectClient
+    from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     threads = []

@@ -19,8 +19,8 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from benchmarks.harness import Report, in_fresh_process, parse_options
-from deploy.flower_runtime.in_process import simulate_in_process
-from deploy.flower_runtime.ray_simulation import simulate_with_ray
+from nufed.deploy.simulation.in_process import simulate_in_process
+from nufed.deploy.simulation.ray_simulation import simulate_with_ray
 
 NUM_NODES, FRACTION = 50, 0.2
 MODELS = {

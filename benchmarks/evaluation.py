@@ -15,10 +15,10 @@ from torch import nn
 
 from benchmarks.federations import evaluations, paper_config
 from benchmarks.harness import Options, Report, interleave, parse_options
-from common.config import RunConfig
-from common.data import load_federation
-from common.models import build_model
-from common.settings import Settings
+from nufed.common.config import RunConfig
+from nufed.common.data import load_federation
+from nufed.common.models import build_model
+from nufed.common.settings import Settings
 
 BAR = 0.4
 VARIANTS = ("loop", "local", "cohort")

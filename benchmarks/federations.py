@@ -5,17 +5,17 @@ from collections.abc import Callable
 import torch
 from flwr.serverapp import Grid
 
-from client.app import app as client_app
-from common.config import DataConfig, RunConfig, Scalar
-from common.data import describe_task
-from common.examples import ClientData, Examples, Federation, TaskInfo
-from common.models import build_model
-from common.params import Params, model_params
-from common.rng import numpy_generator, torch_generator
-from common.settings import Settings
-from deploy.flower_runtime.cohort import CohortGrid
-from deploy.flower_runtime.in_process import InProcessGrid
-from strategy.meta_fedavg import MetaFedAvg
+from nufed.client.app import app as client_app
+from nufed.common.config import DataConfig, RunConfig, Scalar
+from nufed.common.data import describe_task
+from nufed.common.examples import ClientData, Examples, Federation, TaskInfo
+from nufed.common.models import build_model
+from nufed.common.params import Params, model_params
+from nufed.common.rng import numpy_generator, torch_generator
+from nufed.common.settings import Settings
+from nufed.deploy.simulation.cohort import CohortGrid
+from nufed.deploy.simulation.in_process import InProcessGrid
+from nufed.strategy.meta_fedavg import MetaFedAvg
 
 GRIDS = {"cohort": CohortGrid, "local": InProcessGrid}
 

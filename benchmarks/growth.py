@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from benchmarks.federations import paper_config, rounds
 from benchmarks.harness import Options, Report, interleave, parse_options
-from common.config import RunConfig
+from nufed.common.config import RunConfig
 
 BAR = 1.05
 

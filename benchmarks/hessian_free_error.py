@@ -11,13 +11,13 @@ from torch import Tensor
 
 from benchmarks.harness import Report, parse_options
 from benchmarks.problems import problem
-from common.examples import Batch
-from common.meta.cautions import Caution
-from common.meta.exact import exact
-from common.meta.first_order import first_order
-from common.meta.hessian_free import Difference, hessian_free
-from common.meta.meta_gradient import MetaBatches
-from common.params import Params
+from nufed.common.examples import Batch
+from nufed.common.meta.exact import exact
+from nufed.common.meta.first_order import first_order
+from nufed.common.meta.hessian_free import Difference, hessian_free
+from nufed.common.meta.meta_gradient import MetaBatches
+from nufed.common.params import Params
+from nufed.common.steps.cautions import Caution
 
 INNER_LR, NU = 0.1, 2
 NETWORKS = {

@@ -16,11 +16,11 @@ from torch import Tensor
 from benchmarks.harness import Options, Report, interleave, parse_options
 from benchmarks.peers import PEERS, plain_gradient
 from benchmarks.problems import problem
-from common.config import MethodConfig
-from common.examples import Batch
-from common.meta.dense_steps import dense_steps
-from common.meta.estimators import ESTIMATORS
-from common.task import LossFn
+from nufed.common.config import MethodConfig
+from nufed.common.examples import Batch
+from nufed.common.meta.estimators import ESTIMATORS
+from nufed.common.steps.dense_steps import dense_steps
+from nufed.common.task import LossFn
 
 INNER_LR = 0.1
 BEST_OF = ("learn2learn", "higher", "torchopt")

@@ -14,9 +14,9 @@ from benchmarks.harness import Report, in_fresh_process, parse_options, peak_mem
 from benchmarks.meta_gradient import BEST_OF, INNER_LR, OURS
 from benchmarks.peers import PEERS
 from benchmarks.problems import BATCH_SIZE, Problem, problem
-from common.config import MethodConfig
-from common.meta.estimators import ESTIMATORS
-from common.params import num_bytes
+from nufed.common.config import MethodConfig
+from nufed.common.meta.estimators import ESTIMATORS
+from nufed.common.params import num_bytes
 
 MIB = 2**20
 CASES = {"cnn": (1, 5, 20), "resnet18": (1, 5, 20), "mlp-wide": (5, 20)}

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - the name torch's own documentati
 from torch import Tensor, nn
 
 from benchmarks.problems import Problem
-from common.meta.meta_gradient import MetaBatches
+from nufed.common.meta.meta_gradient import MetaBatches
 
 Compute = Callable[[], list[Tensor]]
 

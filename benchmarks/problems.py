@@ -7,11 +7,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from common.examples import Batch, TaskInfo
-from common.meta.meta_gradient import MetaBatches
-from common.params import Params, model_params
-from common.rng import seeded_torch, torch_generator
-from common.task import LossFn, make_loss
+from nufed.common.examples import Batch, TaskInfo
+from nufed.common.meta.meta_gradient import MetaBatches
+from nufed.common.params import Params, model_params
+from nufed.common.rng import seeded_torch, torch_generator
+from nufed.common.task import LossFn, make_loss
 
 BATCH_SIZE, CLASSES = 40, 10
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 from benchmarks.federations import paper_config, rounds
 from benchmarks.harness import Options, Report, Samples, in_fresh_process, interleave, parse_options
 from benchmarks.round_peers import exact_loop, pfllib_like
-from common.config import RunConfig
+from nufed.common.config import RunConfig
 
 LIBRARIES = ("naive", "learn2learn", "torchopt")
 EXACT_BAR, FIRST_ORDER_BAR, RAY_BAR = 0.4, 0.5, 0.05
@@ -102,7 +102,7 @@ def run_on_ray(config: RunConfig, num_rounds: int) -> float:
     from flwr.simulation import run_simulation
 
     from benchmarks.federations import initial_model
-    from client.app import train
+    from nufed.client.app import train
 
     client_app, server_app, ends = ClientApp(), ServerApp(), []
     flat = config.flat()

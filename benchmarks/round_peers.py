@@ -16,16 +16,16 @@ from torch.utils.data import DataLoader
 from benchmarks.federations import initial_model
 from benchmarks.peers import PEERS
 from benchmarks.problems import Problem
-from common.config import RunConfig
-from common.data import load_federation
-from common.examples import Batch, ClientData
-from common.meta.meta_gradient import MetaBatches
-from common.models import DTYPES, build_model
-from common.params import Params
-from common.rng import numpy_generator
-from common.settings import Settings
-from common.task import make_loss
-from strategy.participation import num_chosen
+from nufed.common.config import RunConfig
+from nufed.common.data import load_federation
+from nufed.common.examples import Batch, ClientData
+from nufed.common.meta.meta_gradient import MetaBatches
+from nufed.common.models import DTYPES, build_model
+from nufed.common.params import Params
+from nufed.common.rng import numpy_generator
+from nufed.common.settings import Settings
+from nufed.common.task import make_loss
+from nufed.strategy.participation import num_chosen
 
 
 def exact_loop(library: str, config: RunConfig) -> Callable[[], Params]:

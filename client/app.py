@@ -10,15 +10,15 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.discretion import discreet
-from client.personal_model import personal_path, personalize_after_run
-from client.personalize import adaptation_curves
-from client.train_reply import train_reply
-from client.workplace import Workplace, workplace
-from common.meta.local_update import Stream, local_update
-from common.params import Params
-from common.settings import process_settings
-from common.wire import ClientDescription, EvaluateReply, EvaluateRequest, TrainRequest
+from nufed.client.discretion import discreet
+from nufed.client.personal_model import personal_path, personalize_after_run
+from nufed.client.personalize import adaptation_curves
+from nufed.client.train_reply import train_reply
+from nufed.client.workplace import Workplace, workplace
+from nufed.common.meta.local_update import Stream, local_update
+from nufed.common.params import Params
+from nufed.common.settings import process_settings
+from nufed.common.wire import ClientDescription, EvaluateReply, EvaluateRequest, TrainRequest
 
 app = ClientApp()
 

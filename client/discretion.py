@@ -1,6 +1,6 @@
 """What a client says of its own errors: enough to mend them, and nothing of its data.
 
-Our own errors are worded so (common/data/private_rows.py). What a library raises may quote the values it failed on,
+Our own errors are worded so (common/data/private/rows.py). What a library raises may quote the values it failed on,
 and Flower's runtimes send an exception's words to the server; so a client with data of its own sends the kind and
 the place alone and keeps the words in its log.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
-from common.errors import NufedError, RunError
+from nufed.common.errors import NufedError, RunError
 
 Handler = Callable[[Message, Context], Message]
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import __version__
-from common.data.preparation import Preparation
-from common.durable_file import replace_durably
-from common.errors import ConfigError, ModelError, nearest_match_hint
-from common.examples import TaskInfo
-from common.params import Params
-from common.rng import torch_generator
+from nufed.common import __version__
+from nufed.common.data.private.preparation import Preparation
+from nufed.common.durable_file import replace_durably
+from nufed.common.errors import ConfigError, ModelError, nearest_match_hint
+from nufed.common.examples import TaskInfo
+from nufed.common.params import Params
+from nufed.common.rng import torch_generator
 
 DESCRIPTION = "nufed.json"
 """Name of the extra file in torch-export and torchscript files: classes, input shape and version."""

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client.personalize import adapted_points
-from client.workplace import Workplace
-from common import __version__
-from common.config import RunConfig, Scalar
-from common.data.preparation import Preparation
-from common.durable_file import read_tensors, write_tensors
-from common.errors import ConfigError, ModelError, RunError, WireError
-from common.examples import TaskInfo
-from common.meta.objective import initial_params
-from common.params import Params, model_params
-from common.task import judge, with_params
-from common.wire import check_params
+from nufed.client.personalize import adapted_points
+from nufed.client.workplace import Workplace
+from nufed.common import __version__
+from nufed.common.config import RunConfig, Scalar
+from nufed.common.data.private.preparation import Preparation
+from nufed.common.durable_file import read_tensors, write_tensors
+from nufed.common.errors import ConfigError, ModelError, RunError, WireError
+from nufed.common.examples import TaskInfo
+from nufed.common.meta.objective import initial_params
+from nufed.common.params import Params, model_params
+from nufed.common.task import judge, with_params
+from nufed.common.wire import check_params
 
 PERSONAL_FORMAT = "nufed-personal-1"
 

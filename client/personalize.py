@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from client.workplace import Workplace
-from common.config import EvaluationConfig
-from common.examples import Batch, ClientData
-from common.meta.local_update import Stream, local_update
-from common.meta.objective import fine_tune
-from common.params import Params
-from common.rng import numpy_generator
-from common.task import judge
+from nufed.client.workplace import Workplace
+from nufed.common.config import EvaluationConfig
+from nufed.common.examples import Batch, ClientData
+from nufed.common.meta.local_update import Stream, local_update
+from nufed.common.meta.objective import fine_tune
+from nufed.common.params import Params
+from nufed.common.rng import numpy_generator
+from nufed.common.task import judge
 
 Curves = dict[str, list[float]]
 

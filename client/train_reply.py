@@ -1,7 +1,7 @@
 """What a client tells of its training beside its model."""
 
-from common.meta.local_update import LocalUpdate
-from common.wire import TrainReply
+from nufed.common.meta.local_update import LocalUpdate
+from nufed.common.wire import TrainReply
 
 
 def train_reply(update: LocalUpdate, num_examples: int, seconds: float) -> TrainReply:

@@ -7,16 +7,16 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from common.config import ModelConfig, RunConfig, Scalar
-from common.data import load_federation
-from common.data.preparation import Preparation
-from common.data.private import Membership, load_private
-from common.errors import ConfigError
-from common.examples import ClientData, Examples, Group, TaskInfo
-from common.meta.compile_choice import settle_compile
-from common.models import build_model
-from common.settings import Settings
-from common.task import LossFn, make_loss
+from nufed.common.config import ModelConfig, RunConfig, Scalar
+from nufed.common.data import load_federation
+from nufed.common.data.private.load import Membership, load_private
+from nufed.common.data.private.preparation import Preparation
+from nufed.common.errors import ConfigError
+from nufed.common.examples import ClientData, Examples, Group, TaskInfo
+from nufed.common.models import build_model
+from nufed.common.settings import Settings
+from nufed.common.steps.compile_choice import settle_compile
+from nufed.common.task import LossFn, make_loss
 
 Items = tuple[tuple[str, Scalar], ...]
 

@@ -5,7 +5,7 @@ Flower carries it as flat kebab-case keys (`method.inner-lr`), TOML as tables, P
 `[tool.flwr.app.config]` in pyproject.toml repeats them because Flower refuses to override a key
 that is not declared there (a test keeps the two equal).
 
-What depends on the machine (folders, device, threads) is in `common.settings`.
+What depends on the machine (folders, device, threads) is in `nufed.common.settings`.
 """
 
 import json
@@ -18,8 +18,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from common.errors import ConfigError, nearest_match_hint
-from common.method_rules import method_contradiction
+from nufed.common.errors import ConfigError, nearest_match_hint
+from nufed.common.method_rules import method_contradiction
 
 Scalar = bool | int | float | str
 

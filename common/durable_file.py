@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common.errors import RunError
-from common.params import Params
+from nufed.common.errors import RunError
+from nufed.common.params import Params
 
 METADATA_KEY = "nufed"
 

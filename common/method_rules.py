@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from common.config import MethodConfig, RunConfig
+    from nufed.common.config import MethodConfig, RunConfig
 
 _OWN_INNER_STEPS = {
     ("objective", "moreau"): "whose gradient λ(w - ŵ) differentiates no fine-tuning step",

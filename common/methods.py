@@ -8,8 +8,8 @@ stays as it is. docs/methods.md compares them and says how each differs from its
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from common.config import Scalar, option_descriptions
-from common.errors import ConfigError, nearest_match_hint
+from nufed.common.config import Scalar, option_descriptions
+from nufed.common.errors import ConfigError, nearest_match_hint
 
 
 @dataclass(frozen=True)

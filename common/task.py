@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's own documentation uses
 from torch import Tensor, nn
 
-from common.examples import Batch, TaskInfo
-from common.rng import seeded_torch
+from nufed.common.examples import Batch, TaskInfo
+from nufed.common.rng import seeded_torch
 
 LossFn = Callable[[Mapping[str, Tensor], Batch], Tensor]
 

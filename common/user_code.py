@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError, NufedError
+from nufed.common.errors import ConfigError, NufedError
 
 
 def load_function(reference: str, option: str, failure: type[NufedError] = ConfigError) -> Callable[..., Any]:

@@ -19,10 +19,10 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from common.errors import WireError
-from common.examples import Group
-from common.npy import from_npy, to_npy
-from common.params import Params, largest_magnitude
+from nufed.common.errors import WireError
+from nufed.common.examples import Group
+from nufed.common.npy import from_npy, to_npy
+from nufed.common.params import Params, largest_magnitude
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 NUMPY = "numpy.ndarray"

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import WireError
-from common.examples import Group
-from common.wire import ClientDescription, EvaluateReply
+from nufed.common.errors import WireError
+from nufed.common.examples import Group
+from nufed.common.wire import ClientDescription, EvaluateReply
 
 Curve = tuple[float, ...]
 
@@ -114,7 +114,7 @@ class GroupCurves:
     validation_loss: Curve | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the curves as JSON values; `common.durable_file.json_ready` turns NaN into null."""
+        """Return the curves as JSON values; `nufed.common.durable_file.json_ready` turns NaN into null."""
         return asdict(self)
 
 

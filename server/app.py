@@ -3,9 +3,9 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import RunConfig
-from common.settings import process_settings
-from server.run import Run, ServerOptions
+from nufed.common.config import RunConfig
+from nufed.common.settings import process_settings
+from nufed.server.run import Run, ServerOptions
 
 
 def build_server_app(options: ServerOptions | None = None) -> ServerApp:

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from common.durable_file import read_metadata, read_tensors, write_tensors
-from common.errors import RunError
-from common.params import Params
+from nufed.common.durable_file import read_metadata, read_tensors, write_tensors
+from nufed.common.errors import RunError
+from nufed.common.params import Params
 
 CHECKPOINT = "checkpoint.safetensors"
 FORMAT = "nufed-checkpoint-1"

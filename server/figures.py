@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from common.config import RunConfig
-from server.adaptation_curves import Curve, GroupCurves
+from nufed.common.config import RunConfig
+from nufed.server.adaptation_curves import Curve, GroupCurves
 
 # Okabe and Ito (2008): told apart with any kind of color vision, and in gray by lightness and marker.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"

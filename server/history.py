@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from server.adaptation_curves import Curve
+from nufed.server.adaptation_curves import Curve
 
 
 @dataclass(frozen=True)

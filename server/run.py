@@ -11,23 +11,23 @@ import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
-from common.config import RunConfig
-from common.data import describe_task
-from common.errors import RunError, WireError
-from common.examples import Group
-from common.meta.estimators import find_estimator
-from common.meta.objective import initial_params
-from common.models import build_model
-from common.params import Params, model_params
-from common.settings import process_settings
-from common.wire import FINAL, NUM_EXAMPLES, EvaluateReply
-from server.adaptation_curves import ClientCurves, GroupCurves, group_curves, rounds_to_target
-from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from server.figures import draw_curves
-from server.history import History
-from server.run_folder import RunFolder
-from strategy.meta_fedavg import MetaFedAvg
-from strategy.results import EvaluatedGroup, EvaluationResult, RoundResult
+from nufed.common.config import RunConfig
+from nufed.common.data import describe_task
+from nufed.common.errors import RunError, WireError
+from nufed.common.examples import Group
+from nufed.common.meta.estimators import find_estimator
+from nufed.common.meta.objective import initial_params
+from nufed.common.models import build_model
+from nufed.common.params import Params, model_params
+from nufed.common.settings import process_settings
+from nufed.common.wire import FINAL, NUM_EXAMPLES, EvaluateReply
+from nufed.server.adaptation_curves import ClientCurves, GroupCurves, group_curves, rounds_to_target
+from nufed.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nufed.server.figures import draw_curves
+from nufed.server.history import History
+from nufed.server.run_folder import RunFolder
+from nufed.strategy.meta_fedavg import MetaFedAvg
+from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult
 
 GROUPS: tuple[Group, ...] = ("participating", "new")
 

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import __version__
-from common.config import RunConfig
-from common.durable_file import (
+from nufed.common import __version__
+from nufed.common.config import RunConfig
+from nufed.common.durable_file import (
     json_ready,
     read_tensors,
     write_bytes,
@@ -38,10 +38,10 @@ from common.durable_file import (
     write_text,
     writing,
 )
-from common.errors import RunError
-from common.params import Params
-from server.adaptation_curves import ClientCurves, Curve
-from server.checkpoint import checkpoint_round
+from nufed.common.errors import RunError
+from nufed.common.params import Params
+from nufed.server.adaptation_curves import ClientCurves, Curve
+from nufed.server.checkpoint import checkpoint_round
 
 CONFIG, ENVIRONMENT, METRICS, CLIENTS = "config.json", "environment.json", "metrics.jsonl", "clients.csv"
 MODEL, CURVES, SUMMARY = "model.safetensors", "curves.png", "summary.json"
@@ -141,7 +141,7 @@ class RunFolder:
         write_tensors(self.path / MODEL, params, metadata)
 
     def write_figures(self, image: bytes) -> None:
-        """Write curves.png, as drawn by `server.figures.draw_curves`."""
+        """Write curves.png, as drawn by `nufed.server.figures.draw_curves`."""
         write_bytes(self.path / CURVES, image)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

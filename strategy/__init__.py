@@ -1,5 +1,5 @@
 """What the server does with replies: choice of clients, aggregation and the Flower Strategy."""
 
-from strategy.meta_fedavg import MetaFedAvg
+from nufed.strategy.meta_fedavg import MetaFedAvg
 
 __all__ = ["MetaFedAvg"]

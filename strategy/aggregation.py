@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.errors import ModelError, RunError
-from common.params import Params, largest_magnitude
-from common.wire import check_params
+from nufed.common.errors import ModelError, RunError
+from nufed.common.params import Params, largest_magnitude
+from nufed.common.wire import check_params
 
 DEFAULT_MAX_GROWTH = 1024.0
 """How far beyond max(1, the largest magnitude sent) a reply may go before it counts as diverged."""

@@ -8,10 +8,10 @@ from typing import Literal
 
 from flwr.app import Message, RecordDict
 
-from common.errors import WireError
-from common.wire import MetricValue
-from strategy.exchange import describe_error
-from strategy.results import Counts
+from nufed.common.errors import WireError
+from nufed.common.wire import MetricValue
+from nufed.strategy.exchange import describe_error
+from nufed.strategy.results import Counts
 
 Outcome = Literal["replied", "rejected", "failed"]
 Accept = Callable[[str, RecordDict], dict[str, MetricValue]]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from common.errors import RunError, WireError
-from common.examples import Group
-from common.wire import CONFIG, ClientDescription
-from strategy.exchange import connected_nodes, describe_error, iter_replies, poll, time_to_live, wait_for_nodes
+from nufed.common.errors import RunError, WireError
+from nufed.common.examples import Group
+from nufed.common.wire import CONFIG, ClientDescription
+from nufed.strategy.exchange import connected_nodes, describe_error, iter_replies, poll, time_to_live, wait_for_nodes
 
 QUERY_TIMEOUT = 30.0
 """Seconds that a node which comes or is doubted during a run has to say who it is; the others wait meanwhile."""

@@ -15,16 +15,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from common.errors import ConfigError, RunError
-from common.examples import Group
-from common.params import Params
-from common.wire import arrays_to_params, params_to_arrays
-from strategy.aggregation import DEFAULT_MAX_GROWTH, MAX_GROWTH
-from strategy.exchange import iter_replies, sender_of
-from strategy.members import Member, Roster
-from strategy.participation import choose
-from strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
-from strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
+from nufed.common.errors import ConfigError, RunError
+from nufed.common.examples import Group
+from nufed.common.params import Params
+from nufed.common.wire import arrays_to_params, params_to_arrays
+from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, MAX_GROWTH
+from nufed.strategy.exchange import iter_replies, sender_of
+from nufed.strategy.members import Member, Roster
+from nufed.strategy.participation import choose
+from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
+from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
 
 MAX_SERVER_LR = 100.0
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from common.errors import RunError
-from common.rng import numpy_generator
+from nufed.common.errors import RunError
+from nufed.common.rng import numpy_generator
 
 
 def num_chosen(num_clients: int, fraction: float) -> int:

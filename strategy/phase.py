@@ -9,9 +9,9 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from common.errors import WireError
-from common.params import Params, largest_magnitude
-from common.wire import (
+from nufed.common.errors import WireError
+from nufed.common.params import Params, largest_magnitude
+from nufed.common.wire import (
     ARRAYS,
     CONFIG,
     NUM_EXAMPLES,
@@ -20,11 +20,11 @@ from common.wire import (
     MetricValue,
     TrainReply,
 )
-from strategy.aggregation import RunningMean, server_step
-from strategy.exchange import time_to_live
-from strategy.ledger import Ledger
-from strategy.members import Member
-from strategy.results import EvaluatedGroup, EvaluationResult, RoundResult, Weighting
+from nufed.strategy.aggregation import RunningMean, server_step
+from nufed.strategy.exchange import time_to_live
+from nufed.strategy.ledger import Ledger
+from nufed.strategy.members import Member
+from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult, Weighting
 
 UNANNOUNCED_EXAMPLES = 2**20
 """Largest `num-examples` believed of a client that did not say beforehand how many it has."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
-from common.errors import RunError
-from common.params import Params
-from common.wire import NUM_EXAMPLES, EvaluateReply, MetricValue
+from nufed.common.errors import RunError
+from nufed.common.params import Params
+from nufed.common.wire import NUM_EXAMPLES, EvaluateReply, MetricValue
 
 EvaluatedGroup = Literal["participating", "new", "all"]
 Weighting = Literal["uniform", "examples"]
@@ -158,7 +158,7 @@ def average(client_metrics: ClientMetrics, weighting: Weighting) -> Averages:
 
 
 def _num_examples(metrics: Mapping[str, MetricValue]) -> int:
-    """Return the count that `common.wire` has checked when the reply came in."""
+    """Return the count that `nufed.common.wire` has checked when the reply came in."""
     return cast("int", metrics[NUM_EXAMPLES])
 
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.examples import Batch
-from common.rng import numpy_generator
+from nufed.common.examples import Batch
+from nufed.common.rng import numpy_generator
 
 LossFn = Callable[[Mapping[str, Tensor], Batch], Tensor]
 

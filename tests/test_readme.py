@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from common.config import option_descriptions
-from deploy.cli import app
+from nufed.common.config import option_descriptions
+from nufed.deploy.commands.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from common.config import RunConfig, option_descriptions
-from common.data import describe_task
-from common.data.private import check_spec
-from common.data.private_spec import KINDS
-from common.settings import Settings
-from deploy.cli import app
+from nufed.common.config import RunConfig, option_descriptions
+from nufed.common.data import describe_task
+from nufed.common.data.private.load import check_spec
+from nufed.common.data.private.spec import KINDS
+from nufed.common.settings import Settings
+from nufed.deploy.commands.cli import app
 
 TEXT = (Path(__file__).parent.parent / "docs" / "your-own-data.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^(?:    |\$ )nufed (.+)$", TEXT, re.MULTILINE)

@@ -33,8 +33,8 @@ Origins, units and file layouts are in the docstring of each source's module.
 Adding a source: a module with `load` and `describe`, a line in `registry.SOURCES`, and a small stand-in in the tests.
 """
 
-from common.data.federation import describe_task, load_client, load_federation
-from common.data.quadratic import quadratic_problems
-from common.data.registry import SOURCES, Source
+from nufed.common.data.federation import describe_task, load_client, load_federation
+from nufed.common.data.quadratic import quadratic_problems
+from nufed.common.data.registry import SOURCES, Source
 
 __all__ = ["SOURCES", "Source", "describe_task", "load_client", "load_federation", "quadratic_problems"]

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from common.config import DataConfig
-from common.data.hand import SMALLEST_CLIENT, Hand, client_name, split_hand, too_small
-from common.data.partition import PARTITIONERS
-from common.data.per_fedavg import deal_per_fedavg
-from common.data.pool import DealtFederation, Pool, Rows, Table
-from common.errors import DataError
-from common.examples import ClientData
-from common.rng import numpy_generator
+from nufed.common.config import DataConfig
+from nufed.common.data.hand import SMALLEST_CLIENT, Hand, client_name, split_hand, too_small
+from nufed.common.data.partition import PARTITIONERS
+from nufed.common.data.per_fedavg import deal_per_fedavg
+from nufed.common.data.pool import DealtFederation, Pool, Rows, Table
+from nufed.common.errors import DataError
+from nufed.common.examples import ClientData
+from nufed.common.rng import numpy_generator
 
 
 def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:

@@ -7,8 +7,8 @@ pixels of a 4 x 4 block of the scan, 0 to 16; here it is divided by 16.
 
 import numpy as np
 
-from common.data.pool import Pool, SourceRequest, Table
-from common.examples import TaskInfo
+from nufed.common.data.pool import Pool, SourceRequest, Table
+from nufed.common.examples import TaskInfo
 
 _TASK = TaskInfo("classification", (1, 8, 8), 10, tuple("0123456789"))
 

@@ -4,15 +4,15 @@ from functools import lru_cache
 
 import torch
 
-from common.config import DataConfig
-from common.data.dealing import deal
-from common.data.pool import DealtFederation, Pool, SourceRequest
-from common.data.private_task import PRIVATE, check_declared, declared_task
-from common.data.registry import find_source
-from common.data.transform import transform_clients
-from common.errors import DataError
-from common.examples import ClientData, Federation, TaskInfo
-from common.settings import Settings
+from nufed.common.config import DataConfig
+from nufed.common.data.dealing import deal
+from nufed.common.data.pool import DealtFederation, Pool, SourceRequest
+from nufed.common.data.private.task import PRIVATE, check_declared, declared_task
+from nufed.common.data.registry import find_source
+from nufed.common.data.transform import transform_clients
+from nufed.common.errors import DataError
+from nufed.common.examples import ClientData, Federation, TaskInfo
+from nufed.common.settings import Settings
 
 
 @lru_cache(maxsize=4)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from common.config import DataConfig
-from common.data.pool import Rows, Table
-from common.examples import ClientData, Group, TaskInfo
-from common.rng import numpy_generator
+from nufed.common.config import DataConfig
+from nufed.common.data.pool import Rows, Table
+from nufed.common.examples import ClientData, Group, TaskInfo
+from nufed.common.rng import numpy_generator
 
 SMALLEST_CLIENT = 2
 NO_ROWS: Rows = np.zeros(0, dtype=np.int64)

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy_format
 
-from common.data.pool import Array, Pool, SourceRequest, Table
-from common.data.raw import as_array, as_targets, check_inputs, image_layout
-from common.errors import DataError
-from common.examples import TaskInfo, TaskKind
+from nufed.common.data.pool import Array, Pool, SourceRequest, Table
+from nufed.common.data.raw import as_array, as_targets, check_inputs, image_layout
+from nufed.common.errors import DataError
+from nufed.common.examples import TaskInfo, TaskKind
 
 Arrays = dict[str, Array]
 

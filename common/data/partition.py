@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.config import DataConfig
-from common.data.hand import SMALLEST_CLIENT
-from common.data.pool import Array, Rows
-from common.errors import DataError
-from common.rng import NumpyGenerator
+from nufed.common.config import DataConfig
+from nufed.common.data.hand import SMALLEST_CLIENT
+from nufed.common.data.pool import Array, Rows
+from nufed.common.errors import DataError
+from nufed.common.rng import NumpyGenerator
 
 NUM_DIRICHLET_DRAWS = 100
 

@@ -10,11 +10,11 @@ The source's own test part, where it has one, is dealt by the same rule with its
 
 import numpy as np
 
-from common.config import DataConfig
-from common.data.hand import Hand, client_name
-from common.data.pool import Array, Pool, Rows
-from common.errors import DataError
-from common.rng import NumpyGenerator
+from nufed.common.config import DataConfig
+from nufed.common.data.hand import Hand, client_name
+from nufed.common.data.pool import Array, Pool, Rows
+from nufed.common.errors import DataError
+from nufed.common.rng import NumpyGenerator
 
 NUM_CLASSES = 10
 HALF = 5

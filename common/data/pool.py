@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.config import DataConfig
-from common.examples import ClientData, Examples, TaskInfo
-from common.settings import Settings
+from nufed.common.config import DataConfig
+from nufed.common.examples import ClientData, Examples, TaskInfo
+from nufed.common.settings import Settings
 
 Array = NDArray[Any]
 Rows = NDArray[np.int64]

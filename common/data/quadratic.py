@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.data.hand import client_name
-from common.data.pool import Array, DealtFederation, SourceRequest
-from common.examples import ClientData, Examples, TaskInfo
-from common.rng import NumpyGenerator, numpy_generator
+from nufed.common.data.hand import client_name
+from nufed.common.data.pool import Array, DealtFederation, SourceRequest
+from nufed.common.examples import ClientData, Examples, TaskInfo
+from nufed.common.rng import NumpyGenerator, numpy_generator
 
 DIMENSION = 6
 _TASK = TaskInfo("regression", (DIMENSION,), 1)

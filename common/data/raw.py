@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.data.pool import Array
-from common.errors import DataError
-from common.examples import TaskKind
+from nufed.common.data.pool import Array
+from nufed.common.errors import DataError
+from nufed.common.examples import TaskKind
 
 FIX_MISSING = "fill them in, or leave those rows or columns out, before the examples are handed over"
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from common.data import digits, npz, quadratic, sinusoid, user_defined, vision
-from common.data.pool import DealtFederation, Pool, SourceRequest
-from common.data.private_task import PRIVATE
-from common.errors import ConfigError, nearest_match_hint
-from common.examples import TaskInfo
+from nufed.common.data import digits, npz, quadratic, sinusoid, user_defined, vision
+from nufed.common.data.pool import DealtFederation, Pool, SourceRequest
+from nufed.common.data.private.task import PRIVATE
+from nufed.common.errors import ConfigError, nearest_match_hint
+from nufed.common.examples import TaskInfo
 
 
 @dataclass(frozen=True)

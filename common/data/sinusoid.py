@@ -10,10 +10,10 @@ import math
 import numpy as np
 import torch
 
-from common.data.hand import Hand, client_name, split_hand
-from common.data.pool import DealtFederation, SourceRequest, Table
-from common.examples import ClientData, TaskInfo
-from common.rng import numpy_generator
+from nufed.common.data.hand import Hand, client_name, split_hand
+from nufed.common.data.pool import DealtFederation, SourceRequest, Table
+from nufed.common.examples import ClientData, TaskInfo
+from nufed.common.rng import numpy_generator
 
 NUM_EXAMPLES = 40
 _TASK = TaskInfo("regression", (1,), 1)

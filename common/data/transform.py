@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common.config import DataConfig
-from common.data.pool import DealtFederation
-from common.errors import ConfigError
-from common.examples import ClientData, Examples, TaskInfo
-from common.rng import derive_seed, torch_generator
+from nufed.common.config import DataConfig
+from nufed.common.data.pool import DealtFederation
+from nufed.common.errors import ConfigError
+from nufed.common.examples import ClientData, Examples, TaskInfo
+from nufed.common.rng import derive_seed, torch_generator
 
 Change = Callable[[Examples], Examples]
 

@@ -5,7 +5,8 @@ The function is called with `(config: DataConfig, seed: int)` and returns either
 * a dict from client name to `(inputs [N, ...], targets [N] or [N, K])`, arrays or tensors: whole-number targets are
   classes, floats values to predict. As many clients as asked for are chosen at random, and split by the configured
   fractions; or
-* a `common.examples.Federation` with its own splits, `num_clients` participating clients first, then the new ones.
+* a `nufed.common.examples.Federation` with its own splits, `num_clients` participating clients first, then the new
+  ones.
 
 The module may lie in the working directory. Licence, units and origin are the user's to state.
 """
@@ -17,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.data.hand import SMALLEST_CLIENT
-from common.data.pool import Array, DealtFederation, Pool, SourceRequest, Table
-from common.data.raw import as_array, as_targets, check_inputs, image_layout
-from common.errors import DataError
-from common.examples import ClientData, Examples, Federation, TaskInfo, TaskKind
-from common.user_code import load_function
+from nufed.common.data.hand import SMALLEST_CLIENT
+from nufed.common.data.pool import Array, DealtFederation, Pool, SourceRequest, Table
+from nufed.common.data.raw import as_array, as_targets, check_inputs, image_layout
+from nufed.common.errors import DataError
+from nufed.common.examples import ClientData, Examples, Federation, TaskInfo, TaskKind
+from nufed.common.user_code import load_function
 
 
 def load(request: SourceRequest) -> Pool | DealtFederation:

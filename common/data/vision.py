@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from common.data.pool import Pool, SourceRequest, Table
-from common.data.raw import image_layout
-from common.errors import DataError
-from common.examples import TaskInfo
+from nufed.common.data.pool import Pool, SourceRequest, Table
+from nufed.common.data.raw import image_layout
+from nufed.common.errors import DataError
+from nufed.common.examples import TaskInfo
 
 _FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-from common.examples import Batch
-from common.meta.eager_steps import eager_steps
-from common.params import Params
-from common.task import LossFn
+from nufed.common.examples import Batch
+from nufed.common.params import Params
+from nufed.common.steps.eager_steps import eager_steps
+from nufed.common.task import LossFn
 
 
 def adapt(loss: LossFn, params: Mapping[str, Tensor], batches: Iterable[Batch], inner_lr: float) -> Iterator[Params]:

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.config import MethodConfig
-from common.examples import Examples
-from common.meta.cohort_estimators import CohortBatches, find_cohort_estimator
-from common.meta.cohort_kernel import CohortBatch, CohortKernel, Stacked, clipped_each, stack_params
-from common.meta.draw import BatchPlan, Sources, batch_plan, batch_sources, draw_indices, draws_with_replacement
-from common.meta.estimators import find_estimator
-from common.meta.local_update import LocalUpdate, Stream
-from common.meta.meta_gradient import Costs
-from common.params import Params
+from nufed.common.config import MethodConfig
+from nufed.common.examples import Examples
+from nufed.common.meta.cohort_estimators import CohortBatches, find_cohort_estimator
+from nufed.common.meta.draw import BatchPlan, Sources, batch_plan, batch_sources, draw_indices, draws_with_replacement
+from nufed.common.meta.estimators import find_estimator
+from nufed.common.meta.local_update import LocalUpdate, Stream
+from nufed.common.meta.meta_gradient import Costs
+from nufed.common.params import Params
+from nufed.common.steps.cohort_kernel import CohortBatch, CohortKernel, Stacked, clipped_each, stack_params
 
 
 @dataclass(frozen=True)

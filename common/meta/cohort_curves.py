@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.examples import TaskInfo
-from common.meta.cohort_dense import DenseKernel
-from common.meta.cohort_kernel import CohortBatch, Stacked
+from nufed.common.examples import TaskInfo
+from nufed.common.steps.cohort_dense import DenseKernel
+from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from common.config import MethodConfig
-from common.errors import ConfigError, nearest_match_hint
-from common.meta.cohort_kernel import CohortBatch, CohortKernel, CohortTape, Stacked, add_scaled_each, norms
-from common.meta.hessian_free import TINY, default_delta
-from common.meta.meta_gradient import Costs
-from common.params import Params, add_scaled
+from nufed.common.config import MethodConfig
+from nufed.common.errors import ConfigError, nearest_match_hint
+from nufed.common.meta.hessian_free import TINY, default_delta
+from nufed.common.meta.meta_gradient import Costs
+from nufed.common.params import Params, add_scaled
+from nufed.common.steps.cohort_kernel import CohortBatch, CohortKernel, CohortTape, Stacked, add_scaled_each, norms
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.config import MethodConfig
-from common.errors import DataError
-from common.examples import Batch, Examples
-from common.meta.meta_gradient import MetaBatches
-from common.rng import NumpyGenerator, derive_seed, numpy_generator
+from nufed.common.config import MethodConfig
+from nufed.common.errors import DataError
+from nufed.common.examples import Batch, Examples
+from nufed.common.meta.meta_gradient import MetaBatches
+from nufed.common.rng import NumpyGenerator, derive_seed, numpy_generator
 
 
 @dataclass(frozen=True)

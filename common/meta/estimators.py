@@ -3,18 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.config import MethodConfig
-from common.errors import ConfigError, nearest_match_hint
-from common.meta.eager_steps import eager_steps
-from common.meta.exact import exact
-from common.meta.first_order import first_order
-from common.meta.hessian_free import Difference, hessian_free
-from common.meta.kept_graphs import Memory
-from common.meta.meta_gradient import MetaGradient
-from common.meta.parts import head_steps
-from common.meta.steps import MakeSteps
-from common.meta.unrolled import unrolled
-from common.task import LossFn
+from nufed.common.config import MethodConfig
+from nufed.common.errors import ConfigError, nearest_match_hint
+from nufed.common.meta.exact import exact
+from nufed.common.meta.first_order import first_order
+from nufed.common.meta.hessian_free import Difference, hessian_free
+from nufed.common.meta.meta_gradient import MetaGradient
+from nufed.common.meta.parts import head_steps
+from nufed.common.meta.unrolled import unrolled
+from nufed.common.steps.eager_steps import eager_steps
+from nufed.common.steps.kept_graphs import Memory
+from nufed.common.steps.steps import MakeSteps
+from nufed.common.task import LossFn
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Estimator:
 
 
 def _make_steps(method: MethodConfig) -> MakeSteps:
-    """Return how inner steps are computed; auto that nobody settled (common.meta.compile_choice) is off."""
+    """Return how inner steps are computed; auto that nobody settled (nufed.common.steps.compile_choice) is off."""
     if method.adapted_part == "head":
         return head_steps
     if method.compile != "on":
         return eager_steps
-    from common.meta.compiled_steps import compiled_steps  # loads PyTorch's tracer
+    from nufed.common.steps.compiled_steps import compiled_steps  # loads PyTorch's tracer
 
     return compiled_steps
 

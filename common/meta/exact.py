@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from common.meta.eager_steps import eager_steps
-from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from common.meta.steps import MakeSteps
-from common.params import norm
-from common.task import LossFn
+from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
+from nufed.common.params import norm
+from nufed.common.steps.eager_steps import eager_steps
+from nufed.common.steps.steps import MakeSteps
+from nufed.common.task import LossFn
 
 
 def exact(loss: LossFn, *, inner_lr: float, make_steps: MakeSteps = eager_steps) -> MetaGradient:

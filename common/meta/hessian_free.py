@@ -15,13 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from common.examples import Batch
-from common.meta.cautions import caution
-from common.meta.eager_steps import eager_steps
-from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from common.meta.steps import MakeSteps, Steps
-from common.params import Params, add_scaled, norm
-from common.task import LossFn, ModelLoss
+from nufed.common.examples import Batch
+from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
+from nufed.common.params import Params, add_scaled, norm
+from nufed.common.steps.cautions import caution
+from nufed.common.steps.eager_steps import eager_steps
+from nufed.common.steps.steps import MakeSteps, Steps
+from nufed.common.task import LossFn, ModelLoss
 
 TINY = 1e-30
 KINKED = (

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.config import MethodConfig
-from common.examples import Examples
-from common.meta.draw import batch_sources, draw_indices, draws_with_replacement, take_batches
-from common.meta.meta_gradient import Costs
-from common.meta.objective import build_objective, step_direction
-from common.params import Params, add_scaled
-from common.rng import derive_seed
-from common.task import LossFn
+from nufed.common.config import MethodConfig
+from nufed.common.examples import Examples
+from nufed.common.meta.draw import batch_sources, draw_indices, draws_with_replacement, take_batches
+from nufed.common.meta.meta_gradient import Costs
+from nufed.common.meta.objective import build_objective, step_direction
+from nufed.common.params import Params, add_scaled
+from nufed.common.rng import derive_seed
+from nufed.common.task import LossFn
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from common.examples import Batch
-from common.params import Params, norm
+from nufed.common.examples import Batch
+from nufed.common.params import Params, norm
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from common.examples import Batch
-from common.meta.differentiate import gradient, hessian_vector_product, value_and_gradient
-from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from common.params import Params, norm
-from common.task import LossFn
+from nufed.common.examples import Batch
+from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
+from nufed.common.params import Params, norm
+from nufed.common.steps.differentiate import gradient, hessian_vector_product, value_and_gradient
+from nufed.common.task import LossFn
 
 STEP_SIZE = "step-size/"
 """Before a parameter's name: the name of its step size, an array of the same shape."""

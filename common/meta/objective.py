@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from common.config import MethodConfig
-from common.examples import Batch
-from common.meta.adapt import adapt
-from common.meta.draw import BatchPlan, batch_plan
-from common.meta.estimators import find_estimator
-from common.meta.meta_gradient import MetaGradient
-from common.meta.meta_sgd import adapt_by_sizes, meta_sgd, split_step_sizes, with_step_sizes
-from common.meta.parts import adapt_head, without_head
-from common.meta.proximal import moreau_gradient, proximal_loss, proximal_pull
-from common.params import Params, add_scaled, clipped
-from common.task import LossFn
+from nufed.common.config import MethodConfig
+from nufed.common.examples import Batch
+from nufed.common.meta.adapt import adapt
+from nufed.common.meta.draw import BatchPlan, batch_plan
+from nufed.common.meta.estimators import find_estimator
+from nufed.common.meta.meta_gradient import MetaGradient
+from nufed.common.meta.meta_sgd import adapt_by_sizes, meta_sgd, split_step_sizes, with_step_sizes
+from nufed.common.meta.parts import adapt_head, without_head
+from nufed.common.meta.proximal import moreau_gradient, proximal_loss, proximal_pull
+from nufed.common.params import Params, add_scaled, clipped
+from nufed.common.task import LossFn
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from common.errors import ModelError
-from common.examples import Batch
-from common.meta.adapt import adapt
-from common.meta.differentiate import gradient, hessian_vector_product, value_and_gradient
-from common.meta.steps import PullBack, Steps
-from common.params import Params, add_scaled
-from common.task import LossFn
+from nufed.common.errors import ModelError
+from nufed.common.examples import Batch
+from nufed.common.meta.adapt import adapt
+from nufed.common.params import Params, add_scaled
+from nufed.common.steps.differentiate import gradient, hessian_vector_product, value_and_gradient
+from nufed.common.steps.steps import PullBack, Steps
+from nufed.common.task import LossFn
 
 
 def head_names(names: Iterable[str]) -> list[str]:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from common.examples import Batch
-from common.meta.adapt import adapt
-from common.meta.differentiate import value_and_gradient
-from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from common.params import Params, add_scaled, norm
-from common.task import LossFn
+from nufed.common.examples import Batch
+from nufed.common.meta.adapt import adapt
+from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
+from nufed.common.params import Params, add_scaled, norm
+from nufed.common.steps.differentiate import value_and_gradient
+from nufed.common.task import LossFn
 
 
 def proximal_loss(loss: LossFn, anchor: Mapping[str, Tensor], strength: float) -> LossFn:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from common.meta.eager_steps import eager_steps
-from common.meta.kept_graphs import KeptGraphs, Memory
-from common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from common.meta.steps import MakeSteps, PullBack
-from common.params import Params, norm
-from common.task import LossFn
+from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
+from nufed.common.params import Params, norm
+from nufed.common.steps.eager_steps import eager_steps
+from nufed.common.steps.kept_graphs import KeptGraphs, Memory
+from nufed.common.steps.steps import MakeSteps, PullBack
+from nufed.common.task import LossFn
 
 
 def unrolled(

@@ -1,6 +1,6 @@
 """Models without state outside their parameters, so that they can be differentiated through and averaged."""
 
-from common.models.checks import check_model
-from common.models.registry import DTYPES, MODELS, ModelSpec, build_model
+from nufed.common.models.checks import check_model
+from nufed.common.models.registry import DTYPES, MODELS, ModelSpec, build_model
 
 __all__ = ["DTYPES", "MODELS", "ModelSpec", "build_model", "check_model"]

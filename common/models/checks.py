@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from common.errors import ModelError
-from common.examples import TaskInfo
-from common.rng import seeded_torch
+from nufed.common.errors import ModelError
+from nufed.common.examples import TaskInfo
+from nufed.common.rng import seeded_torch
 
 _NUM_DUMMY = 3
 

@@ -7,10 +7,10 @@ Hessian-free estimator need; max-pooling is not.
 
 from torch import nn
 
-from common.config import ModelConfig
-from common.errors import ModelError
-from common.examples import TaskInfo
-from common.models.layers import ACTIVATIONS
+from nufed.common.config import ModelConfig
+from nufed.common.errors import ModelError
+from nufed.common.examples import TaskInfo
+from nufed.common.models.layers import ACTIVATIONS
 
 CHANNELS = (32, 64)
 CHANNELS_PER_GROUP = 4

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from common.config import ModelConfig
-from common.errors import ConfigError
+from nufed.common.config import ModelConfig
+from nufed.common.errors import ConfigError
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,

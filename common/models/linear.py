@@ -7,8 +7,8 @@ import math
 
 from torch import nn
 
-from common.config import ModelConfig
-from common.examples import TaskInfo
+from nufed.common.config import ModelConfig
+from nufed.common.examples import TaskInfo
 
 
 def build(_config: ModelConfig, task: TaskInfo) -> nn.Module:

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 from torch import nn
 
-from common.config import ModelConfig
-from common.examples import TaskInfo
-from common.models.layers import activated, hidden_sizes
+from nufed.common.config import ModelConfig
+from nufed.common.examples import TaskInfo
+from nufed.common.models.layers import activated, hidden_sizes
 
 
 def build(config: ModelConfig, task: TaskInfo) -> nn.Module:

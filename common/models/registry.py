@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from common.config import ModelConfig
-from common.errors import ConfigError, ModelError, nearest_match_hint
-from common.examples import TaskInfo
-from common.models import cnn, linear, mlp
-from common.models.checks import check_model
-from common.rng import derive_seed, seeded_torch
-from common.user_code import load_function
+from nufed.common.config import ModelConfig
+from nufed.common.errors import ConfigError, ModelError, nearest_match_hint
+from nufed.common.examples import TaskInfo
+from nufed.common.models import cnn, linear, mlp
+from nufed.common.models.checks import check_model
+from nufed.common.rng import derive_seed, seeded_torch
+from nufed.common.user_code import load_function
 
 Build = Callable[[ModelConfig, TaskInfo], nn.Module]
 

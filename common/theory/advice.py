@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from common.errors import ConfigError
-from common.theory.bounds import ObjectiveConstants, hessian_free_gap, objective_constants
-from common.theory.constants import Constants, MetaStep, inner_growth, power
-from common.theory.convergence import BoundTerms, Rate, RunShape, best_rate, max_local_lr
-from common.theory.estimate import Estimate
+from nufed.common.errors import ConfigError
+from nufed.common.theory.bounds import ObjectiveConstants, hessian_free_gap, objective_constants
+from nufed.common.theory.constants import Constants, MetaStep, inner_growth, power
+from nufed.common.theory.convergence import BoundTerms, Rate, RunShape, best_rate, max_local_lr
+from nufed.common.theory.estimate import Estimate
 
 GROWTH_LIMIT = math.e**2  # of q^2ν, reached as ν grows with α = 1/(ν|μ|)
 ONE_STEP_LIMIT = 0.1  # below ναL = 0.1, ν steps of α and one of να have nearly the same meta-gradient

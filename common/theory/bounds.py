@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.errors import ConfigError, nearest_match_hint
-from common.theory.constants import (
+from nufed.common.errors import ConfigError, nearest_match_hint
+from nufed.common.theory.constants import (
     Constants,
     MetaStep,
     geometric_double_sum,

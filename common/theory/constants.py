@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from common.config import MethodConfig
-from common.errors import ConfigError
+from nufed.common.config import MethodConfig
+from nufed.common.errors import ConfigError
 
 Displacement = Literal["normalized", "absolute"]
 Difference = Literal["central", "forward"]
@@ -68,7 +68,7 @@ class Constants:
 
 @dataclass(frozen=True)
 class MetaStep:
-    """What one meta step of a client computes; field names and the meaning of 0 as in `common.config.MethodConfig`.
+    """What one meta step of a client computes; names and the meaning of 0 as in `nufed.common.config.MethodConfig`.
 
     Attributes:
         num_inner_steps: ν.

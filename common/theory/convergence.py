@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from common.errors import ConfigError
-from common.theory.bounds import ObjectiveConstants
+from nufed.common.errors import ConfigError
+from nufed.common.theory.bounds import ObjectiveConstants
 
 ADMISSIBLE = 1 / 5  # β L_F τ may not exceed it
 BIAS_COEFFICIENT = 6.5

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from common.errors import ConfigError
-from common.examples import Batch
-from common.task import LossFn
-from common.theory.constants import Constants
-from common.theory.measure import (
+from nufed.common.errors import ConfigError
+from nufed.common.examples import Batch
+from nufed.common.task import LossFn
+from nufed.common.theory.constants import Constants
+from nufed.common.theory.measure import (
     Measured,
     Probe,
     inner_path,

@@ -1,4 +1,4 @@
-"""What the Hessians and gradients are like at one point: the parts that `common.theory.estimate` takes maxima of."""
+"""What the Hessians and gradients are like at one point: `nufed.common.theory.estimate` takes the maxima."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from common.errors import ConfigError
-from common.examples import Batch
-from common.params import Params, add_scaled, leaves, norm
-from common.rng import derive_seed, torch_generator
-from common.task import LossFn
-from common.theory.spectrum import (
+from nufed.common.errors import ConfigError
+from nufed.common.examples import Batch
+from nufed.common.params import Params, add_scaled, leaves, norm
+from nufed.common.rng import derive_seed, torch_generator
+from nufed.common.task import LossFn
+from nufed.common.theory.spectrum import (
     Accuracy,
     Extremes,
     Operator,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.errors import ModelError, RunError
-from common.examples import Batch
-from common.params import leaves
-from common.task import LossFn
+from nufed.common.errors import ModelError, RunError
+from nufed.common.examples import Batch
+from nufed.common.params import leaves
+from nufed.common.task import LossFn
 
 Operator = Callable[[Tensor], Tensor]
 

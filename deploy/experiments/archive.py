@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.pool import Array
-from common.durable_file import replace_durably
-from common.errors import DataError
+from nufed.common.data.pool import Array
+from nufed.common.durable_file import replace_durably
+from nufed.common.errors import DataError
 
 
 def standardized_archive(source: Path, target: Path) -> Path:

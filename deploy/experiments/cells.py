@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig
-from common.durable_file import write_json
-from common.errors import ConfigError, ModelError, RunError
-from common.meta.estimators import ESTIMATORS
+from nufed.common.config import RunConfig
+from nufed.common.durable_file import write_json
+from nufed.common.errors import ConfigError, ModelError, RunError
+from nufed.common.meta.estimators import ESTIMATORS
 
 DONE = "done.json"
 HVP_COST = 2.4
@@ -107,14 +107,14 @@ def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
     Args:
         cell: what to run.
         out: the suite's folder.
-        engine: a key of `deploy.simulate.ENGINES`.
+        engine: a key of `nufed.deploy.simulation.engines.ENGINES`.
 
     Raises:
         NufedError: the run cannot start.
     """
-    from client.workplace import forget_workplaces
-    from deploy.simulate import prepare, simulate
-    from server.run import ServerOptions
+    from nufed.client.workplace import forget_workplaces
+    from nufed.deploy.simulation.engines import prepare, simulate
+    from nufed.server.run import ServerOptions
 
     place = out / "cells" / cell.name
     if place.exists():
@@ -138,7 +138,7 @@ def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
 
 def check_estimators(cells: list[Cell]) -> None:
     """Check before anything runs that every estimator that is named exists."""
-    from common.meta.estimators import find_estimator
+    from nufed.common.meta.estimators import find_estimator
 
     for name in {cell.config.method.estimator for cell in cells} - set(ESTIMATORS):
         find_estimator(name)

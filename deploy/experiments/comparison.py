@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.config import MethodConfig, RunConfig
-from common.examples import Group
-from common.methods import METHOD_KEYS
-from deploy.experiments.finished import FinishedRun, Floats, Measure
-from deploy.experiments.statistics import (
+from nufed.common.config import MethodConfig, RunConfig
+from nufed.common.examples import Group
+from nufed.common.methods import METHOD_KEYS
+from nufed.deploy.experiments.finished import FinishedRun, Floats, Measure
+from nufed.deploy.experiments.statistics import (
     Censored,
     Corrected,
     Interval,
@@ -24,7 +24,7 @@ from deploy.experiments.statistics import (
     two_stage_bootstrap,
     worst_decile,
 )
-from server.adaptation_curves import rounds_to_target
+from nufed.server.adaptation_curves import rounds_to_target
 
 TARGET_SHARES = (0.90, 0.95)
 

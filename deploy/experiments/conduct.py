@@ -8,16 +8,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.config import Scalar
-from common.durable_file import write_json
-from common.errors import ConfigError, RunError, nearest_match_hint
-from deploy.experiments.archive import PREPARATIONS
-from deploy.experiments.cells import Cell, Outcome, check_estimators
-from deploy.experiments.finished import FinishedRun, read_run
-from deploy.experiments.runner import Workers, run_cells
-from deploy.experiments.suite import Suite, checked, find_archive
-from deploy.experiments.tables import has_parquet, write_tables
-from deploy.experiments.tuning import Choice, tune
+from nufed.common.config import Scalar
+from nufed.common.durable_file import write_json
+from nufed.common.errors import ConfigError, RunError, nearest_match_hint
+from nufed.deploy.experiments.archive import PREPARATIONS
+from nufed.deploy.experiments.cells import Cell, Outcome, check_estimators
+from nufed.deploy.experiments.finished import FinishedRun, read_run
+from nufed.deploy.experiments.runner import Workers, run_cells
+from nufed.deploy.experiments.suite import Suite, checked, find_archive
+from nufed.deploy.experiments.tables import has_parquet, write_tables
+from nufed.deploy.experiments.tuning import Choice, tune
 
 RECORD = "experiment.json"
 
@@ -200,8 +200,8 @@ def _choice_to_json(choice: Choice) -> dict[str, Any]:
 
 
 def _choice_from_json(key: str, stored: Mapping[str, Any]) -> Choice:
-    from common.config import RunConfig
-    from deploy.experiments.tuning import Scored
+    from nufed.common.config import RunConfig
+    from nufed.deploy.experiments.tuning import Scored
 
     scored = tuple(
         Scored(each["point"], -float("inf") if each["score"] is None else each["score"]) for each in stored["scored"]
@@ -210,7 +210,7 @@ def _choice_from_json(key: str, stored: Mapping[str, Any]) -> Choice:
 
 
 def _machine(workers: Workers, command: str) -> dict[str, Any]:
-    from server.run_folder import environment
+    from nufed.server.run_folder import environment
 
     return {
         "command": command,

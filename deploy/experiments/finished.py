@@ -11,14 +11,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import RunConfig
-from common.errors import RunError
-from common.examples import Group
-from deploy.experiments.cells import HVP_COST
-from deploy.experiments.tuning import read_summary
-from server.checkpoint import load_checkpoint
-from server.history import History
-from server.run_folder import stored_config
+from nufed.common.config import RunConfig
+from nufed.common.errors import RunError
+from nufed.common.examples import Group
+from nufed.deploy.experiments.cells import HVP_COST
+from nufed.deploy.experiments.tuning import read_summary
+from nufed.server.checkpoint import load_checkpoint
+from nufed.server.history import History
+from nufed.server.run_folder import stored_config
 
 Floats = NDArray[np.float64]
 Measure = Literal["accuracy", "loss"]

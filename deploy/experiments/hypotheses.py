@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from common.examples import Group
-from deploy.experiments.comparison import Comparison, exact_methods, methods_with
-from deploy.experiments.statistics import Corrected, holm
+from nufed.common.examples import Group
+from nufed.deploy.experiments.comparison import Comparison, exact_methods, methods_with
+from nufed.deploy.experiments.statistics import Corrected, holm
 
 Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
 SMALL = 0.1

@@ -12,17 +12,17 @@ from string import Template
 
 from matplotlib.figure import Figure
 
-from common.durable_file import write_bytes, write_text
-from deploy.experiments.comparison import Comparison, exact_methods
-from deploy.experiments.report_figures import (
+from nufed.common.durable_file import write_bytes, write_text
+from nufed.deploy.experiments.comparison import Comparison, exact_methods
+from nufed.deploy.experiments.report_figures import (
     adaptation_figure,
     clients_figure,
     differences_figure,
     draw,
     progress_figure,
 )
-from deploy.experiments.report_style import PAGE, STYLE
-from deploy.experiments.report_tables import (
+from nufed.deploy.experiments.report_style import PAGE, STYLE
+from nufed.deploy.experiments.report_tables import (
     TextTable,
     differences_table,
     evidence_table,
@@ -32,7 +32,7 @@ from deploy.experiments.report_tables import (
     target_table,
     tuning_table,
 )
-from deploy.experiments.story import GROUP_NAMES, Story, verdict_on
+from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
 
 Drawn = Mapping[str, tuple[str, bytes]]
 

@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from common.examples import Group
-from deploy.experiments.comparison import Comparison
-from deploy.experiments.finished import Floats, Progress
+from nufed.common.examples import Group
+from nufed.deploy.experiments.comparison import Comparison
+from nufed.deploy.experiments.finished import Floats, Progress
 
 # Okabe and Ito (2008), without the yellow that white paper swallows; line styles tell a second round apart.
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

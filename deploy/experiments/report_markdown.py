@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from common.errors import RunError
-from deploy.experiments.comparison import exact_methods
-from deploy.experiments.hypotheses import Finding
-from deploy.experiments.report import baseline_of
-from deploy.experiments.report_tables import (
+from nufed.common.errors import RunError
+from nufed.deploy.experiments.comparison import exact_methods
+from nufed.deploy.experiments.hypotheses import Finding
+from nufed.deploy.experiments.report import baseline_of
+from nufed.deploy.experiments.report_tables import (
     TextTable,
     differences_table,
     evidence_table,
@@ -15,10 +15,10 @@ from deploy.experiments.report_tables import (
     target_table,
     tuning_table,
 )
-from deploy.experiments.runner import duration
-from deploy.experiments.statistics import t_interval
-from deploy.experiments.story import GROUP_NAMES, Story, verdict_on
-from deploy.experiments.wording import estimate, steps
+from nufed.deploy.experiments.runner import duration
+from nufed.deploy.experiments.statistics import t_interval
+from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
+from nufed.deploy.experiments.wording import estimate, steps
 
 OVERVIEW = "overview"
 

@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from common.config import RunConfig
-from common.examples import Group
-from deploy.experiments.comparison import Comparison, exact_methods
-from deploy.experiments.hypotheses import Finding
-from deploy.experiments.statistics import Corrected, t_interval
-from deploy.experiments.story import GROUP_NAMES, Story, winner
-from deploy.experiments.tuning import Choice
-from deploy.experiments.wording import difference, estimate, judgement, number, p_value, span
+from nufed.common.config import RunConfig
+from nufed.common.examples import Group
+from nufed.deploy.experiments.comparison import Comparison, exact_methods
+from nufed.deploy.experiments.hypotheses import Finding
+from nufed.deploy.experiments.statistics import Corrected, t_interval
+from nufed.deploy.experiments.story import GROUP_NAMES, Story, winner
+from nufed.deploy.experiments.tuning import Choice
+from nufed.deploy.experiments.wording import difference, estimate, judgement, number, p_value, span
 
 
 @dataclass(frozen=True)

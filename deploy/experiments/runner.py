@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from common.errors import RunError
-from deploy.experiments.cells import Cell, Outcome, outcome_of, run_cell
+from nufed.common.errors import RunError
+from nufed.deploy.experiments.cells import Cell, Outcome, outcome_of, run_cell
 
 Report = Callable[[str], None]
 
@@ -26,7 +26,7 @@ class Workers:
     Attributes:
         out: the suite's folder.
         jobs: processes at a time.
-        engine: a key of `deploy.simulate.ENGINES`.
+        engine: a key of `nufed.deploy.simulation.engines.ENGINES`.
         say: told of every finished cell in one line.
     """
 
@@ -119,7 +119,7 @@ def _start_worker() -> None:
     """Leave Ctrl-C to the parent, which ends its workers, and let each process use one thread.
 
     Settings of the machine come through the environment; the number of threads is part of what makes runs
-    bit-identical (`common.settings`).
+    bit-identical (`nufed.common.settings`).
     """
     import logging
 
@@ -132,7 +132,7 @@ def _start_worker() -> None:
 
     import torch
 
-    from common.settings import process_settings
+    from nufed.common.settings import process_settings
 
     torch.set_num_threads(process_settings().num_threads)
 

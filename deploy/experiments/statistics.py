@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from common.rng import numpy_generator
+from nufed.common.rng import numpy_generator
 
 CONFIDENCE = 0.95
 ROUNDING = 1e-12

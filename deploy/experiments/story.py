@@ -6,16 +6,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig
-from common.errors import RunError
-from common.examples import Group
-from deploy.experiments.comparison import Comparison, compare, exact_methods
-from deploy.experiments.conduct import RECORD, Experiment, read_experiment
-from deploy.experiments.finished import FinishedRun, read_run
-from deploy.experiments.hypotheses import Finding, Graded, judge
-from deploy.experiments.statistics import Corrected, holm, t_interval
-from deploy.experiments.tuning import Choice
-from deploy.experiments.wording import difference, estimate, judgement, number, p_value, steps
+from nufed.common.config import RunConfig
+from nufed.common.errors import RunError
+from nufed.common.examples import Group
+from nufed.deploy.experiments.comparison import Comparison, compare, exact_methods
+from nufed.deploy.experiments.conduct import RECORD, Experiment, read_experiment
+from nufed.deploy.experiments.finished import FinishedRun, read_run
+from nufed.deploy.experiments.hypotheses import Finding, Graded, judge
+from nufed.deploy.experiments.statistics import Corrected, holm, t_interval
+from nufed.deploy.experiments.tuning import Choice
+from nufed.deploy.experiments.wording import difference, estimate, judgement, number, p_value, steps
 
 GROUP_NAMES: dict[Group, str] = {"new": "new clients", "participating": "participating clients"}
 

@@ -15,9 +15,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.config import RunConfig, Scalar, to_kebab
-from common.errors import ConfigError, DataError, nearest_match_hint
-from common.methods import METHODS, find_method
+from nufed.common.config import RunConfig, Scalar, to_kebab
+from nufed.common.errors import ConfigError, DataError, nearest_match_hint
+from nufed.common.methods import METHODS, find_method
 
 NAME = r"^[A-Za-z0-9._-]{1,64}$"
 FIRST_TUNING_SEED = 1000
@@ -34,7 +34,7 @@ class Method(_Table):
     Attributes:
         name: used in tables.
         label: used in figures.
-        preset: a key of `common.methods.METHODS`, whose options `options` win over; empty for none.
+        preset: a key of `nufed.common.methods.METHODS`, whose options `options` win over; empty for none.
         options: run options that make the method.
         grid: values to tune on instead of the suite's; as many points, so that budgets stay equal.
         follows: a method whose chosen options, including the step size at test time, are taken over.
@@ -71,7 +71,7 @@ class Archive(_Table):
 
     Attributes:
         file: its name in the data folder.
-        prepare: how a copy in the experiment's folder is made (`deploy.experiments.archive`), or `none`:
+        prepare: how a copy in the experiment's folder is made (`nufed.deploy.experiments.archive`), or `none`:
             `standardize-by-user` scales each user's features by that user's own training part and fills missing values
             with the user's own mean; `invert` inverts 8-bit pixels.
     """
@@ -269,7 +269,7 @@ def find_archive(file: str, data_root: Path | None) -> Path:
 
 
 def _shelf() -> Any:
-    return resources.files("deploy.experiments") / "suites"
+    return resources.files("nufed.deploy.experiments") / "suites"
 
 
 def _read(name_or_path: str) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from common.durable_file import replace_durably
-from deploy.experiments.finished import ClientTable, FinishedRun
-from deploy.experiments.statistics import spread, worst_decile
-from deploy.experiments.tuning import Choice
+from nufed.common.durable_file import replace_durably
+from nufed.deploy.experiments.finished import ClientTable, FinishedRun
+from nufed.deploy.experiments.statistics import spread, worst_decile
+from nufed.deploy.experiments.tuning import Choice
 
 Row = dict[str, Any]
 

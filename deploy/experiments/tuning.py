@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig
-from common.errors import RunError
-from deploy.experiments.cells import Cell, Outcome
-from deploy.experiments.runner import Workers, run_cells
-from deploy.experiments.suite import FIRST_TUNING_SEED, Entry, Options, Suite, num_points
+from nufed.common.config import RunConfig
+from nufed.common.errors import RunError
+from nufed.deploy.experiments.cells import Cell, Outcome
+from nufed.deploy.experiments.runner import Workers, run_cells
+from nufed.deploy.experiments.suite import FIRST_TUNING_SEED, Entry, Options, Suite, num_points
 
 
 @dataclass(frozen=True)

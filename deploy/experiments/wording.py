@@ -2,8 +2,8 @@
 
 import math
 
-from deploy.experiments.finished import Measure
-from deploy.experiments.statistics import Corrected, Interval
+from nufed.deploy.experiments.finished import Measure
+from nufed.deploy.experiments.statistics import Corrected, Interval
 
 
 def number(value: float, measure: Measure) -> str:

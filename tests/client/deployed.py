@@ -3,8 +3,8 @@
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import app
-from common.wire import EvaluateRequest, TrainRequest
+from nufed.client.app import app
+from nufed.common.wire import EvaluateRequest, TrainRequest
 
 
 def ask(kind, run, node_config, params=None, *, final=False):

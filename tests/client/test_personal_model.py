@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-import common.durable_file
-from client.model_export import FORMATS, Exportable, export_model
-from client.personal_model import (
+import nufed.common.durable_file
+from nufed.client.model_export import FORMATS, Exportable, export_model
+from nufed.client.personal_model import (
     hash_params,
     load_personal_model,
     personal_path,
@@ -19,17 +19,17 @@ from client.personal_model import (
     predict,
     save_personal_model,
 )
-from client.workplace import workplace
-from common.config import RunConfig
-from common.data.preparation import Preparation
-from common.durable_file import write_tensors
-from common.errors import ConfigError, DataError, ModelError, RunError
-from common.meta.adapt import adapt
-from common.meta.meta_sgd import STEP_SIZE
-from common.models import build_model
-from common.params import model_params
-from common.settings import Settings
-from common.task import judge
+from nufed.client.workplace import workplace
+from nufed.common.config import RunConfig
+from nufed.common.data.private.preparation import Preparation
+from nufed.common.durable_file import write_tensors
+from nufed.common.errors import ConfigError, DataError, ModelError, RunError
+from nufed.common.meta.adapt import adapt
+from nufed.common.meta.meta_sgd import STEP_SIZE
+from nufed.common.models import build_model
+from nufed.common.params import model_params
+from nufed.common.settings import Settings
+from nufed.common.task import judge
 from tests.client.deployed import ask
 
 RUN = RunConfig().updated({"data.num-clients": 4, "data.num-new-clients": 1, "evaluation.num-adapt-steps": 5})
@@ -162,7 +162,7 @@ def test_a_write_that_fails_leaves_the_earlier_file(tmp_path, place, params, mon
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(common.durable_file, "_sync", fail)
+    monkeypatch.setattr(nufed.common.durable_file, "_sync", fail)
 
     with pytest.raises(RunError, match="No space left"):
         personalize_after_run(place, {name: 2 * tensor for name, tensor in params.items()}, path)

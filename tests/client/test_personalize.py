@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from client.personalize import adaptation_curves
-from client.workplace import workplace
-from common.config import RunConfig
-from common.errors import ConfigError
-from common.examples import Examples
-from common.meta.adapt import adapt
-from common.models import build_model
-from common.params import model_params
-from common.settings import Settings
-from common.task import judge
+from nufed.client.personalize import adaptation_curves
+from nufed.client.workplace import workplace
+from nufed.common.config import RunConfig
+from nufed.common.errors import ConfigError
+from nufed.common.examples import Examples
+from nufed.common.meta.adapt import adapt
+from nufed.common.models import build_model
+from nufed.common.params import model_params
+from nufed.common.settings import Settings
+from nufed.common.task import judge
 
 CONFIG = RunConfig().updated({"data.num-clients": 4, "data.num-new-clients": 2, "evaluation.num-adapt-steps": 5})
 

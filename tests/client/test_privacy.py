@@ -9,13 +9,13 @@ import torch
 from flwr.common.serde import recorddict_to_proto
 from PIL import Image
 
-import client.app
-from client.workplace import workplace
-from common.config import RunConfig
-from common.errors import NufedError, RunError
-from common.models import build_model
-from common.params import model_params
-from common.settings import Settings
+import nufed.client.app
+from nufed.client.workplace import workplace
+from nufed.common.config import RunConfig
+from nufed.common.errors import NufedError, RunError
+from nufed.common.models import build_model
+from nufed.common.params import model_params
+from nufed.common.settings import Settings
 from tests.client.deployed import ask
 
 TABLE = {
@@ -127,14 +127,14 @@ def test_the_search_would_find_them(deployed, monkeypatch):
     """A client that leaked a row, or its labels, among its metrics is caught."""
     run, node_config = deployed
     data = workplace(run.flat(), node_config, Settings()).data
-    honest = client.app.adaptation_curves
+    honest = nufed.client.app.adaptation_curves
 
     for leak in (data.test.inputs[3].flatten(), data.support.targets.flatten()):
 
         def leaky(place, params, leak=leak):
             return {**honest(place, params), "extra": leak.double().tolist()}
 
-        monkeypatch.setattr(client.app, "adaptation_curves", leaky)
+        monkeypatch.setattr(nufed.client.app, "adaptation_curves", leaky)
         sent = everything_that_leaves(run, node_config)
 
         assert any(code in sent for _, code in traces(run, node_config))
@@ -188,7 +188,7 @@ def test_what_a_library_raises_is_told_without_its_words(tmp_path, monkeypatch, 
     def fail(*_):
         raise ValueError("could not use Ann-Smith-77")
 
-    monkeypatch.setattr(client.app, "adaptation_curves", fail)
+    monkeypatch.setattr(nufed.client.app, "adaptation_curves", fail)
     params = {"w": torch.zeros(1)}
 
     with pytest.raises(RunError, match=r"ValueError was raised \(test_privacy.py, line \d+\)") as caught:
@@ -204,7 +204,7 @@ def test_a_simulated_client_says_all(monkeypatch):
     def fail(*_):
         raise ValueError("in words")
 
-    monkeypatch.setattr(client.app, "adaptation_curves", fail)
+    monkeypatch.setattr(nufed.client.app, "adaptation_curves", fail)
 
     with pytest.raises(ValueError, match="in words"):
         ask("evaluate", RunConfig(), {"partition-id": 0}, {"w": torch.zeros(1)})

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from flwr.common.config import flatten_dict
 
-from common import __version__
-from common.config import RunConfig
+from nufed.common import __version__
+from nufed.common.config import RunConfig
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
 DECLARED = flatten_dict(PYPROJECT["tool"]["flwr"]["app"]["config"])

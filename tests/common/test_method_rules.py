@@ -2,10 +2,10 @@
 
 import pytest
 
-from common.config import MethodConfig, RunConfig
-from common.errors import ConfigError
-from common.method_rules import has_own_inner_steps, sequential_options
-from common.methods import METHODS
+from nufed.common.config import MethodConfig, RunConfig
+from nufed.common.errors import ConfigError
+from nufed.common.method_rules import has_own_inner_steps, sequential_options
+from nufed.common.methods import METHODS
 
 MOREAU = {"method.objective": "moreau", "method.personal-strength": 1.0}
 LEARNED, HEAD = {"method.step-sizes": "learned"}, {"method.adapted-part": "head"}

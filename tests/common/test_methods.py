@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from common.config import RunConfig
-from common.errors import ConfigError
-from common.methods import METHODS, find_method
+from nufed.common.config import RunConfig
+from nufed.common.errors import ConfigError
+from nufed.common.methods import METHODS, find_method
 
 OTHER = {"method.num-inner-steps": 7, "method.estimator": "unrolled", "method.inner-lr": 0.02, "seed": 3}
 

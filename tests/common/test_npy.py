@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from common.npy import from_npy, to_npy
+from nufed.common.npy import from_npy, to_npy
 
 SHAPES = npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 TYPES = st.sampled_from(["float16", "float32", "float64", "int64", "int32", "uint8", "bool", "complex64"])

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from common.examples import Batch, TaskInfo
-from common.meta.differentiate import value_and_gradient
-from common.params import leaves, model_params
-from common.rng import seeded_torch, torch_generator
-from common.task import make_loss, with_params
+from nufed.common.examples import Batch, TaskInfo
+from nufed.common.params import leaves, model_params
+from nufed.common.rng import seeded_torch, torch_generator
+from nufed.common.steps.differentiate import value_and_gradient
+from nufed.common.task import make_loss, with_params
 from tests.common.meta.problems import cnn, mlp, random_examples
 
 

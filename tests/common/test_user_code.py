@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from common.errors import ConfigError, DataError, ModelError
-from common.user_code import load_function
+from nufed.common.errors import ConfigError, DataError, ModelError
+from nufed.common.user_code import load_function
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_what_the_function_raises_is_told_with_its_place(here):
 def test_an_error_of_ours_passes_as_it_is(here):
     """A user's function may use this package; its messages are complete."""
     (here / "mine_to_load.py").write_text(
-        "from common.errors import ModelError\n\ndef f():\n    raise ModelError('mine')\n"
+        "from nufed.common.errors import ModelError\n\ndef f():\n    raise ModelError('mine')\n"
     )
     function = load_function("mine_to_load:f", "data.source", DataError)
 

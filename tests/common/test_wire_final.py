@@ -3,7 +3,7 @@
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from common.wire import EvaluateRequest, TrainRequest
+from nufed.common.wire import EvaluateRequest, TrainRequest
 
 PARAMS = {"w": torch.ones(2)}
 

@@ -20,11 +20,11 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from deploy.certificates import CertificateFolder, add_client, create_authority
-from deploy.cli import app
+from nufed.deploy.commands.cli import app
+from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority
 
 ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
+DEPLOY = ROOT / "deploy/machines"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 UNITS = ["nufed-server.service", "nufed-client@.service"]
 SITES = ["server", "client"]
@@ -68,9 +68,10 @@ def test_hadolint_finds_nothing_in_the_dockerfile():
 def test_the_image_has_every_package_that_the_project_installs_and_its_context_has_all_that_is_copied():
     sources = [word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]]
     ignore = (DEPLOY / "docker/Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 
-    assert {package.strip("*") for package in packages} <= {source.rstrip("/") for source in sources}
+    folders = {package.removeprefix("nufed.").split(".")[0] for package in packages}
+    assert folders <= {source.rstrip("/") for source in sources}
     assert all((ROOT / source).exists() for source in sources)
     assert all({f"!{source.split('/')[0]}", f"!{source.split('/')[0]}/**"} & {*ignore} for source in sources)
 

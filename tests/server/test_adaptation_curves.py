@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import WireError
-from common.wire import ClientDescription, EvaluateReply
-from server.adaptation_curves import ClientCurves, group_curves, rounds_to_target
+from nufed.common.errors import WireError
+from nufed.common.wire import ClientDescription, EvaluateReply
+from nufed.server.adaptation_curves import ClientCurves, group_curves, rounds_to_target
 
 
 def client(client_id, accuracy, *, loss=None, group="participating", num_test=10, **rest):

@@ -6,8 +6,8 @@ import os
 import pytest
 import torch
 
-from common.errors import RunError
-from server.checkpoint import CHECKPOINT, checkpoint_round, load_checkpoint, save_checkpoint
+from nufed.common.errors import RunError
+from nufed.server.checkpoint import CHECKPOINT, checkpoint_round, load_checkpoint, save_checkpoint
 
 PARAMS = {"head.weight": torch.randn(3, 2, generator=torch.Generator().manual_seed(1)), "body.bias": torch.zeros(0)}
 HISTORY = {"evaluations": [[0, 0.25], [10, 0.5]], "costs": {"bytes_up": 12}}
@@ -66,7 +66,7 @@ def test_a_torn_checkpoint_is_refused_with_what_to_do(tmp_path, kept):
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("server.checkpoint.FORMAT", "nufed-checkpoint-0")
+    monkeypatch.setattr("nufed.server.checkpoint.FORMAT", "nufed-checkpoint-0")
     save_checkpoint(tmp_path, round=7, params=PARAMS, history=HISTORY)
     monkeypatch.undo()
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from common.config import RunConfig
-from server.adaptation_curves import ClientCurves, group_curves
-from server.figures import draw_curves
+from nufed.common.config import RunConfig
+from nufed.server.adaptation_curves import ClientCurves, group_curves
+from nufed.server.figures import draw_curves
 
 CONFIG = RunConfig().replace(evaluation__num_adapt_steps=1, evaluation__primary_step=1)
 

@@ -5,18 +5,18 @@ import json
 import pytest
 import torch
 
-from client.personalize import adaptation_curves, trained_alone
-from client.workplace import workplace
-from common.config import RunConfig
-from common.meta.local_update import Stream, local_update
-from common.meta.meta_sgd import STEP_SIZE
-from common.methods import METHODS
-from common.models import build_model
-from common.params import model_params
-from common.settings import Settings
-from deploy.simulate import simulate
-from server.run import ServerOptions
-from server.run_folder import load_model
+from nufed.client.personalize import adaptation_curves, trained_alone
+from nufed.client.workplace import workplace
+from nufed.common.config import RunConfig
+from nufed.common.meta.local_update import Stream, local_update
+from nufed.common.meta.meta_sgd import STEP_SIZE
+from nufed.common.methods import METHODS
+from nufed.common.models import build_model
+from nufed.common.params import model_params
+from nufed.common.settings import Settings
+from nufed.deploy.simulation.engines import simulate
+from nufed.server.run import ServerOptions
+from nufed.server.run_folder import load_model
 
 SMALL = {
     "data.num-clients": 4,

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from flwr.clientapp import ClientApp
 
-from client.app import app as client_app
-from common.config import RunConfig
-from common.errors import ConfigError, RunError
-from common.wire import EvaluateRequest
-from deploy.flower_runtime.in_process import simulate_in_process
-from server.app import build_server_app
-from server.checkpoint import load_checkpoint
-from server.run import ServerOptions, SilentObserver
-from server.run_folder import load_model
+from nufed.client.app import app as client_app
+from nufed.common.config import RunConfig
+from nufed.common.errors import ConfigError, RunError
+from nufed.common.wire import EvaluateRequest
+from nufed.deploy.simulation.in_process import simulate_in_process
+from nufed.server.app import build_server_app
+from nufed.server.checkpoint import load_checkpoint
+from nufed.server.run import ServerOptions, SilentObserver
+from nufed.server.run_folder import load_model
 
 SMALL = {
     "data.num-clients": 6,

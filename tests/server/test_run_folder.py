@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 import pytest
 import torch
 
-from common import __version__
-from common.config import RunConfig
-from common.errors import RunError
-from server.adaptation_curves import ClientCurves
-from server.checkpoint import CHECKPOINT, save_checkpoint
-from server.run_folder import RunFolder, load_model
+from nufed.common import __version__
+from nufed.common.config import RunConfig
+from nufed.common.errors import RunError
+from nufed.server.adaptation_curves import ClientCurves
+from nufed.server.checkpoint import CHECKPOINT, save_checkpoint
+from nufed.server.run_folder import RunFolder, load_model
 
 NOW = datetime(2026, 3, 1, 12, 30, 5, tzinfo=UTC)
 CONFIG = RunConfig().replace(name="trial", method__num_inner_steps=2)

@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.wire import ClientDescription, TrainRequest
+from nufed.common.wire import ClientDescription, TrainRequest
 
 Node = Callable[[Message], Message | None]
 """Answers one message; None stands for no answer."""

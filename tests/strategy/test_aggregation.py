@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ModelError, RunError, WireError
-from strategy.aggregation import DEFAULT_MAX_GROWTH, RunningMean, fixed_point_for
+from nufed.common.errors import ModelError, RunError, WireError
+from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, RunningMean, fixed_point_for
 
 
 def mean_of(replies, weights=None, sent=None, **options):

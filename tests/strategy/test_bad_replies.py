@@ -12,8 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg
 
-from common.wire import params_to_arrays
-from strategy import MetaFedAvg
+from nufed.common.wire import params_to_arrays
+from nufed.strategy import MetaFedAvg
 from tests.strategy.fake_grid import FakeGrid, StreamingGrid, client, error_reply, received, reply, unreachable
 
 SENT = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(0.5)}

@@ -1,7 +1,7 @@
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from strategy.exchange import (
+from nufed.strategy.exchange import (
     CLOCK_TOLERANCE,
     describe_error,
     iter_replies,

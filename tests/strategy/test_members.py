@@ -3,9 +3,9 @@ import logging
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from common.errors import RunError
-from strategy import members
-from strategy.members import Roster
+from nufed.common.errors import RunError
+from nufed.strategy import members
+from nufed.strategy.members import Roster
 from tests.strategy.fake_grid import FakeGrid, StreamingGrid, client, error_reply, reply, unreachable
 
 

@@ -7,10 +7,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from common.errors import ConfigError, ModelError, RunError
-from common.wire import arrays_to_params, params_to_arrays
-from strategy import MetaFedAvg
-from strategy.participation import choose
+from nufed.common.errors import ConfigError, ModelError, RunError
+from nufed.common.wire import arrays_to_params, params_to_arrays
+from nufed.strategy import MetaFedAvg
+from nufed.strategy.participation import choose
 from tests.strategy.fake_grid import FakeGrid, StreamingGrid, client, error_reply, received, reply
 
 SENT = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(0.5)}

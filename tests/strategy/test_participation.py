@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import RunError
-from strategy.participation import choose, num_chosen
+from nufed.common.errors import RunError
+from nufed.strategy.participation import choose, num_chosen
 
 names = st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=30)
 fractions = st.floats(0, 1, exclude_min=True)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import RunError
-from strategy.results import Averages, Counts, average
+from nufed.common.errors import RunError
+from nufed.strategy.results import Averages, Counts, average
 
 
 def test_counts_that_do_not_add_up_are_a_defect():

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, ModelError
-from common.meta.differentiate import gradient
-from common.params import add_scaled
-from strategy.aggregation import server_step
-from strategy.meta_fedavg import MetaFedAvg
+from nufed.common.errors import ConfigError, ModelError
+from nufed.common.params import add_scaled
+from nufed.common.steps.differentiate import gradient
+from nufed.strategy.aggregation import server_step
+from nufed.strategy.meta_fedavg import MetaFedAvg
 from tests import oracles
 from tests.strategy.fake_grid import FakeGrid, client
 

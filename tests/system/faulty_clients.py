@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
-from client.app import app as client_app
-from common.config import RunConfig
-from common.errors import NufedError
-from deploy.flower_runtime.direct_client import ClientIdentity, DirectClient
+from nufed.client.app import app as client_app
+from nufed.common.config import RunConfig
+from nufed.common.errors import NufedError
+from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 
 SLEEP = 12.0
 """Seconds that the fault `sleep` takes."""

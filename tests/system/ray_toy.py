@@ -17,9 +17,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from common.errors import DataError, NufedError
-from deploy.flower_runtime.in_process import simulate_in_process
-from deploy.flower_runtime.ray_simulation import simulate_with_ray
+from nufed.common.errors import DataError, NufedError
+from nufed.deploy.simulation.in_process import simulate_in_process
+from nufed.deploy.simulation.ray_simulation import simulate_with_ray
 from tests.system.process_tree import descendants
 
 RUN_CONFIG = {"seed": 3, "method.inner-lr": 0.1, "name": "toy"}

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import typer
 
-from deploy.cli import app
+from nufed.deploy.commands.cli import app
 from tests.system.processes import ROOT, Process
 
 GUIDE = (ROOT / "docs/deployment.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.certificates import CertificateFolder, add_client, create_authority
+from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority
 from tests.system.processes import (
     ROOT,
     address_of,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from deploy.flower_runtime.fleet_headers import WHOLE_LIMIT
-from tests.deploy.loopback import adding_app, call, federation, request
+from nufed.deploy.network.fleet_headers import WHOLE_LIMIT
+from tests.deploy.network.loopback import adding_app, call, federation, request
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(280)]
 

@@ -119,7 +119,7 @@ def test_the_final_model_is_the_same_bytes(local, other):
 
 
 def test_steps_by_hand_are_the_same_bytes_in_every_process(tmp_path):
-    """Without dropout, which the network above has, its steps are not autograd's (common/meta/dense_steps.py)."""
+    """Without dropout, which the network above has, its steps are not autograd's (common/steps/dense_steps.py)."""
     found = [
         (simulate(engine, tmp_path / engine, model__dropout=0.0) / "model.safetensors").read_bytes()
         for engine in ("local", "processes", "ray")

@@ -20,7 +20,7 @@ FEW_ROUNDS = ["--set", "federation.num-rounds=4", "--set", "evaluation.interval=
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", "from deploy.cli import main; raise SystemExit(main())", *arguments]
+    command = [sys.executable, "-c", "from nufed.deploy.commands.cli import main; raise SystemExit(main())", *arguments]
     return subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deploy.certificates import CertificateFolder, add_client, create_authority
+from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority
 from tests.system.processes import (
     QUICK,
     address_of,
@@ -51,7 +51,7 @@ def test_bad_replies_are_counted_named_and_leave_no_trace_in_the_model(start, tm
         assert any("NaN" in reason for reason in record["problems"].values())
         assert any("shape" in reason for reason in record["problems"].values())
     spoilt, clean = (run_folder(tmp_path / name) / "model.safetensors" for name in ("with", "without"))
-    from server.run_folder import load_model
+    from nufed.server.run_folder import load_model
 
     assert all((load_model(spoilt)[0][name] == value).all() for name, value in load_model(clean)[0].items())
 

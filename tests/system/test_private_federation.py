@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from client.personal_model import hash_params, load_personal_model
-from deploy.cli import main
-from server.run_folder import load_model
+from nufed.client.personal_model import hash_params, load_personal_model
+from nufed.deploy.commands.cli import main
+from nufed.server.run_folder import load_model
 from tests.system.processes import address_of, nufed, processes, round_records, run_folder
 
 pytestmark = pytest.mark.system

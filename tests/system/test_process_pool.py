@@ -9,15 +9,15 @@ import pytest
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-import deploy.flower_runtime.process_pool as pool
-from client.app import app as client_app
-from common.errors import ConfigError, DataError, RunError
-from deploy.flower_runtime.in_process import simulate_in_process
-from deploy.flower_runtime.process_pool import ProcessGrid, simulate_in_processes
-from deploy.flower_runtime.simulated_grid import FIRST_NODE_ID
-from server.app import build_server_app
-from server.run import ServerOptions
-from tests.deploy.test_cohort import CONFIG
+import nufed.deploy.simulation.process_pool as pool
+from nufed.client.app import app as client_app
+from nufed.common.errors import ConfigError, DataError, RunError
+from nufed.deploy.simulation.in_process import simulate_in_process
+from nufed.deploy.simulation.process_pool import ProcessGrid, simulate_in_processes
+from nufed.deploy.simulation.simulated_grid import FIRST_NODE_ID
+from nufed.server.app import build_server_app
+from nufed.server.run import ServerOptions
+from tests.deploy.simulation.test_cohort import CONFIG
 
 pytestmark = pytest.mark.system
 
@@ -59,7 +59,10 @@ def test_models_are_those_of_the_local_engine_to_the_last_bit(tmp_path):
     """A whole run: rounds, evaluations, new clients, all files but times and paths."""
     config = CONFIG.updated({"federation.num-rounds": 2, "evaluation.interval": 1})
     count = config.data.num_clients + config.data.num_new_clients
-    for name, simulate, app in (("a", simulate_in_process, client_app), ("b", simulate_in_processes, "client.app:app")):
+    for name, simulate, app in (
+        ("a", simulate_in_process, client_app),
+        ("b", simulate_in_processes, "nufed.client.app:app"),
+    ):
         server_app = build_server_app(ServerOptions(out=tmp_path / name))
         simulate(server_app, app, num_nodes=count, run_config=config.flat())
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import DataConfig
-from common.rng import numpy_generator
-from common.settings import Settings
+from nufed.common.config import DataConfig
+from nufed.common.rng import numpy_generator
+from nufed.common.settings import Settings
 
 PER_CLASS, PER_CLASS_TEST = 24, 12
 

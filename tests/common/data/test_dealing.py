@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import DataConfig
-from common.data import load_federation
-from common.data.dealing import deal
-from common.data.pool import Pool, Table
-from common.errors import DataError
-from common.examples import TaskInfo
-from common.settings import Settings
+from nufed.common.config import DataConfig
+from nufed.common.data import load_federation
+from nufed.common.data.dealing import deal
+from nufed.common.data.pool import Pool, Table
+from nufed.common.errors import DataError
+from nufed.common.examples import TaskInfo
+from nufed.common.settings import Settings
 
 TASK = TaskInfo("classification", (1,), 10, tuple("0123456789"))
 

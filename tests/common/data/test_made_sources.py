@@ -6,12 +6,12 @@ from functools import partial
 import pytest
 import torch
 
-from common.config import DataConfig, ModelConfig
-from common.data import load_federation, quadratic_problems
-from common.models import build_model
-from common.rng import torch_generator
-from common.settings import Settings
-from common.task import make_loss
+from nufed.common.config import DataConfig, ModelConfig
+from nufed.common.data import load_federation, quadratic_problems
+from nufed.common.models import build_model
+from nufed.common.rng import torch_generator
+from nufed.common.settings import Settings
+from nufed.common.task import make_loss
 
 QUADRATIC = DataConfig(source="quadratic", num_clients=6, num_new_clients=2)
 SINUSOID = DataConfig(source="sinusoid", num_clients=200, num_new_clients=0)

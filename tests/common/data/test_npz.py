@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import DataConfig
-from common.data import describe_task, load_federation
-from common.errors import DataError
-from common.rng import numpy_generator
-from common.settings import Settings
+from nufed.common.config import DataConfig
+from nufed.common.data import describe_task, load_federation
+from nufed.common.errors import DataError
+from nufed.common.rng import numpy_generator
+from nufed.common.settings import Settings
 from tests.common.data.stand_ins import REAL_DATA
 
 

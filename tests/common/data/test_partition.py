@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import DataConfig
-from common.data.hand import SMALLEST_CLIENT, give_away
-from common.data.partition import PARTITIONERS, classes, dirichlet, iid
-from common.errors import DataError
-from common.rng import numpy_generator
+from nufed.common.config import DataConfig
+from nufed.common.data.hand import SMALLEST_CLIENT, give_away
+from nufed.common.data.partition import PARTITIONERS, classes, dirichlet, iid
+from nufed.common.errors import DataError
+from nufed.common.rng import numpy_generator
 
 LABELS = np.repeat(np.arange(10), 60)
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from common.config import DataConfig
-from common.data.per_fedavg import deal_per_fedavg
-from common.data.pool import Pool, Table
-from common.errors import DataError
-from common.examples import TaskInfo
-from common.rng import numpy_generator
+from nufed.common.config import DataConfig
+from nufed.common.data.per_fedavg import deal_per_fedavg
+from nufed.common.data.pool import Pool, Table
+from nufed.common.errors import DataError
+from nufed.common.examples import TaskInfo
+from nufed.common.rng import numpy_generator
 
 TASK = TaskInfo("classification", (1,), 10, tuple("0123456789"))
 # images of each digit in MNIST's training and test part

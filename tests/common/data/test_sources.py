@@ -5,11 +5,11 @@ from collections import Counter
 import pytest
 import torch
 
-from common.config import DataConfig
-from common.data import SOURCES, describe_task, load_client, load_federation
-from common.data.registry import find_source
-from common.errors import ConfigError, DataError
-from common.examples import ClientData, Examples
+from nufed.common.config import DataConfig
+from nufed.common.data import SOURCES, describe_task, load_client, load_federation
+from nufed.common.data.registry import find_source
+from nufed.common.errors import ConfigError, DataError
+from nufed.common.examples import ClientData, Examples
 from tests.common.data.stand_ins import STAND_INS
 
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import DataConfig
-from common.data.federation import load_client, load_federation
-from common.data.transform import label_permutation, ring_names, rotate
-from common.errors import ConfigError
-from common.settings import Settings
+from nufed.common.config import DataConfig
+from nufed.common.data.federation import load_client, load_federation
+from nufed.common.data.transform import label_permutation, ring_names, rotate
+from nufed.common.errors import ConfigError
+from nufed.common.settings import Settings
 
 
 def clients(**changes):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import DataConfig
-from common.data import user_defined
-from common.data.dealing import deal
-from common.data.pool import Pool, SourceRequest
-from common.errors import DataError
-from common.examples import ClientData, Examples, Federation, TaskInfo
-from common.settings import Settings
+from nufed.common.config import DataConfig
+from nufed.common.data import user_defined
+from nufed.common.data.dealing import deal
+from nufed.common.data.pool import Pool, SourceRequest
+from nufed.common.errors import DataError
+from nufed.common.examples import ClientData, Examples, Federation, TaskInfo
+from nufed.common.settings import Settings
 
 CONFIG = DataConfig(source="python:of_mine:make", num_clients=2, num_new_clients=1)
 TASK = TaskInfo("classification", (3,), 2, ("no", "yes"))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import DataConfig
-from common.data import load_federation
-from common.errors import DataError
-from common.settings import Settings
+from nufed.common.config import DataConfig
+from nufed.common.data import load_federation
+from nufed.common.errors import DataError
+from nufed.common.settings import Settings
 from tests.common.data.stand_ins import REAL_VISION, STAND_INS
 
 VISION = ("mnist", "fashion-mnist", "emnist", "cifar10", "cifar100")

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from common.examples import Batch, Examples, TaskInfo
-from common.meta.meta_gradient import MetaBatches
-from common.params import Params, model_params
-from common.rng import seeded_torch, torch_generator
-from common.task import LossFn, make_loss
+from nufed.common.examples import Batch, Examples, TaskInfo
+from nufed.common.meta.meta_gradient import MetaBatches
+from nufed.common.params import Params, model_params
+from nufed.common.rng import seeded_torch, torch_generator
+from nufed.common.task import LossFn, make_loss
 
 CLASSES = 4
 

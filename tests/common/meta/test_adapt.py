@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from common.meta.adapt import adapt
-from common.meta.differentiate import gradient
-from common.params import add_scaled
+from nufed.common.meta.adapt import adapt
+from nufed.common.params import add_scaled
+from nufed.common.steps.differentiate import gradient
 from tests import oracles
 from tests.common.meta.problems import model_problem, random_examples, relative_difference
 

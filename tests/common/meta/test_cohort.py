@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from common.config import MethodConfig
-from common.errors import ConfigError
-from common.examples import Examples, TaskInfo
-from common.meta.activations import ACTIVATION_DERIVATIVES, find_activation
-from common.meta.cohort import Trainee, batch_sizes, cohort_update
-from common.meta.cohort_dense import DenseKernel
-from common.meta.cohort_estimators import COHORT_ESTIMATORS
-from common.meta.cohort_module import ModuleKernel
-from common.meta.dense_layers import dense_layers
-from common.meta.estimators import ESTIMATORS
-from common.meta.local_update import Stream, local_update
-from common.params import add_scaled, model_params, norm
-from common.rng import seeded_torch
-from common.task import make_loss
+from nufed.common.config import MethodConfig
+from nufed.common.errors import ConfigError
+from nufed.common.examples import Examples, TaskInfo
+from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
+from nufed.common.meta.cohort_estimators import COHORT_ESTIMATORS
+from nufed.common.meta.estimators import ESTIMATORS
+from nufed.common.meta.local_update import Stream, local_update
+from nufed.common.params import add_scaled, model_params, norm
+from nufed.common.rng import seeded_torch
+from nufed.common.steps.activations import ACTIVATION_DERIVATIVES, find_activation
+from nufed.common.steps.cohort_dense import DenseKernel
+from nufed.common.steps.cohort_module import ModuleKernel
+from nufed.common.steps.dense_layers import dense_layers
+from nufed.common.task import make_loss
 from tests.common.meta.problems import CLASSES, SHAPES, cnn, mlp, random_examples, relative_difference
 
 TASK = TaskInfo("classification", SHAPES["mlp"], CLASSES)

@@ -7,20 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from common.config import MethodConfig
-from common.errors import ConfigError
-from common.examples import Batch, TaskInfo
-from common.meta.cautions import Caution, caution
-from common.meta.differentiate import gradient, hessian_vector_product
-from common.meta.eager_steps import eager_steps
-from common.meta.estimators import ESTIMATORS, find_estimator
-from common.meta.exact import exact
-from common.meta.first_order import first_order
-from common.meta.hessian_free import Difference, hessian_free
-from common.meta.meta_gradient import Costs, MetaBatches
-from common.meta.unrolled import unrolled
-from common.params import add_scaled, model_params, norm
-from common.task import make_loss
+from nufed.common.config import MethodConfig
+from nufed.common.errors import ConfigError
+from nufed.common.examples import Batch, TaskInfo
+from nufed.common.meta.estimators import ESTIMATORS, find_estimator
+from nufed.common.meta.exact import exact
+from nufed.common.meta.first_order import first_order
+from nufed.common.meta.hessian_free import Difference, hessian_free
+from nufed.common.meta.meta_gradient import Costs, MetaBatches
+from nufed.common.meta.unrolled import unrolled
+from nufed.common.params import add_scaled, model_params, norm
+from nufed.common.steps.cautions import Caution, caution
+from nufed.common.steps.differentiate import gradient, hessian_vector_product
+from nufed.common.steps.eager_steps import eager_steps
+from nufed.common.task import make_loss
 from tests import oracles
 from tests.common.meta.problems import CountingLoss, mlp, model_problem, random_batches, relative_difference
 

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import MethodConfig
-from common.errors import DataError
-from common.examples import Examples
-from common.meta.draw import (
+from nufed.common.config import MethodConfig
+from nufed.common.errors import DataError
+from nufed.common.examples import Examples
+from nufed.common.meta.draw import (
     BatchPlan,
     Sources,
     batch_plan,
@@ -18,10 +18,10 @@ from common.meta.draw import (
     draws_with_replacement,
     take_batches,
 )
-from common.meta.estimators import ESTIMATORS
-from common.meta.local_update import Stream, local_update
-from common.meta.meta_gradient import Costs
-from common.params import add_scaled, norm
+from nufed.common.meta.estimators import ESTIMATORS
+from nufed.common.meta.local_update import Stream, local_update
+from nufed.common.meta.meta_gradient import Costs
+from nufed.common.params import add_scaled, norm
 from tests import oracles
 from tests.common.meta.problems import model_problem, random_examples
 
@@ -210,9 +210,9 @@ def test_one_example_cannot_be_held_out():
 
 
 def test_dropout_masks_follow_the_stream():
-    from common.examples import TaskInfo
-    from common.params import model_params
-    from common.task import make_loss
+    from nufed.common.examples import TaskInfo
+    from nufed.common.params import model_params
+    from nufed.common.task import make_loss
     from tests.common.meta.problems import mlp
 
     model = mlp(dropout=0.5).train()

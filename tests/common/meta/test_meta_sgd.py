@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from common.config import MethodConfig
-from common.meta.local_update import Stream, local_update
-from common.meta.meta_gradient import MetaBatches
-from common.meta.meta_sgd import STEP_SIZE, meta_sgd, split_step_sizes, with_step_sizes
-from common.meta.objective import build_objective, fine_tune, initial_params
-from common.meta.unrolled import unrolled
-from common.rng import torch_generator
+from nufed.common.config import MethodConfig
+from nufed.common.meta.local_update import Stream, local_update
+from nufed.common.meta.meta_gradient import MetaBatches
+from nufed.common.meta.meta_sgd import STEP_SIZE, meta_sgd, split_step_sizes, with_step_sizes
+from nufed.common.meta.objective import build_objective, fine_tune, initial_params
+from nufed.common.meta.unrolled import unrolled
+from nufed.common.rng import torch_generator
 from tests import oracles
 from tests.common.meta.problems import (
     CountingLoss,

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from common.config import MethodConfig
-from common.errors import ModelError
-from common.meta.estimators import ESTIMATORS
-from common.meta.local_update import Stream, local_update
-from common.meta.meta_gradient import MetaBatches
-from common.meta.objective import fine_tune, step_direction
-from common.meta.parts import head_names, without_body, without_head
+from nufed.common.config import MethodConfig
+from nufed.common.errors import ModelError
+from nufed.common.meta.estimators import ESTIMATORS
+from nufed.common.meta.local_update import Stream, local_update
+from nufed.common.meta.meta_gradient import MetaBatches
+from nufed.common.meta.objective import fine_tune, step_direction
+from nufed.common.meta.parts import head_names, without_body, without_head
 from tests import oracles
 from tests.common.meta.problems import model_problem, random_batches, random_examples, relative_difference
 

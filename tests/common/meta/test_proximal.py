@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from common.config import MethodConfig
-from common.examples import Examples
-from common.meta.local_update import Stream, local_update
-from common.meta.meta_gradient import MetaBatches
-from common.meta.objective import build_objective, fine_tune
-from common.meta.proximal import moreau_gradient, proximal_loss, proximal_pull
-from common.rng import torch_generator
+from nufed.common.config import MethodConfig
+from nufed.common.examples import Examples
+from nufed.common.meta.local_update import Stream, local_update
+from nufed.common.meta.meta_gradient import MetaBatches
+from nufed.common.meta.objective import build_objective, fine_tune
+from nufed.common.meta.proximal import moreau_gradient, proximal_loss, proximal_pull
+from nufed.common.rng import torch_generator
 from tests import oracles
 from tests.common.meta.problems import CountingLoss
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import ModelError
-from common.examples import TaskInfo
-from common.models import check_model
+from nufed.common.errors import ModelError
+from nufed.common.examples import TaskInfo
+from nufed.common.models import check_model
 
 IMAGES = TaskInfo("classification", (3, 8, 8), 4, tuple("abcd"))
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from common.config import ModelConfig
-from common.data import load_federation
-from common.errors import ConfigError, ModelError
-from common.examples import Batch, TaskInfo
-from common.models import DTYPES, MODELS, build_model
-from common.models.layers import ACTIVATIONS
-from common.params import add_scaled, leaves, model_params, norm
-from common.rng import torch_generator
-from common.settings import Settings
-from common.task import make_loss
+from nufed.common.config import ModelConfig
+from nufed.common.data import load_federation
+from nufed.common.errors import ConfigError, ModelError
+from nufed.common.examples import Batch, TaskInfo
+from nufed.common.models import DTYPES, MODELS, build_model
+from nufed.common.models.layers import ACTIVATIONS
+from nufed.common.params import add_scaled, leaves, model_params, norm
+from nufed.common.rng import torch_generator
+from nufed.common.settings import Settings
+from nufed.common.task import make_loss
 from tests.common.data.stand_ins import config_for
 
 TASKS = {

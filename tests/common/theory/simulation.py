@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from common.rng import torch_generator
+from nufed.common.rng import torch_generator
 from tests.oracles import Logistic
 
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from common.theory.advice import describe, recommend, recommended_inner_lr
-from common.theory.constants import Constants, MetaStep, inner_growth
-from common.theory.convergence import RunShape, convergence_bound, max_local_lr
-from common.theory.estimate import Estimate
+from nufed.common.errors import ConfigError
+from nufed.common.theory.advice import describe, recommend, recommended_inner_lr
+from nufed.common.theory.constants import Constants, MetaStep, inner_growth
+from nufed.common.theory.convergence import RunShape, convergence_bound, max_local_lr
+from nufed.common.theory.estimate import Estimate
 
 GENERAL = Constants(L=2.0, rho=1.0, B=1.0, sigma_g=0.5, sigma_h=0.5, gamma_g=0.3, gamma_h=0.2)
 STEP = MetaStep(0, 0.0, "exact", 20, 20, 20)

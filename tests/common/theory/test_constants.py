@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import MethodConfig
-from common.errors import ConfigError
-from common.theory.constants import (
+from nufed.common.config import MethodConfig
+from nufed.common.errors import ConfigError
+from nufed.common.theory.constants import (
     Constants,
     MetaStep,
     geometric_double_sum,

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from common.theory.bounds import ObjectiveConstants, objective_constants
-from common.theory.constants import Constants, MetaStep
-from common.theory.convergence import (
+from nufed.common.errors import ConfigError
+from nufed.common.theory.bounds import ObjectiveConstants, objective_constants
+from nufed.common.theory.constants import Constants, MetaStep
+from nufed.common.theory.convergence import (
     RATES,
     RunShape,
     best_rate,

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from common.config import ModelConfig
-from common.errors import ConfigError, RunError
-from common.examples import Batch, TaskInfo
-from common.models import build_model
-from common.params import model_params
-from common.rng import torch_generator
-from common.task import make_loss
-from common.theory.estimate import estimate_constants
-from common.theory.measure import Probe
+from nufed.common.config import ModelConfig
+from nufed.common.errors import ConfigError, RunError
+from nufed.common.examples import Batch, TaskInfo
+from nufed.common.models import build_model
+from nufed.common.params import model_params
+from nufed.common.rng import torch_generator
+from nufed.common.task import make_loss
+from nufed.common.theory.estimate import estimate_constants
+from nufed.common.theory.measure import Probe
 from tests.common.theory.test_heterogeneity import hessian_spread, root_mean_square
 from tests.oracles import (
     as_params,

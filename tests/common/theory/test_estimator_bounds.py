@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from common.meta.estimators import ESTIMATORS
-from common.rng import numpy_generator
-from common.theory.bounds import (
+from nufed.common.errors import ConfigError
+from nufed.common.meta.estimators import ESTIMATORS
+from nufed.common.rng import numpy_generator
+from nufed.common.theory.bounds import (
     ESTIMATOR_BOUNDS,
     exact_bias,
     exact_conditional_variance,
@@ -25,7 +25,7 @@ from common.theory.bounds import (
     objective_constants,
     unrolled_error,
 )
-from common.theory.constants import Constants, MetaStep
+from nufed.common.theory.constants import Constants, MetaStep
 from tests.common.theory.simulation import Simulation
 from tests.oracles import logistic_federation, product_meta_gradient
 

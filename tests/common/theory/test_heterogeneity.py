@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.rng import numpy_generator
-from common.theory.bounds import heterogeneity
-from common.theory.constants import Constants
+from nufed.common.rng import numpy_generator
+from nufed.common.theory.bounds import heterogeneity
+from nufed.common.theory.constants import Constants
 from tests.common.theory.simulation import Simulation
 from tests.oracles import logistic_federation, meta_gradient, random_quadratics
 

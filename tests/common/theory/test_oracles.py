@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from common.rng import numpy_generator
+from nufed.common.rng import numpy_generator
 from tests.oracles import (
     as_params,
     fixed_point,

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from common.rng import numpy_generator
-from common.theory.bounds import max_curvature, smoothness
-from common.theory.constants import Constants
+from nufed.common.errors import ConfigError
+from nufed.common.rng import numpy_generator
+from nufed.common.theory.bounds import max_curvature, smoothness
+from nufed.common.theory.constants import Constants
 from tests import oracles
 from tests.oracles import logistic_federation, meta_matrix, product_meta_gradient, random_quadratics
 

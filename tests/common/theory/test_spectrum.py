@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from common.errors import ModelError, RunError
-from common.rng import torch_generator
-from common.theory.spectrum import (
+from nufed.common.errors import ModelError, RunError
+from nufed.common.rng import torch_generator
+from nufed.common.theory.spectrum import (
     Accuracy,
     extreme_eigenvalues,
     gradient_and_hessian,

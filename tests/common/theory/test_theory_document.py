@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.theory.bounds import __file__ as bounds_file
-from common.theory.convergence import RATES
+from nufed.common.theory.bounds import __file__ as bounds_file
+from nufed.common.theory.convergence import RATES
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "theory.md"
 LINKS = sorted(set(re.findall(r"\[`?([^\]`]+)`?\]\(([^)]+)\)", DOCUMENT.read_text(encoding="utf-8"))))

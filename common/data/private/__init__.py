@@ -1,0 +1,1 @@
+"""Clients' own data, read where they lie: tables, arrays, image folders, functions; checked before the first step."""

@@ -1,0 +1,228 @@
+"""A deployed client's own data, named by a SPEC on its command line; it is read here and goes nowhere.
+
+csv:PATH?label=COL        a table (private_table.py); parquet:PATH?label=COL likewise
+images:FOLDER             one folder of images per class (private_images.py)
+npz:PATH                  a NumPy archive (private_arrays.py); python:module:function likewise from the user's code
+digits#3/20               client 3 (from 0) of the 20 participating ones of a named source, for trials: it has the
+                          client id and the examples that `nufed simulate --clients 20` gives it; 20 and above are new
+
+Before anything is computed with it, it is compared with what the run expects: shape, kind of task, labels, names.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nufed.common.config import DataConfig, RunConfig
+from nufed.common.data.federation import describe_task, load_client
+from nufed.common.data.hand import Hand, split_hand, too_small
+from nufed.common.data.pool import Array, Table
+from nufed.common.data.private.arrays import read_archive, read_function
+from nufed.common.data.private.images import read_images
+from nufed.common.data.private.preparation import Policy, Preparation, fit_preparation
+from nufed.common.data.private.rows import PrivateRows, check_rows
+from nufed.common.data.private.spec import PrivateSpec, parse_spec
+from nufed.common.data.private.table import MISSING, SCALES, read_table
+from nufed.common.data.private.task import declared_scaling
+from nufed.common.errors import ConfigError, DataError, NufedError
+from nufed.common.examples import ClientData, Examples, Group, TaskInfo
+from nufed.common.settings import Settings
+
+_SLICE = re.compile(r"(?P<source>.+)#(?P<index>\d+)/(?P<count>\d+)")
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Who a deployed client is.
+
+    Attributes:
+        spec: its data.
+        client_id: its stable name; a slice of a named source brings its own.
+        group: None is `participating`, or what a slice of a named source is.
+    """
+
+    spec: str
+    client_id: str = ""
+    group: Group | None = None
+
+
+@dataclass(frozen=True)
+class PrivateClient:
+    """A deployed client, ready to work.
+
+    Attributes:
+        task: what the run is for.
+        data: the client's splits.
+        preparation: how a table's columns became the inputs; None where nothing was changed.
+    """
+
+    task: TaskInfo
+    data: ClientData
+    preparation: Preparation | None = None
+
+
+def is_slice(spec: str) -> bool:
+    """Return whether a spec is a slice of a named source, such as digits#3/20."""
+    return _SLICE.fullmatch(spec) is not None
+
+
+def check_spec(spec: str) -> None:
+    """Refuse a spec that is misspelled, without reading any data.
+
+    Raises:
+        ConfigError: with the right spelling.
+    """
+    if not is_slice(spec):
+        parse_spec(spec)
+
+
+def load_private(member: Membership, config: RunConfig, settings: Settings) -> PrivateClient:
+    """Return the task and this client's splits.
+
+    Raises:
+        ConfigError: the spec is not one, or contradicts the run's options.
+        DataError: the data cannot be had, or are not what the run expects.
+    """
+    if match := _SLICE.fullmatch(member.spec):
+        return _slice_of_source(member, match, config, settings)
+    if not member.client_id:
+        raise ConfigError(f"--data {member.spec} needs a stable name for this client. Type --name NAME.")
+    task = describe_task(config.data, settings, seed=config.seed)
+    try:
+        spec = parse_spec(member.spec)
+        rows = _read(spec, task, config.data, labelled=True)
+        check_rows(rows, task)
+        return _split(rows, spec, member, task, config)
+    except NufedError as error:
+        raise type(error)(f"client {member.client_id!r}: {error}") from error
+
+
+def load_rows(
+    spec_text: str, task: TaskInfo, config: RunConfig, settings: Settings, preparation: Preparation | None = None
+) -> tuple[PrivateRows, Examples]:
+    """Return examples to predict, as they were read and as the model takes them; without labels, targets are empty.
+
+    Args:
+        spec_text: a SPEC; of a slice of a named source, its test split.
+        task: what the model was trained for.
+        config: of the run that the model came from.
+        settings: where data sets are on this machine.
+        preparation: of the personal model; None if it has none.
+
+    Raises:
+        ConfigError: the spec is not one, or asks for another preparation.
+        DataError: the data cannot be had, or are not what the model takes.
+    """
+    if match := _SLICE.fullmatch(spec_text):
+        test = _slice_of_source(Membership(spec_text), match, config, settings).data.test
+        numbers = np.arange(1, len(test) + 1)
+        return PrivateRows(test.inputs.numpy(), test.targets.numpy(), numbers), test
+    spec = parse_spec(spec_text)
+    if preparation:
+        spec = _prepared_elsewhere(spec, preparation)
+    rows = _read(spec, task, config.data, labelled=False)
+    check_rows(rows, task)
+    inputs = rows.inputs
+    if rows.columns:
+        inputs = (preparation or _preparation_without_support(rows, spec, config.data)).apply(inputs)
+    targets = np.zeros(len(rows), np.int64) if rows.targets is None else rows.targets
+    dtype = getattr(torch, config.model.dtype)
+    return rows, Table(inputs, targets).examples(np.arange(len(rows)), task, dtype)
+
+
+def _slice_of_source(
+    member: Membership, match: "re.Match[str]", config: RunConfig, settings: Settings
+) -> PrivateClient:
+    source, index, count = match["source"], int(match["index"]), int(match["count"])
+    if (source, count) != (config.data.source, config.data.num_clients):
+        raise ConfigError(
+            f"--data {member.spec} is a slice of {source!r} dealt to {count} clients, but the server runs "
+            f"{config.data.source!r} with {config.data.num_clients}. "
+            f"Type --data {config.data.source}#{index}/{config.data.num_clients}."
+        )
+    total = count + config.data.num_new_clients
+    if index >= total:
+        raise DataError(
+            f"--data {member.spec} names client {index}, but the run has clients 0 to {total - 1} ({count} "
+            f"participating, {config.data.num_new_clients} new). Choose one of them."
+        )
+    dtype = getattr(torch, config.model.dtype)
+    data = load_client(config.data, index, seed=config.seed, dtype=dtype, settings=settings)
+    if member.group not in (None, data.group):
+        raise ConfigError(
+            f"--data {member.spec} is a {data.group} client of the run, not a {member.group} one. Choose another slice "
+            f"(new clients are {count} to {total - 1}), or leave --new out."
+        )
+    return PrivateClient(describe_task(config.data, settings, seed=config.seed), data)
+
+
+def _read(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, labelled: bool) -> PrivateRows:
+    if spec.kind in ("csv", "parquet"):
+        return read_table(spec, task, config, labelled=labelled)
+    if spec.kind == "images":
+        return read_images(spec, task, labelled=labelled)
+    if spec.kind == "npz":
+        return read_archive(spec, task, config, labelled=labelled)
+    return read_function(spec, task)
+
+
+def _split(
+    rows: PrivateRows, spec: PrivateSpec, member: Membership, task: TaskInfo, config: RunConfig
+) -> PrivateClient:
+    """Return the client's splits, seeded by the run's seed and the client's name; tables are prepared."""
+    if rows.targets is None:
+        raise DataError(f"expected labels in {spec.text}, but there are none; the client cannot be trained or judged")
+    hand = Hand(
+        member.client_id, member.group or "participating", Table(rows.inputs, rows.targets), np.arange(len(rows))
+    )
+    if rows.test is not None and rows.test.targets is not None:
+        test = Table(rows.test.inputs, rows.test.targets)
+        hand = Hand(hand.client_id, hand.group, hand.table, hand.rows, test, np.arange(len(test)))
+    if problem := too_small(hand):
+        raise DataError(
+            f"expected enough examples to train on and to be judged on, but {spec.text} {problem}; add examples"
+        )
+    dtype = getattr(torch, config.model.dtype)
+    # Statistics of a table's columns are computed in float64, whatever the model's precision.
+    data = split_hand(hand, task, config.data, config.seed, torch.float64 if rows.columns else dtype)
+    if not rows.columns:
+        return PrivateClient(task, data)
+    preparation = fit_preparation(rows.columns, _policy(spec, config.data), data.support.inputs.numpy())
+    parts = [_prepared(part, preparation, task, dtype) for part in (data.support, data.validation, data.test)]
+    return PrivateClient(task, ClientData(data.client_id, data.group, *parts), preparation)
+
+
+def _prepared(examples: Examples, preparation: Preparation, task: TaskInfo, dtype: torch.dtype) -> Examples:
+    inputs: Array = preparation.apply(examples.inputs.numpy())
+    targets = examples.targets if task.kind == "classification" else examples.targets.to(dtype)
+    return Examples(torch.from_numpy(inputs).to(dtype), targets)
+
+
+def _policy(spec: PrivateSpec, config: DataConfig) -> Policy:
+    run_scaling = declared_scaling(config)
+    scale = spec.choice("scale", SCALES, "run" if run_scaling else "none")
+    return Policy(spec.choice("missing", MISSING, "error"), scale, run_scaling)
+
+
+def _prepared_elsewhere(spec: PrivateSpec, preparation: Preparation) -> PrivateSpec:
+    """Return the spec for reading alone: what is missing is filled in and scaled as the personal model says."""
+    if typed := [name for name in ("missing", "scale") if name in spec.options]:
+        raise ConfigError(
+            f"--data: {typed[0]}= contradicts the personal model, which brings its own preparation. Leave it out."
+        )
+    if spec.kind not in ("csv", "parquet"):
+        raise ConfigError(f"--data {spec.text} is no table, but the personal model was made of one. Name a table.")
+    fills = not np.isnan(preparation.fill).any()
+    return PrivateSpec(spec.text, spec.kind, spec.argument, {**spec.options, "missing": "zero" if fills else "error"})
+
+
+def _preparation_without_support(rows: PrivateRows, spec: PrivateSpec, config: DataConfig) -> Preparation:
+    policy = _policy(spec, config)
+    if policy.needs_support:
+        raise ConfigError(
+            "--data: missing=mean|median and scale=local need this client's support data, which `nufed personalize` "
+            "keeps with its model. Predict with a personal model."
+        )
+    return fit_preparation(rows.columns, policy, rows.inputs)

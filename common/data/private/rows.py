@@ -1,0 +1,101 @@
+"""A client's own examples as they were read, and the checks that they are what the run expects.
+
+What is said here travels to the server when it is an error: shapes, counts, names of columns and classes and positions
+in the file, never a value. Values are logged on the client's own machine, by `tell_here`.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nufed.common.data.pool import Array
+from nufed.common.data.private.task import Column
+from nufed.common.errors import DataError
+from nufed.common.examples import TaskInfo
+
+_log = logging.getLogger("nufed.private")
+
+
+@dataclass(frozen=True)
+class PrivateRows:
+    """N examples of one client, not yet split, filled in or scaled.
+
+    Attributes:
+        inputs: [N, ...]; uint8 with three or more dimensions are pixels; in a table NaN stands for what is missing.
+        targets: [N] class numbers or [N, K] values; None without labels.
+        numbers: [N] position of each example in what was read, from 1.
+        columns: of a table; empty otherwise.
+        test: examples that the source itself keeps for the test; None leaves that to the run's fractions.
+    """
+
+    inputs: Array
+    targets: Array | None
+    numbers: Array
+    columns: tuple[Column, ...] = ()
+    test: "PrivateRows | None" = field(default=None)
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.inputs)
+
+
+def number_rows(inputs: Array) -> Array:
+    """Return 1 … N."""
+    return np.arange(1, len(inputs) + 1)
+
+
+def tell_here(text: str, *values: Any) -> None:
+    """Log what must not leave this machine, for the person in front of it."""
+    _log.warning(text, *values)
+
+
+def check_rows(rows: PrivateRows, task: TaskInfo) -> None:
+    """Refuse examples that are not what the run expects.
+
+    Raises:
+        DataError: naming what differs: the shape, or how many labels are beyond the classes and where the first is.
+    """
+    shape = rows.inputs.shape[1:]
+    if shape != task.input_shape:
+        raise DataError(
+            f"expected inputs of shape {_dims(task.input_shape)}, as the run has them, but got {_dims(shape)}; bring "
+            "the data to that shape"
+        )
+    if not len(rows):
+        raise DataError("expected examples, but there are none; check --data")
+    if rows.targets is not None:
+        _check_targets(rows.targets, rows.numbers, task)
+    if rows.test is not None:
+        check_rows(rows.test, task)
+
+
+def _check_targets(targets: Array, numbers: Array, task: TaskInfo) -> None:
+    kind = "classification" if targets.ndim == 1 and targets.dtype.kind in "iu" else "regression"
+    if kind != task.kind:
+        raise DataError(
+            f"expected targets for {task.kind}, as the run has them, but got "
+            f"{'class numbers' if kind == 'classification' else 'values'}; give classes as whole numbers or names, and "
+            "values as floats"
+        )
+    if kind == "regression":
+        if targets.shape[1] != task.num_outputs:
+            raise DataError(
+                f"expected {task.num_outputs} values to predict for each example, as the run has them, but got "
+                f"{targets.shape[1]}; name that many label columns"
+            )
+        return
+    beyond = (targets < 0) | (targets >= task.num_outputs)
+    if beyond.any():
+        first = int(np.flatnonzero(beyond)[0])
+        tell_here("example %d has the label %d", numbers[first], targets[first])
+        raise DataError(
+            f"expected labels from 0 to {task.num_outputs - 1} ({', '.join(task.class_names)}), as the run has them, "
+            f"but {int(beyond.sum())} of {len(targets)} are beyond, the first at example {numbers[first]}; correct "
+            "these labels"
+        )
+
+
+def _dims(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"

@@ -1,0 +1,200 @@
+"""The task of a private federation (`data.source=private`), as the server's run declares it.
+
+The server holds no example, so it says what one looks like: `data.task`, `data.input-shape` or `data.feature-names`,
+`data.class-names` or `data.num-outputs`. Every client checks its own data against that before its first step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nufed.common.config import DataConfig
+from nufed.common.errors import ConfigError
+from nufed.common.examples import TaskInfo
+
+PRIVATE = "private"
+"""The `data.source` of a federation whose clients bring their own data."""
+
+_PRIVATE_ONLY = (
+    "input_shape",
+    "num_outputs",
+    "class_names",
+    "feature_names",
+    "categories",
+    "feature_means",
+    "feature_scales",
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: as in the file's header.
+        categories: its values, one input each (1 where the row has that value, else 0); empty for a number.
+    """
+
+    name: str
+    categories: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Return the number of inputs that the column becomes."""
+        return len(self.categories) or 1
+
+
+def declared_task(config: DataConfig) -> TaskInfo:
+    """Return the task that the options declare.
+
+    Raises:
+        ConfigError: an option is missing, or two contradict each other.
+    """
+    return TaskInfo(config.task, _input_shape(config), *_outputs(config))
+
+
+def check_declared(config: DataConfig) -> None:
+    """Refuse options of private federations where the source is another, and so would be ignored.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    if config.source == PRIVATE:
+        declared_task(config)
+        return
+    given = [name for name in _PRIVATE_ONLY if getattr(config, name)]
+    if config.task != "classification":
+        given = ["task", *given]
+    if given:
+        key = f"data.{given[0].replace('_', '-')}"
+        raise ConfigError(
+            f"{key}={getattr(config, given[0])!r} describes private data, but data.source={config.source!r} describes "
+            f"itself. Set data.source=private, or leave {key} out."
+        )
+
+
+def declared_columns(config: DataConfig) -> tuple[Column, ...]:
+    """Return the columns of `data.feature-names` with the categories of `data.categories`; empty if none are named.
+
+    Raises:
+        ConfigError: a name stands twice, or categories are given for a column that is not named.
+    """
+    names, categories = split_names(config.feature_names, "data.feature-names"), parse_categories(config.categories)
+    if stray := [name for name in categories if names and name not in names]:
+        raise ConfigError(
+            f"data.categories names the column {stray[0]!r}, which data.feature-names does not list. Correct one."
+        )
+    return tuple(Column(name, categories.get(name, ())) for name in names)
+
+
+def parse_categories(text: str, option: str = "data.categories") -> dict[str, tuple[str, ...]]:
+    """Return column -> categories of `sex:f|m;thal:3|6|7`.
+
+    Raises:
+        ConfigError: the text is not of that form, or a name stands twice.
+    """
+    result: dict[str, tuple[str, ...]] = {}
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        name, colon, values = part.rpartition(":")
+        categories = tuple(canonical(value) for value in values.split("|"))
+        if not colon or not name.strip() or "" in categories:
+            raise ConfigError(f"{option}: expected COLUMN:VALUE|VALUE;…, e.g. sex:f|m, but got {part!r}. Correct it.")
+        if name.strip() in result or len(set(categories)) < len(categories):
+            raise ConfigError(f"{option}: the column {name.strip()!r} or one of its values stands twice. Remove one.")
+        result[name.strip()] = categories
+    return result
+
+
+def declared_scaling(config: DataConfig) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return (means, scales) of the columns without categories, in their order; None if the run gives none.
+
+    Raises:
+        ConfigError: they are no numbers, not as many as there are such columns, or a scale is not positive.
+    """
+    if not config.feature_means and not config.feature_scales:
+        return None
+    means = _numbers(config.feature_means, "data.feature-means")
+    scales = _numbers(config.feature_scales, "data.feature-scales")
+    wanted = sum(not column.categories for column in declared_columns(config))
+    if not len(means) == len(scales) == wanted or not wanted:
+        raise ConfigError(
+            f"expected a mean and a scale for each of the {wanted} columns of data.feature-names without categories, "
+            f"but got {len(means)} in data.feature-means and {len(scales)} in data.feature-scales. Give both for each."
+        )
+    if any(scale <= 0 for scale in scales):
+        raise ConfigError(f"data.feature-scales={config.feature_scales!r} is refused: scales are above 0.")
+    return means, scales
+
+
+def canonical(text: str) -> str:
+    """Return one spelling for each value: without spaces around it, and 3 for 3.0.
+
+    Example:
+        >>> canonical(" 3.0 "), canonical("f")
+        ('3', 'f')
+    """
+    text = text.strip()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else text
+
+
+def split_names(text: str, option: str) -> tuple[str, ...]:
+    """Return the comma-separated names.
+
+    Raises:
+        ConfigError: one is empty or stands twice.
+    """
+    names = tuple(name.strip() for name in text.split(",")) if text.strip() else ()
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError(f"{option}={text!r} is refused: expected names without repetition. Correct the list.")
+    return names
+
+
+def _input_shape(config: DataConfig) -> tuple[int, ...]:
+    shape = tuple(int(size) for size in config.input_shape.split(",")) if config.input_shape else ()
+    columns = declared_columns(config)
+    declared_scaling(config)
+    if not shape and not columns:
+        raise ConfigError(
+            "data.source=private needs the shape of an input, because the server has no data. Set "
+            "data.input-shape, e.g. 13 or 1,28,28, or data.feature-names."
+        )
+    width = sum(column.width for column in columns)
+    if columns and shape and math.prod(shape) != width:
+        raise ConfigError(
+            f"data.input-shape={config.input_shape!r} contradicts data.feature-names, whose columns become {width} "
+            "inputs, categories counted. Correct one, or leave data.input-shape out."
+        )
+    return shape or (width,)
+
+
+def _outputs(config: DataConfig) -> tuple[int, tuple[str, ...]]:
+    names: Sequence[str] = split_names(config.class_names, "data.class-names")
+    if config.task == "regression":
+        if names:
+            raise ConfigError("data.class-names contradicts data.task=regression. Leave one of them out.")
+        return config.num_outputs or 1, ()
+    if not names and not config.num_outputs:
+        raise ConfigError(
+            "data.source=private needs the classes, because the server has no data. Set data.class-names, e.g. no,yes, "
+            "or data.num-outputs for classes that are numbers from 0."
+        )
+    if names and config.num_outputs not in (0, len(names)):
+        raise ConfigError(
+            f"data.num-outputs={config.num_outputs} contradicts data.class-names, which are {len(names)}. "
+            "Leave data.num-outputs out."
+        )
+    return (config.num_outputs or len(names)), (*names,) or tuple(map(str, range(config.num_outputs)))
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError as error:
+        raise ConfigError(f"{option}={text!r} is refused: expected comma-separated numbers. Correct it.") from error
+    if not all(map(math.isfinite, numbers)):
+        raise ConfigError(f"{option}={text!r} is refused: expected finite numbers. Correct it.")
+    return numbers

@@ -1,0 +1,95 @@
+"""What one batched computation over several clients is made of: their batches, and the loss around one point each.
+
+A *cohort* is m clients whose parameters are stacked: every tensor has a leading dimension m. The clients do not mix,
+so each operation below is m independent ones.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nufed.common.params import Params
+
+Stacked = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CohortBatch:
+    """One batch for each of m clients, padded to a common length B.
+
+    Attributes:
+        inputs: [m, B, ...].
+        targets: [m, B] class numbers (int64), or [m, B, K] values.
+        weights: [m, B], what each example counts in its client's mean: 1/B_i, or 0 for padding.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+class CohortTape(Protocol):
+    """The clients' losses around one point each, on one batch each."""
+
+    def losses(self) -> Tensor:
+        """Return f_i(x_i), [m]; weighted mean over examples."""
+
+    def gradient(self) -> Params:
+        """Return ∇f_i(x_i)."""
+
+    def descend(self, step_size: float) -> Params:
+        """Return x_i - step_size ∇f_i(x_i)."""
+
+    def contract(self, direction: Params, step_size: float) -> Params:
+        """Return (I - step_size ∇²f_i(x_i)) v_i; only of a tape recorded with `curvature`.
+
+        `direction` may be overwritten, so that a sweep over many inner points needs no memory for each.
+        """
+
+
+class CohortKernel(Protocol):
+    """A way of computing losses of m clients at once.
+
+    Attributes:
+        takes_padding: whether batches may have padding, that is, unequal weights.
+    """
+
+    takes_padding: bool
+
+    def start_step(self) -> None:
+        """Be told that nothing is needed any more of what earlier tapes returned; its memory may be used again."""
+
+    def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> CohortTape:
+        """Evaluate the losses at `params`; `curvature` keeps what `contract` needs."""
+
+
+def stack_params(params: list[Mapping[str, Tensor]]) -> Params:
+    """Return m clients' parameters as one stacked set, [m, ...] each."""
+    return {name: torch.stack([each[name] for each in params]) for name in params[0]}
+
+
+def norms(params: Stacked) -> Tensor:
+    """Return each client's Euclidean norm over all its tensors together, [m]."""
+    parts = [torch.linalg.vector_norm(tensor.flatten(1), dim=1) for tensor in params.values()]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    return total
+
+
+def clipped_each(direction: Stacked, max_norm: float) -> Params:
+    """Return each client's direction, scaled down to the length `max_norm` if it is longer."""
+    lengths = norms(direction)
+    scales = torch.where(lengths > max_norm, max_norm / lengths, torch.ones_like(lengths))
+    return {name: tensor * _beside(scales, tensor) for name, tensor in direction.items()}
+
+
+def add_scaled_each(params: Stacked, direction: Stacked, scales: Tensor) -> Params:
+    """Return x_i + scales_i v_i, with scales [m]."""
+    return {name: torch.addcmul(tensor, direction[name], _beside(scales, tensor)) for name, tensor in params.items()}
+
+
+def _beside(scales: Tensor, stacked: Tensor) -> Tensor:
+    """Return scales [m] in a shape that multiplies each client's part of a tensor [m, …]."""
+    return scales.reshape(-1, *[1] * (stacked.ndim - 1))

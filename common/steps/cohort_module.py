@@ -1,0 +1,65 @@
+"""The batched kernel of any network: the loss mapped over the clients (`torch.func.vmap`), differentiated by autograd.
+
+The sum of the clients' losses has each client's gradient as its own block, and a block-diagonal Hessian, so one
+backward pass serves all of them. On a GPU this fills the device; on a CPU it gains nothing over one client at a time,
+and convolutions lose, for a convolution with weights of its own for each client is a grouped one.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nufed.common.examples import Batch
+from nufed.common.params import Params, add_scaled, leaves
+from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
+from nufed.common.steps.differentiate import gradient_graph_product
+from nufed.common.task import LossFn
+
+
+class ModuleKernel:
+    """Maps one client's loss over m of them; holds that loss, which must draw no masks."""
+
+    takes_padding = False
+
+    def __init__(self, loss: LossFn) -> None:
+        """Serve clients of this loss, a mean over the examples of a batch."""
+
+        def one(params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+            return loss(params, Batch(inputs, targets))
+
+        self._losses = torch.vmap(one)
+
+    def start_step(self) -> None:
+        """Do nothing: autograd's results have memory of their own."""
+
+    def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> "ModuleTape":
+        """Evaluate the losses and their gradients at `params`; the weights are not read."""
+        point = leaves(params)
+        losses = self._losses(point, batch.inputs, batch.targets)
+        gradients = torch.autograd.grad(losses.sum(), list(point.values()), create_graph=curvature)
+        return ModuleTape(point, losses.detach(), dict(zip(point, gradients, strict=True)))
+
+
+class ModuleTape:
+    """One forward and backward pass; holds the point, and the gradients with their graph if asked for curvature."""
+
+    def __init__(self, point: Params, losses: Tensor, gradients: Params) -> None:
+        """Keep what the pass gave."""
+        self._point, self._losses, self._gradients = point, losses, gradients
+
+    def losses(self) -> Tensor:
+        """Return f_i, [m]."""
+        return self._losses
+
+    def gradient(self) -> Params:
+        """Return ∇f_i."""
+        return {name: tensor.detach() for name, tensor in self._gradients.items()}
+
+    def descend(self, step_size: float) -> Params:
+        """Return x_i - step_size ∇f_i, detached."""
+        return add_scaled(self._point, self._gradients, -step_size)
+
+    def contract(self, direction: Params, step_size: float) -> Params:
+        """Return v_i - step_size ∇²f_i v_i; frees the graph, so once only."""
+        return add_scaled(direction, gradient_graph_product(self._point, self._gradients, direction), -step_size)

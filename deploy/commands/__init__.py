@@ -1,0 +1,1 @@
+"""The command line: `nufed` and its commands, a thin layer over what they call."""

@@ -1,0 +1,139 @@
+"""`nufed experiment` and `nufed report`: run a suite of methods over seeds, and show what came out."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from nufed.common.errors import ConfigError
+from nufed.deploy.commands.option_groups import MachineOptions, with_option_groups
+from nufed.deploy.commands.terminal import stdout_console
+
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="run option for all methods, e.g. federation.num-rounds=50", metavar="KEY=VALUE"),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("experiment")(experiment_command)
+    app.command("report")(report_command)
+
+
+@with_option_groups
+def experiment_command(  # noqa: PLR0913 - the command line is flat
+    machine: MachineOptions,
+    suite: Annotated[str, typer.Argument(help="name of a suite, or a TOML file; `list` names them", metavar="SUITE")],
+    seeds: Annotated[int | None, typer.Option(help="seeds of the final runs", min=1, max=1000)] = None,
+    jobs: Annotated[int, typer.Option(help="runs at a time", min=1, max=256)] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the experiment (default: results/SUITE)", metavar="DIR")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="what runs a federation, as in simulate", metavar="NAME")] = "cohort",
+    resume: Annotated[
+        bool, typer.Option(help="go on where an earlier start stopped, or refuse a folder that has runs")
+    ] = True,
+    assignments: _Set = None,
+    method: Annotated[list[str] | None, typer.Option(help="only this method (repeatable)", metavar="NAME")] = None,
+    setting: Annotated[list[str] | None, typer.Option(help="only this setting (repeatable)", metavar="NAME")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="show nothing but errors")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the verdict as JSON and nothing else")] = False,
+) -> None:
+    """Tune the methods of a suite with equal budgets, run them over seeds, and write tables and a report.
+
+    Finished runs are kept: the same command goes on after Ctrl-C or a crash.
+    """
+    from nufed.common.settings import process_settings
+    from nufed.deploy.experiments.conduct import Changes, conduct, located, with_changes
+    from nufed.deploy.experiments.runner import Workers
+    from nufed.deploy.experiments.suite import Suite, suite_names
+    from nufed.deploy.simulation.engines import find_engine
+
+    if suite == "list":
+        for name in suite_names():
+            typer.echo(f"{name}: {Suite.load(name).title}")
+        return
+    find_engine(engine)
+    changes = Changes(seeds, _options(assignments or []), method or (), setting or ())
+    changed = with_changes(Suite.load(suite), changes)
+    folder = out or Path("results") / changed.name
+    if not resume and (folder / "cells").exists():
+        raise ConfigError(f"--no-resume contradicts {folder}, which has runs. Choose another --out, or leave it out.")
+    with machine.exported():
+        workers = Workers(folder, jobs, engine, _speaker(silent=quiet or as_json))
+        command = " ".join(["nufed", *sys.argv[1:]])
+        experiment = conduct(located(changed, folder, process_settings().data_root), workers, command=command)
+    _show(experiment.suite.name, folder, quiet=quiet, as_json=as_json)
+
+
+def report_command(
+    folders: Annotated[
+        list[Path], typer.Argument(help="folders of experiments, or of single runs", metavar="RUN_OR_SUITE...")
+    ],
+    out: Annotated[Path | None, typer.Option(help="HTML file (default: report.html in the folder)")] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(
+            help="also put verdicts and tables into this file: a section named like each folder and, of several "
+            "folders, one named `overview`"
+        ),
+    ] = None,
+) -> None:
+    """Write a report of an experiment or a run: one HTML file that needs no network, and its figures beside it."""
+    from nufed.common.durable_file import write_text
+    from nufed.deploy.experiments.report import write_report
+    from nufed.deploy.experiments.report_markdown import with_sections
+    from nufed.deploy.experiments.story import read_story
+
+    if out and len(folders) > 1:
+        raise ConfigError("--out is one file, and there are several folders. Leave it out, or report one at a time.")
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"There are two folders named {twice!r}, and sections are named like them. Rename one.")
+    stories = [read_story(folder) for folder in folders]
+    for folder, story in zip(folders, stories, strict=True):
+        target = out or folder / "report.html"
+        write_report(story, target)
+        typer.echo(str(target))
+    if markdown:
+        document = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
+        write_text(markdown, with_sections(document, dict(zip(names, stories, strict=True))))
+        typer.echo(str(markdown))
+
+
+def _show(name: str, folder: Path, *, quiet: bool, as_json: bool) -> None:
+    from nufed.common.durable_file import json_ready
+    from nufed.deploy.experiments.report import write_report
+    from nufed.deploy.experiments.story import read_story
+
+    story = read_story(folder)
+    write_report(story, folder / "report.html")
+    if as_json:
+        typer.echo(json.dumps(json_ready({"folder": folder, "suite": name, **story.to_json()}), indent=2))
+    elif not quiet:
+        console = stdout_console()
+        for line in story.verdict_lines():
+            console.print(Text(line), soft_wrap=True)
+        console.print(Text(f"report {folder / 'report.html'}"), soft_wrap=True)
+
+
+def _speaker(*, silent: bool) -> Callable[[str], None]:
+    console = stdout_console()
+    return (lambda _line: None) if silent else lambda line: console.print(Text(line), soft_wrap=True)
+
+
+def _options(assignments: list[str]) -> dict[str, str | int | float | bool]:
+    """Return the options of --set.
+
+    Raises:
+        ConfigError: one is no assignment, or two contradict each other.
+    """
+    from nufed.deploy.commands.run_options import RunOptions
+
+    return dict(RunOptions(assignments=assignments).changes())

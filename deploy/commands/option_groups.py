@@ -1,0 +1,139 @@
+"""Options that several commands share, declared once: a command names the group, typer sees its options.
+
+@with_option_groups
+def simulate(run: RunOptions, machine: MachineOptions) -> None: ...
+"""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol, Self, runtime_checkable
+
+import typer
+
+from nufed.common.errors import ConfigError
+
+
+@runtime_checkable
+class OptionGroup(Protocol):
+    """Options that are read together into one record."""
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """Return the group's options as keyword-only parameters that typer understands."""
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Return the record that the parsed values, by parameter name, make up."""
+
+
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return `command` for typer, each parameter annotated with an option group replaced by the group's options."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, tuple[type[OptionGroup], list[inspect.Parameter]]] = {}
+    own: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, OptionGroup):
+            groups[parameter.name] = parameter.annotation, parameter.annotation.parameters()
+        else:
+            own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def parsed(**values: Any) -> None:
+        records = {}
+        for name, (group, members) in groups.items():
+            records[name] = group.from_values({member.name: values.pop(member.name) for member in members})
+        command(**records, **values)
+
+    shown = [*(member for _, members in groups.values() for member in members), *own]
+    parsed.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return parsed
+
+
+def option(name: str, annotation: Any, default: Any, declared: Any) -> inspect.Parameter:
+    """Return one parameter of a group; `declared` is a `typer.Option(...)`."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=Annotated[annotation, declared])
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """What depends on the machine and never on the numbers; None leaves it to the environment (`NUFED_*`).
+
+    Attributes:
+        data_root: folder of torchvision data sets.
+        download: whether torchvision may download what is missing.
+        device: cpu, cuda or cuda:N.
+        threads: threads of torch in each process.
+    """
+
+    data_root: Path | None = None
+    download: bool = False
+    device: str | None = None
+    threads: int | None = None
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """Return --data-root, --download, --device and --threads."""
+
+        def declare(flag: str, text: str, **rest: Any) -> Any:
+            return typer.Option(flag, help=text, rich_help_panel="Machine", **rest)
+
+        data_root = declare("--data-root", "folder of torchvision data sets", metavar="DIR")
+        threads = declare("--threads", "threads of torch in each process (default: 1)", min=1, max=1024)
+        return [
+            option("data_root", Path | None, None, data_root),
+            option("download", bool, False, declare("--download", "let torchvision download what is missing")),
+            option(
+                "device", str | None, None, declare("--device", "cpu, cuda or cuda:N (default: cpu)", metavar="NAME")
+            ),
+            option("threads", int | None, None, threads),
+        ]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "MachineOptions":
+        """Return the machine's options.
+
+        Raises:
+            ConfigError: the device does not exist here.
+        """
+        if values["device"] is not None:
+            check_device(values["device"])
+        return cls(**values)
+
+    @contextmanager
+    def exported(self) -> Iterator[None]:
+        """Put the options into the environment inside the block, where this process and those it starts read them."""
+        given = {"NUFED_DATA_ROOT": self.data_root, "NUFED_DEVICE": self.device, "NUFED_NUM_THREADS": self.threads}
+        values = {name: str(value) for name, value in given.items() if value is not None}
+        if self.download:
+            values["NUFED_DOWNLOAD"] = "true"
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not know or that this machine lacks.
+
+    Raises:
+        ConfigError: with what there is.
+    """
+    import torch
+
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    known = ["cpu", *(["cuda"] if gpus else []), *gpus]
+    if name not in known:
+        raise ConfigError(f"--device={name!r} is not on this machine. Choose one of: {', '.join(known)}.")

@@ -1,0 +1,196 @@
+"""From what was typed to a `RunConfig`: defaults, then --config, then --method, then flags, then --set."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from nufed.common.config import RunConfig, Scalar, option_descriptions, to_kebab
+from nufed.common.errors import ConfigError
+from nufed.common.methods import METHODS, find_method
+from nufed.deploy.commands.option_groups import option
+
+FLAGS = {
+    "name": "name",
+    "seed": "seed",
+    "dataset": "data.source",
+    "partition": "data.partition",
+    "clients": "data.num-clients",
+    "new-clients": "data.num-new-clients",
+    "model": "model.name",
+    "inner-steps": "method.num-inner-steps",
+    "inner-lr": "method.inner-lr",
+    "estimator": "method.estimator",
+    "local-steps": "method.num-local-steps",
+    "local-lr": "method.local-lr",
+    "batch-size": "method.batch-size",
+    "rounds": "federation.num-rounds",
+    "fraction": "federation.participation-fraction",
+    "weighting": "federation.weighting",
+    "adapt-steps": "evaluation.num-adapt-steps",
+}
+
+_PANELS = {
+    "data": "Data and clients",
+    "model": "Model",
+    "method": "Method",
+    "federation": "Rounds",
+    "evaluation": "Evaluation",
+}
+_LOW = {"minimum": "{:.10g}", "exclusiveMinimum": "above {:.10g}"}
+_HIGH = {"maximum": " to {:.10g}", "exclusiveMaximum": " to below {:.10g}"}
+_METAVARS = {int: "INTEGER", float: "NUMBER", str: "NAME"}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What was typed about a run's numbers, not yet judged.
+
+    Attributes:
+        config_file: of --config; None without it.
+        method: of --method; None without it.
+        flags: flag -> value as typed, e.g. `{"inner-lr": "0.1"}`.
+        assignments: of --set, `key=value` each.
+    """
+
+    config_file: Path | None = None
+    flags: Mapping[str, str] = field(default_factory=dict)
+    assignments: Sequence[str] = ()
+    method: str | None = None
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """Return --method, the flags of `FLAGS`, --config and --set; values stay as typed: one place judges them."""
+        config = typer.Option("--config", help="JSON or TOML file of options, e.g. a run's config.json", metavar="FILE")
+        assignment = typer.Option(
+            "--set",
+            help="any option, e.g. method.hessian-batch-size=40; `nufed options` lists them",
+            metavar="KEY=VALUE",
+        )
+        method = typer.Option(
+            "--method",
+            help=f"preset below the other flags: {', '.join(METHODS)}; `nufed methods` says what they are",
+            metavar="NAME",
+            rich_help_panel=_PANELS["method"],
+        )
+        return [
+            option("method", str | None, None, method),
+            *(_flag_parameter(flag, key) for flag, key in FLAGS.items()),
+            option("config", Path | None, None, config),
+            option("assignments", list[str] | None, None, assignment),
+        ]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "RunOptions":
+        """Return what was typed."""
+        flags = {flag: values[flag.replace("-", "_")] for flag in FLAGS}
+        given = {flag: value for flag, value in flags.items() if value is not None}
+        return cls(values["config"], given, tuple(values["assignments"] or ()), values["method"])
+
+    def resolve(self, base: RunConfig | None = None) -> RunConfig:
+        """Return the run's configuration; later ones win: `base` or defaults, --config, --method, flags, --set.
+
+        Raises:
+            ConfigError: a method or option is unknown, a value is out of range, a file cannot be read, or a flag and
+                --set disagree.
+        """
+        config = RunConfig.load(self.config_file) if self.config_file else base or RunConfig()
+        preset = find_method(self.method).options() if self.method else {}
+        changes = self.changes()
+        try:
+            return config.updated({**preset, **changes})
+        except ConfigError as error:
+            raise ConfigError(self._in_flags(str(error))) from error
+
+    def changes(self) -> dict[str, str]:
+        """Return flat key -> value as typed, from flags and --set.
+
+        Raises:
+            ConfigError: an assignment is no assignment, or the same key is given two different values.
+        """
+        changes: dict[str, str] = {}
+        origins: dict[str, str] = {}
+        typed = [(FLAGS[flag], value, f"--{flag} {value}") for flag, value in self.flags.items()]
+        for key, value, origin in [*typed, *map(_parse_assignment, self.assignments)]:
+            if key in changes and not _same(changes[key], value):
+                raise ConfigError(f"{origins[key]} contradicts {origin}: both give {key}. Leave one of them out.")
+            changes[key], origins[key] = value, origin
+        return changes
+
+    def _in_flags(self, message: str) -> str:
+        """Return the message with the flags that were typed named beside their keys."""
+        for flag in self.flags:
+            shown = f"--{flag}" if flag == FLAGS[flag] else f"--{flag} ({FLAGS[flag]})"
+            message = message.replace(f"{FLAGS[flag]}=", f"{shown}=")
+        return message
+
+
+def config_for_resuming(stored: RunConfig, options: RunOptions) -> RunConfig:
+    """Return the stored configuration with the changes that a resumed run may have: more rounds.
+
+    Raises:
+        ConfigError: another option is changed.
+    """
+    config = options.resolve(stored)
+    before, after = stored.flat(), config.flat()
+    changed = [key for key, value in after.items() if value != before[key] and key != "federation.num-rounds"]
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{key}={after[key]!r} contradicts the run to resume, which has {key}={before[key]!r}. "
+            "Only --rounds may change: leave the option out, or start a new run without --resume."
+        )
+    return config
+
+
+def allowed_values(key: str) -> str:
+    """Return what a key's value may be, e.g. `1 to 1000; `, as the configuration's own schema has it."""
+    schema = _schema()
+    section, _, name = key.rpartition(".")
+    table = schema["$defs"][f"{section.capitalize()}Config"] if section else schema
+    declared = table["properties"][name]
+    if "enum" in declared:
+        return f"{', '.join(declared['enum'])}; "
+    low = next((text.format(declared[k]) for k, text in _LOW.items() if k in declared), "")
+    high = next((text.format(declared[k]) for k, text in _HIGH.items() if k in declared), "")
+    return f"{low}{high}; " if low and high else ""
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return RunConfig.model_json_schema(by_alias=True)
+
+
+def _flag_parameter(flag: str, key: str) -> inspect.Parameter:
+    default, description = option_descriptions()[key]
+    declared = typer.Option(
+        f"--{flag}",
+        help=f"{description} ({allowed_values(key)}default: {default})",
+        metavar=_METAVARS[type(default)],
+        rich_help_panel=_PANELS.get(key.partition(".")[0], "Run"),
+        show_default=False,
+    )
+    return option(flag.replace("-", "_"), str | None, None, declared)
+
+
+def _parse_assignment(assignment: str) -> tuple[str, str, str]:
+    key, equals, value = assignment.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(
+            f"--set {assignment!r} is no assignment; expected KEY=VALUE, e.g. --set method.inner-lr=0.05. "
+            "`nufed options` lists the keys."
+        )
+    return to_kebab(key.strip()), value.strip(), f"--set {assignment}"
+
+
+def _same(one: Scalar, other: Scalar) -> bool:
+    if one == other:
+        return True
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False

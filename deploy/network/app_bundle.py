@@ -1,0 +1,27 @@
+"""This app as a Flower App Bundle, which stock SuperNodes fetch from the server."""
+
+from pathlib import Path
+
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.config import get_metadata_from_config, get_project_config
+
+from nufed.common.errors import RunError
+from nufed.deploy.network.direct_server import AppBundle
+
+APP_FOLDER = Path(__file__).resolve().parents[2]
+
+
+def build_app_bundle(folder: Path = APP_FOLDER) -> AppBundle:
+    """Return the bundle of the app in a folder.
+
+    Raises:
+        RunError: the folder holds no Flower app; an installed package does not, a checkout does.
+    """
+    try:
+        app_id, version = get_metadata_from_config(get_project_config(folder))
+        return AppBundle(build_fab_from_disk(folder), app_id, version)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise RunError(
+            f"Expected a Flower app (a pyproject.toml with [tool.flwr.app]) in {folder}, but {error}. Serve stock "
+            "SuperNodes from a checkout of the repository."
+        ) from error

@@ -1,0 +1,302 @@
+"""Certificates and node keys: a certificate authority, a server certificate with its names, a key per client.
+
+    FOLDER/
+    ├── ca.crt            given to every client (--root-certificates)
+    ├── ca.key            signs server certificates; the server does not need it
+    ├── server.crt        names in it are the ones clients may dial
+    ├── server.key
+    ├── keys/NAME         private key of client NAME: hand it over, then delete it here
+    └── clients/NAME.pub  the keys a server admits; it re-reads this folder while it runs
+
+Node keys are OpenSSH files on NIST P-384, because Flower reads no others. Private keys are written with mode 0600.
+"""
+
+import datetime as dt
+import ipaddress
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import serialization as ser
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from nufed.common.errors import ConfigError, PeerError, RunError
+
+_AUTHORITY_NAME = "NuFed certificate authority"
+_CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_BACKDATING = dt.timedelta(minutes=10)
+_KEY_USAGES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
+
+
+@dataclass(frozen=True)
+class CertificateFolder:
+    """The paths inside a folder of certificates."""
+
+    root: Path
+
+    @property
+    def authority_certificate(self) -> Path:
+        """Return the path of the authority's certificate."""
+        return self.root / "ca.crt"
+
+    @property
+    def authority_key(self) -> Path:
+        """Return the path of the authority's private key."""
+        return self.root / "ca.key"
+
+    @property
+    def server_certificate(self) -> Path:
+        """Return the path of the server's certificate."""
+        return self.root / "server.crt"
+
+    @property
+    def server_key(self) -> Path:
+        """Return the path of the server's private key."""
+        return self.root / "server.key"
+
+    @property
+    def admitted_clients(self) -> Path:
+        """Return the folder of public keys that a server admits."""
+        return self.root / "clients"
+
+    def client_key(self, name: str) -> Path:
+        """Return the path of a client's private key."""
+        return self.root / "keys" / name
+
+    def client_public_key(self, name: str) -> Path:
+        """Return the path of a client's public key."""
+        return self.admitted_clients / f"{name}.pub"
+
+
+def create_authority(folder: CertificateFolder, names: Sequence[str], *, days: int = 365) -> None:
+    """Write an authority and a server certificate that is valid for `names` (host names and IP addresses).
+
+    An existing authority is kept and signs a new server certificate, so that clients need not be given another one.
+
+    Args:
+        folder: where to.
+        names: what clients dial, e.g. `fl.example.org` or `10.0.0.7`.
+        days: validity of the certificates; negative makes expired ones.
+
+    Raises:
+        ConfigError: no name was given, or one is neither a host name nor an address.
+        RunError: the folder cannot be written.
+    """
+    alternatives = [_alternative_name(name) for name in names]
+    if not alternatives:
+        raise ConfigError("Expected at least one host name or IP address that clients dial; add --san NAME.")
+    if folder.authority_key.exists() and folder.authority_certificate.exists():
+        authority_key = _load_pem_key(folder.authority_key)
+        authority = x509.load_pem_x509_certificate(folder.authority_certificate.read_bytes())
+    else:
+        authority_key = ec.generate_private_key(ec.SECP384R1())
+        authority = _authority_certificate(authority_key, days)
+        _write(folder.authority_key, _pem(authority_key), private=True)
+        _write(folder.authority_certificate, authority.public_bytes(ser.Encoding.PEM))
+    server_key = ec.generate_private_key(ec.SECP384R1())
+    certificate = _server_certificate((authority, authority_key), server_key.public_key(), alternatives, days)
+    _write(folder.server_key, _pem(server_key), private=True)
+    _write(folder.server_certificate, certificate.public_bytes(ser.Encoding.PEM))
+    _make_folder(folder.admitted_clients)
+
+
+def add_client(folder: CertificateFolder, name: str) -> Path:
+    """Make a node key for a client, admit it, and return the path of the private key.
+
+    Raises:
+        ConfigError: the name cannot be a file name, or is taken.
+        RunError: the folder cannot be written.
+    """
+    if not _CLIENT_NAME.fullmatch(name):
+        raise ConfigError(
+            f"Client name {name!r} is refused: expected 1 to 64 letters, digits, dots, hyphens or underscores, "
+            "beginning with a letter or digit."
+        )
+    if folder.client_public_key(name).exists() or folder.client_key(name).exists():
+        raise ConfigError(f"Client {name!r} has a key already; choose another name, or revoke it first.")
+    key = ec.generate_private_key(ec.SECP384R1())
+    private = key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.OpenSSH, ser.NoEncryption())
+    public = key.public_key().public_bytes(ser.Encoding.OpenSSH, ser.PublicFormat.OpenSSH)
+    _write(folder.client_key(name), private, private=True)
+    _write(folder.client_public_key(name), public + b" " + name.encode() + b"\n")
+    return folder.client_key(name)
+
+
+def revoke_client(folder: CertificateFolder, name: str) -> None:
+    """Take a client's key away from the admitted ones; a running server refuses it within seconds.
+
+    Raises:
+        ConfigError: no such client is admitted.
+    """
+    public_key = folder.client_public_key(name)
+    if not public_key.exists():
+        admitted = sorted(path.stem for path in folder.admitted_clients.glob("*.pub"))
+        raise ConfigError(
+            f"Client {name!r} is not admitted in {folder.admitted_clients}. Admitted: {', '.join(admitted) or 'none'}."
+        )
+    public_key.unlink()
+    folder.client_key(name).unlink(missing_ok=True)
+
+
+def read_public_key(path: Path) -> bytes:
+    """Return a client's public key as Flower sends it (PEM) from an OpenSSH `.pub` file.
+
+    Raises:
+        PeerError: the file holds no key on a NIST curve.
+    """
+    try:
+        key = ser.load_ssh_public_key(path.read_bytes())
+    except (ValueError, UnsupportedAlgorithm, OSError) as error:
+        raise PeerError(
+            f"Expected an OpenSSH public key in {path}, but {error}. Make it with `nufed certs`."
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise PeerError(f"The key in {path} is not on a NIST curve, which Flower needs. Make it with `nufed certs`.")
+    return key.public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
+
+
+def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return a client's private key from an OpenSSH file.
+
+    Raises:
+        PeerError: the file cannot be read, or holds no unencrypted key on a NIST curve.
+    """
+    advice = "Use the file that `nufed certs add-client` made."
+    try:
+        key = ser.load_ssh_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise PeerError(f"Expected this client's private key at {path} ({error.strerror}). {advice}") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise PeerError(f"Expected an unencrypted OpenSSH private key in {path}, but found none. {advice}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise PeerError(f"The key in {path} is not on a NIST curve, which Flower needs. {advice}")
+    return key
+
+
+def read_certificate(path: Path, what: str) -> bytes:
+    """Return the content of a PEM file with certificates.
+
+    Raises:
+        PeerError: it cannot be read, or holds no certificate.
+    """
+    try:
+        content = path.read_bytes()
+        x509.load_pem_x509_certificates(content)
+    except OSError as error:
+        raise PeerError(f"Expected {what} at {path} ({error.strerror}). Make it with `nufed certs init`.") from error
+    except ValueError as error:
+        raise PeerError(f"Expected {what} (PEM) in {path}, but it holds no certificate. Check the path.") from error
+    return content
+
+
+def _alternative_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        if not re.fullmatch(r"(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", name):
+            raise ConfigError(
+                f"--san {name!r} is refused: expected a host name such as fl.example.org, or an IP address, "
+                "without port."
+            ) from None
+        return x509.DNSName(name)
+
+
+def _authority_certificate(key: ec.EllipticCurvePrivateKey, days: int) -> x509.Certificate:
+    builder = _certificate(_AUTHORITY_NAME, key.public_key(), days)
+    return (
+        builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage("key_cert_sign", "crl_sign"), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+
+
+def _server_certificate(
+    authority: tuple[x509.Certificate, ec.EllipticCurvePrivateKey],
+    public_key: ec.EllipticCurvePublicKey,
+    alternatives: Sequence[x509.GeneralName],
+    days: int,
+) -> x509.Certificate:
+    certificate, key = authority
+    issuer_id = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return (
+        _certificate("NuFed server", public_key, days)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(_key_usage("digital_signature"), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), critical=False)
+        .sign(key, hashes.SHA384())
+    )
+
+
+def _certificate(subject: str, public_key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
+    now = dt.datetime.now(dt.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_distinguished(subject))
+        .issuer_name(_distinguished(_AUTHORITY_NAME))
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        # Clocks differ a little: a certificate made now must be valid on a machine whose clock is behind.
+        .not_valid_before(min(now, now + dt.timedelta(days=days)) - _BACKDATING)
+        .not_valid_after(now + dt.timedelta(days=days))
+    )
+
+
+def _distinguished(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _key_usage(*allowed: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{usage: usage in allowed for usage in _KEY_USAGES})
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption())
+
+
+def _load_pem_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = ser.load_pem_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError, OSError) as error:
+        raise RunError(f"Expected the authority's private key in {path}, but {error}. Use another --out.") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise RunError(f"The authority's key in {path} was not made by `nufed certs init`. Use another --out.")
+    return key
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"Folder {path} cannot be made ({error.strerror}). Choose another --out.") from error
+
+
+def _write(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file that is never, not even for a moment, readable by others when it is private."""
+    _make_folder(path.parent)
+    try:
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise RunError(f"File {path} cannot be written ({error.strerror}). Choose another --out.") from error

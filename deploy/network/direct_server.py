@@ -1,0 +1,304 @@
+"""One long-lived server process: Flower's state and Fleet gRPC API, and the ServerApp, woken by replies.
+
+Flower's own SuperLink runs the ServerApp in a process of its own and polls on both sides (docs/decisions/0005).
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from flwr.app import Context, RecordDict
+from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
+from flwr.proto.fleet_pb2_grpc import add_FleetServicer_to_server
+from flwr.server.superlink.linkstate import LinkStateFactory
+from flwr.serverapp import ServerApp
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, NodeStatus, TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import (
+    RpcErrorTranslationServerInterceptor,
+    create_fleet_runtime_version_server_interceptor,
+)
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from nufed.common.config import Scalar
+from nufed.common.errors import PeerError, RunError
+from nufed.deploy.network.fleet_grid import FleetGrid
+from nufed.deploy.network.fleet_service import FleetService, RawResponses
+from nufed.deploy.network.node_auth import FleetAuthInterceptor
+from nufed.deploy.network.node_keys import AdmittedKeys
+from nufed.deploy.network.object_store import AtomicObjectStoreFactory
+
+_MAX_MESSAGE_BYTES = 2**31 - 1
+_MAX_REQUEST_BYTES = 256 * 2**20
+_MAX_CALLS = 2000
+_WATCH_INTERVAL = 1.0
+_TASK_HEARTBEAT = 15.0
+_FAREWELL = 3.0
+
+
+@dataclass(frozen=True)
+class ServerSecurity:
+    """What a server proves itself with and whom it admits.
+
+    Attributes:
+        certificate: the server's certificate chain (PEM).
+        key: its private key (PEM).
+        client_keys: folder of the admitted clients' public keys.
+    """
+
+    certificate: Path
+    key: Path
+    client_keys: Path
+
+
+@dataclass(frozen=True)
+class ServerEndpoint:
+    """Where and how a server listens.
+
+    Attributes:
+        address: HOST:PORT; port 0 takes any free one.
+        security: None for neither TLS nor node keys (`--insecure`).
+        health_address: HOST:PORT of a second, unencrypted port with the health service alone; None for no such port.
+        database: SQLite file that node registrations survive in; None for memory.
+    """
+
+    address: str
+    security: ServerSecurity | None = None
+    health_address: str | None = None
+    database: Path | None = None
+
+
+@dataclass(frozen=True)
+class AppBundle:
+    """The app as a Flower App Bundle, which stock SuperNodes download.
+
+    Attributes:
+        content: the bundle.
+        app_id: `publisher/name`.
+        version: of the app.
+    """
+
+    content: bytes
+    app_id: str
+    version: str
+
+
+class DirectServer:
+    """Serves nodes from its start to its `close`, and runs one ServerApp at a time.
+
+    Args:
+        endpoint: where and how to listen.
+        on_event: called with a line of text when a client joins or leaves, or a key is admitted or revoked.
+
+    Raises:
+        PeerError: certificate, key or client keys are unusable.
+        RunError: the address or the database cannot be used.
+    """
+
+    def __init__(self, endpoint: ServerEndpoint, *, on_event: Callable[[str], None] = lambda _line: None) -> None:
+        self._on_event = on_event
+        self._keys = AdmittedKeys(endpoint.security.client_keys) if endpoint.security else None
+        states = _states(endpoint.database)
+        self._state = states.state()
+        for key in self._keys or ():
+            self._register(key)
+        self.service = FleetService(states, keys=self._keys)
+        self._health = health.HealthServicer()
+        self._online: set[int] = set()
+        self._closing = threading.Event()
+        self._servers = [self._start_fleet(states, endpoint)]
+        if endpoint.health_address:
+            self._servers.append(self._start_health(endpoint.health_address))
+        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._watcher = threading.Thread(target=self._watch, name="watch-nodes", daemon=True)
+        self._watcher.start()
+
+    def __enter__(self) -> "DirectServer":
+        """Return the server, which serves already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the server."""
+        self.close()
+
+    def close(self) -> None:
+        """Tell waiting clients that the run is over, and stop serving."""
+        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.service.close(_FAREWELL)
+        self._closing.set()
+        self.service.nodes.ring()
+        for stopped in [server.stop(grace=2) for server in self._servers]:
+            stopped.wait()
+        self._watcher.join()
+
+    def num_connected(self) -> int:
+        """Return how many nodes are connected."""
+        return len(self._online_nodes())
+
+    def run(self, app: ServerApp, run_config: Mapping[str, Scalar], *, bundle: AppBundle | None = None) -> None:
+        """Run a ServerApp to its end; what it raises comes out.
+
+        Args:
+            app: the ServerApp.
+            run_config: complete flat run configuration; goes to the ServerApp and to every client.
+            bundle: the app for stock SuperNodes; None if only our own clients take part.
+        """
+        with self._open_run(run_config, bundle) as run:
+            grid = FleetGrid(self._state, run, self.service)
+            app(grid, Context(run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
+
+    def _start_fleet(self, states: LinkStateFactory, endpoint: ServerEndpoint) -> grpc.Server:
+        server = grpc.server(
+            ThreadPoolExecutor(max_workers=_MAX_CALLS, thread_name_prefix="fleet"),
+            interceptors=[
+                RpcErrorTranslationServerInterceptor(),
+                FleetAuthInterceptor(states, self._keys),
+                create_fleet_runtime_version_server_interceptor(),
+                RawResponses(),
+            ],
+            options=[
+                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        add_FleetServicer_to_server(self.service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        credentials = _credentials(endpoint.security) if endpoint.security else None
+        self.address = _bind(server, endpoint.address, credentials)
+        server.start()
+        return server
+
+    def _start_health(self, address: str) -> grpc.Server:
+        server = grpc.server(ThreadPoolExecutor(max_workers=4, thread_name_prefix="health"))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self.health_address = _bind(server, address, None)
+        server.start()
+        return server
+
+    def _set_health(self, status: int) -> None:
+        self._health.set("", status)
+        self._health.set("flwr.proto.Fleet", status)
+
+    def _register(self, public_key: bytes) -> None:
+        if self._state.get_node_id_by_public_key(public_key) is None:
+            self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, 0)
+
+    @contextmanager
+    def _open_run(self, run_config: Mapping[str, Scalar], bundle: AppBundle | None) -> Iterator[Run]:
+        """Create a run in Flower's state, keep it alive, and write down how it ended."""
+        digest = hashlib.sha256(bundle.content).hexdigest() if bundle else ""
+        if bundle:
+            self._state.store_fab(Fab(digest, bundle.content, {}))
+        app_id, version = (bundle.app_id, bundle.version) if bundle else ("", "")
+        run_id = self._state.create_run(
+            app_id, version, digest, dict(run_config), NOOP_FEDERATION_ID, None, NOOP_FLWR_AID, TaskType.SERVER_APP
+        )
+        run = self._state.get_run_info(run_ids=[run_id])[0]
+        task_id = run.primary_task_id
+        if task_id is None or not (self._state.claim_task(task_id) and self._state.activate_task(task_id)):
+            raise RunError("Flower's state does not start the run; remove the --state file and start the server again.")
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SUPERLINK_NODE_ID, task_id
+        over = threading.Event()
+        beat = threading.Thread(target=self._keep_alive, args=(task_id, over), name="keep-run-alive", daemon=True)
+        beat.start()
+        status, details = SubStatus.FAILED, "the ServerApp raised"
+        try:
+            yield run
+            status, details = SubStatus.COMPLETED, ""
+        finally:
+            over.set()
+            beat.join()
+            self._state.finish_task(task_id, status, details)
+            self._state.cleanup_run(run_id)
+
+    def _keep_alive(self, task_id: int, over: threading.Event) -> None:
+        # Flower declares a run failed whose task was silent for 60 s.
+        while not over.wait(_TASK_HEARTBEAT):
+            self._state.acknowledge_task_heartbeat(task_id)
+
+    def _online_nodes(self) -> set[int]:
+        return {node.node_id for node in self._state.get_node_info(statuses=[NodeStatus.ONLINE])}
+
+    def _watch(self) -> None:
+        """Notice who came and went, and which keys were admitted or revoked, until the server closes."""
+        while not self._closing.is_set():
+            seen = self.service.nodes.count
+            self._read_keys()
+            online = self._online_nodes()
+            for node_id in sorted(online - self._online):
+                self._on_event(f"{self.service.names.get(node_id, node_id)} joined ({len(online)} connected)")
+            for node_id in sorted(self._online - online):
+                self._on_event(f"{self.service.names.get(node_id, node_id)} left ({len(online)} connected)")
+            if online != self._online:
+                self._online = online
+                self.service.nodes.ring()
+                continue
+            self.service.nodes.wait(seen, _WATCH_INTERVAL)
+
+    def _read_keys(self) -> None:
+        if self._keys is None:
+            return
+        change = self._keys.refresh()
+        for key in change.admitted:
+            self._register(key)
+            self._on_event(f"{self._keys.name_of(key)} is admitted")
+        for key in change.revoked:
+            node_id = self._state.get_node_id_by_public_key(key)
+            if node_id is not None:
+                self._state.deactivate_node(node_id)
+                self.service.wake([node_id])
+                self._on_event(f"{self.service.names.get(node_id, 'a client')}'s key is revoked")
+        for problem in change.problems:
+            self._on_event(problem)
+
+
+def _states(database: Path | None) -> LinkStateFactory:
+    """Return Flower's state, in memory or in a SQLite file."""
+    name = str(database) if database else FLWR_IN_MEMORY_DB_NAME
+    objects = ObjectStoreFactory(name) if database else AtomicObjectStoreFactory(name)
+    return LinkStateFactory(name, NoOpFederationManager(), objects)
+
+
+def _credentials(security: ServerSecurity) -> grpc.ServerCredentials:
+    from nufed.deploy.network.certificates import read_certificate
+
+    certificate = read_certificate(security.certificate, "the server's certificate")
+    try:
+        key = security.key.read_bytes()
+    except OSError as error:
+        raise PeerError(
+            f"Expected the server's private key at {security.key} ({error.strerror}). Make it with `nufed certs init`."
+        ) from error
+    return grpc.ssl_server_credentials([(key, certificate)])
+
+
+def _bind(server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
+    """Bind a server to an address and return it with the port it really has."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise RunError(f"Expected HOST:PORT to listen on, got {address!r}; for example 0.0.0.0:9092.")
+    try:
+        if credentials is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise RunError(
+            f"Cannot listen on {address}: the port is taken, the address is not this machine's, or certificate and key "
+            "do not belong together. Choose another --listen, or make the certificates anew."
+        ) from error
+    return f"{host}:{bound}"

@@ -1,0 +1,215 @@
+"""The ServerApp's grid on Flower's state itself: it sleeps until a reply comes."""
+
+import logging
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from flwr.app import Error, Message
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.server.superlink.linkstate import LinkState
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.object_store import NoObjectInStoreError
+from flwr.supercore.run import Run
+
+from nufed.deploy.network.fleet_service import FleetService
+from nufed.deploy.run_grid import RunGrid
+
+log = logging.getLogger(__name__)
+
+_CUT_OFF = "the reply was not uploaded completely"
+
+CHECK_INTERVAL = 1.0
+"""Seconds between looks at all outstanding messages: nodes gone silent, messages expired."""
+
+
+class FleetGrid(RunGrid):
+    """Holds the messages that are under way.
+
+    Args:
+        state: Flower's state.
+        run: the run that messages belong to.
+        service: where nodes call.
+    """
+
+    def __init__(self, state: LinkState, run: Run, service: FleetService) -> None:
+        super().__init__(run)
+        self._state, self._service = state, service
+        self._outstanding: dict[str, Message] = {}
+        self._announced: dict[str, Message] = {}
+        self._unsent: dict[str, Message] = {}
+
+    def get_node_ids(self) -> list[int]:
+        """Return the nodes that are connected."""
+        return sorted(self._state.get_nodes(self._run.run_id))
+
+    def get_nodes(self) -> Sequence[NodeInfo]:
+        """Return what is known of the nodes that are connected."""
+        return self._state.get_node_info(node_ids=self.get_node_ids())
+
+    def wait_for_nodes(self, count: int, timeout: float | None = None) -> bool:
+        """Return whether at least `count` nodes are connected, waiting up to `timeout` seconds for them."""
+        deadline = _deadline(timeout)
+        while True:
+            seen = self._service.nodes.count
+            if len(self.get_node_ids()) >= count:
+                return True
+            if (left := deadline - time.monotonic()) <= 0:
+                return False
+            self._service.nodes.wait(seen, min(left, CHECK_INTERVAL))
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages and return their ids."""
+        messages = list(messages)
+        whole = [self._service.takes_whole(message.metadata.dst_node_id) for message in messages]
+        with no_object_id_recompute():
+            for message, travels_whole in zip(messages, whole, strict=True):
+                message_id = message.metadata.message_id or secrets.token_hex(32)
+                message.metadata.__dict__["_message_id"] = message_id if travels_whole else message.object_id
+            self._store_objects([m for m, travels_whole in zip(messages, whole, strict=True) if not travels_whole])
+        for message, travels_whole in zip(messages, whole, strict=True):
+            self._post(message, whole=travels_whole)
+        self._service.wake({message.metadata.dst_node_id for message in messages})
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to these messages that are complete; each is given out once."""
+        wanted = set(message_ids)
+        replies = [self._unsent.pop(message_id) for message_id in wanted & self._unsent.keys()]
+        asked = {message_id for message_id in wanted & self._outstanding.keys() if message_id not in self._announced}
+        if asked:
+            for head in self._state.get_message_res(message_ids=set(asked), run_id=self._run.run_id):
+                self._announced[head.metadata.reply_to_message_id] = head
+        for message_id in wanted & self._announced.keys():
+            reply = self._complete(self._announced[message_id])
+            if reply is not None:
+                replies.append(reply)
+                self._withdraw([message_id])
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Return the replies that come within `timeout` seconds; what is unanswered then is withdrawn."""
+        return list(self.stream_replies(messages, timeout=timeout))
+
+    def stream_replies(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Yield each reply as it arrives, for at most `timeout` seconds; what is unanswered then is withdrawn.
+
+        A withdrawn message is not worked on any more: a slow node that comes back takes the current one.
+        """
+        deadline = _deadline(timeout)
+        waiting = set(self.push_messages(messages))
+        checked = time.monotonic()
+        looked_at: set[str] = set()
+        try:
+            while waiting:
+                seen = self._service.replies.count
+                lost = self._service.take_lost()
+                partly = self._announced.keys() | self._unsent.keys() | self._service.take_answered()
+                for reply in self.pull_messages(looked_at | (partly & waiting)):
+                    waiting.discard(reply.metadata.reply_to_message_id)
+                    yield reply
+                self._post_again(lost & waiting)
+                left = deadline - time.monotonic()
+                if left <= 0 or not waiting:
+                    break
+                self._service.replies.wait(seen, min(left, CHECK_INTERVAL))
+                looked_at = set()
+                if time.monotonic() - checked >= CHECK_INTERVAL:
+                    looked_at, checked = set(waiting), time.monotonic()
+        finally:
+            self._withdraw(waiting)
+
+    def _store_objects(self, messages: Sequence[Message]) -> None:
+        """Store messages' objects; content that messages share is stored once."""
+        if not messages:
+            return
+        session = self._state.start_session(self._run.run_id)
+        objects, missing = {}, {}
+        for message in messages:
+            objects.update(get_all_nested_objects(message))
+            tree = get_object_tree(message)
+            missing.update(dict.fromkeys(self._state.preregister_object_tree(tree, session)))
+        for object_id in missing:
+            self._state.store_object(self._run.run_id, session, object_id, objects[object_id].deflate())
+
+    def _post(self, message: Message, *, whole: bool) -> None:
+        """Make a message available to its node; its objects, if any, are stored already."""
+        message_id = message.metadata.message_id
+        self._service.expect(message, whole=whole)
+        if self._state.store_message_ins(remove_content_from_message(message)):
+            self._outstanding[message_id] = message
+            return
+        self._service.forget(message)
+        self._refuse(message_id, message, f"node {message.metadata.dst_node_id} is not registered")
+
+    def _refuse(self, message_id: str, message: Message, reason: str) -> None:
+        """Answer a message in place of its node."""
+        message.metadata.__dict__["_message_id"] = message_id
+        self._unsent[message_id] = Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
+
+    def _post_again(self, message_ids: set[str]) -> None:
+        """Send messages again, under their old ids, to nodes that came back without them."""
+        for message_id in message_ids & self._outstanding.keys():
+            message = self._outstanding[message_id]
+            log.info("%s came back: its message is sent again", self._service.names.get(message.metadata.dst_node_id))
+            self._withdraw([message_id])
+            message.metadata.delivered_at = ""
+            if self.push_messages([message]) != [message_id]:
+                self._withdraw([message.metadata.message_id])
+                self._refuse(message_id, message, "its node came back as another kind of client")
+
+    def _complete(self, head: Message) -> Message | None:
+        """Return a reply with its content, or None while that is still on its way."""
+        reply_id = head.metadata.message_id
+        if head.has_error():
+            return head
+        if (whole := self._service.take_reply(reply_id)) is not None:
+            return whole
+        store = self._state.object_store
+        try:
+            ids = [node.object_id for node in iterate_object_tree(store.get_object_tree(reply_id))]
+        except NoObjectInStoreError:
+            return make_message(head.metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, _CUT_OFF))
+        parts = {object_id: self._state.get_object(self._run.run_id, object_id) or b"" for object_id in ids}
+        if not all(parts.values()):
+            return None
+        self._service.complete_upload(head.metadata.reply_to_message_id)
+        return _inflate(head, parts)
+
+    def _withdraw(self, message_ids: Iterable[str]) -> None:
+        """Forget messages and whatever has arrived of their replies."""
+        message_ids = set(message_ids)
+        self._state.delete_messages(message_ins_ids=message_ids)
+        for message_id in message_ids:
+            self._state.object_store.delete(message_id)
+            if (head := self._announced.pop(message_id, None)) is not None:
+                self._state.object_store.delete(head.metadata.message_id)
+            if (message := self._outstanding.pop(message_id, None)) is not None:
+                self._service.forget(message)
+
+
+def _inflate(head: Message, parts: dict[str, bytes]) -> Message:
+    """Return the message that objects make up, or an error in its place if they make up none."""
+    reply_id = head.metadata.message_id
+    try:
+        reply = inflate_object_from_contents(reply_id, parts)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"the reply's objects make up no message ({type(error).__name__}: {error})"
+        return make_message(head.metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
+    if not isinstance(reply, Message):
+        reason = f"the reply is a {type(reply).__name__}, not a message"
+        return make_message(head.metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
+    reply.metadata.__dict__["_message_id"] = reply_id
+    return reply
+
+
+def _deadline(timeout: float | None) -> float:
+    return float("inf") if timeout is None else time.monotonic() + timeout

@@ -1,0 +1,73 @@
+"""Which node keys a server admits: a folder of public keys, read again whenever it changes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from nufed.common.errors import PeerError
+from nufed.deploy.network.certificates import read_public_key
+
+
+@dataclass(frozen=True)
+class KeyChange:
+    """What a look into the folder found.
+
+    Attributes:
+        admitted: public keys (PEM) that are new.
+        revoked: public keys that are gone.
+        problems: one sentence per file that holds no usable key.
+    """
+
+    admitted: tuple[bytes, ...] = ()
+    revoked: tuple[bytes, ...] = ()
+    problems: tuple[str, ...] = field(default=())
+
+
+class AdmittedKeys:
+    """Holds the keys of a folder as last read, so that each call is checked without touching the disk.
+
+    Raises:
+        PeerError: the folder is missing, or a file in it holds no usable key.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: Mapping[bytes, str] = MappingProxyType({})
+        self._signature: tuple[tuple[str, int, int], ...] = ()
+        if not folder.is_dir():
+            raise PeerError(f"Expected a folder of client keys at {folder}. Make it with `nufed certs init`.")
+        if problems := self.refresh().problems:
+            raise PeerError(problems[0])
+
+    def name_of(self, public_key: bytes) -> str | None:
+        """Return the name of the client that holds this key (PEM), or None if it is not admitted."""
+        return self._names.get(public_key)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over the admitted public keys (PEM)."""
+        return iter(self._names)
+
+    def refresh(self) -> KeyChange:
+        """Read the folder again if it changed, and return the differences."""
+        paths = sorted(self._folder.glob("*.pub"))
+        signature = tuple((path.name, *_stamp(path)) for path in paths)
+        if signature == self._signature:
+            return KeyChange()
+        before, problems, names = self._names, [], {}
+        for path in paths:
+            try:
+                names[read_public_key(path)] = path.stem
+            except PeerError as error:
+                problems.append(str(error))
+        self._names, self._signature = MappingProxyType(names), signature
+        admitted = tuple(key for key in names if key not in before)
+        return KeyChange(admitted, tuple(key for key in before if key not in names), tuple(problems))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size

@@ -1,0 +1,120 @@
+"""Simulation in this process with all clients of a phase as one batched computation.
+
+Server, strategy and codec see what they see everywhere: messages out, a reply from each client back.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from nufed.client.app import app as our_client_app
+from nufed.client.workplace import workplace
+from nufed.common.config import Scalar
+from nufed.common.errors import NufedError, RunError
+from nufed.common.params import Params
+from nufed.common.settings import process_settings
+from nufed.common.wire import TrainRequest
+from nufed.deploy.simulation.cohort_clients import Answer, Assignment, Cohort
+from nufed.deploy.simulation.in_process import InProcessGrid
+from nufed.deploy.simulation.simulated_grid import ClientTurn
+
+
+class CohortGrid(InProcessGrid):
+    """A Grid that trains or evaluates all clients asked in one go; whom it cannot batch, it runs one at a time."""
+
+    def __init__(self, client_app: ClientApp, *, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
+        """Serve `num_nodes` clients.
+
+        Raises:
+            RunError: there is no node, or the ClientApp is not NuFed's own, whose work alone is known here.
+        """
+        if client_app is not our_client_app:
+            raise RunError(
+                "Expected NuFed's own ClientApp (nufed.client.app:app) for the engine `cohort`, which computes what "
+                "that app does without calling it, but got another one. Use --engine local."
+            )
+        super().__init__(client_app, num_nodes=num_nodes, run_config=run_config)
+        self._cohort = Cohort()
+
+    def _turns(self, messages: list[Message]) -> Iterator[tuple[Message, ClientTurn]]:
+        compute = {MessageType.TRAIN: self._cohort.train, MessageType.EVALUATE: self._cohort.evaluate}
+        of_type: dict[str, list[Message]] = {}
+        for message in messages:
+            of_type.setdefault(message.metadata.message_type, []).append(message)
+        for message_type, asked in of_type.items():
+            assignments = self._assignments(asked) if message_type in compute else []
+            if assignments:
+                for answer in compute[message_type](assignments):
+                    yield from self._answered(asked[answer.number], answer)
+            assigned = {assignment.number for assignment in assignments}
+            yield from super()._turns([each for number, each in enumerate(asked) if number not in assigned])
+
+    def _answered(self, message: Message, answer: Answer) -> Iterator[tuple[Message, ClientTurn]]:
+        if answer.reply is None:
+            yield from super()._turns([message])
+            return
+        state = self._states.get(message.metadata.dst_node_id, RecordDict())
+        yield message, ClientTurn(Message(answer.reply.to_records(), reply_to=message), state)
+
+    def _assignments(self, messages: list[Message]) -> list[Assignment]:
+        """Return the work that the messages ask for; those that cannot be read are left out, to fail on their own.
+
+        Raises:
+            NufedError: a client's own explanation of what is wrong with its data or options.
+        """
+        settings = process_settings()
+        if torch.get_num_threads() != settings.num_threads:
+            torch.set_num_threads(settings.num_threads)
+        decoder, assignments = _Decoder(settings.device), []
+        for number, message in enumerate(messages):
+            try:
+                context = self._context(message.metadata.dst_node_id)
+                place = workplace(context.run_config, context.node_config, settings)
+                request = decoder.decode(message.content)
+            except NufedError:
+                raise
+            except Exception:  # noqa: BLE001, S112 - whatever it is, it is raised again and answered for in the client's own turn
+                continue
+            assignments.append(Assignment(number, place, request.params, request.round))
+        return assignments
+
+
+class _Decoder:
+    """Reads requests; holds the models read, since the messages of a phase carry one and the same."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._models: dict[tuple[tuple[str, int], ...], Params] = {}
+
+    def decode(self, content: RecordDict) -> TrainRequest:
+        """Return a request with its model on the device.
+
+        Raises:
+            WireError: it is not a request.
+        """
+        arrays = next(iter(content.array_records.values()), ArrayRecord())
+        key = tuple((name, id(array.data)) for name, array in arrays.items())  # the contents outlive this object
+        if key in self._models:
+            config_only = RecordDict({**content.config_records, "arrays": ArrayRecord()})
+            return TrainRequest(self._models[key], TrainRequest.from_records(config_only).round)
+        request = TrainRequest.from_records(content)
+        self._models[key] = {name: tensor.to(self._device) for name, tensor in request.params.items()}
+        return TrainRequest(self._models[key], request.round)
+
+
+def simulate_as_cohort(
+    server_app: ServerApp, client_app: ClientApp, *, num_nodes: int, run_config: Mapping[str, Scalar]
+) -> None:
+    """Run a ServerApp with `num_nodes` clients that train and evaluate together in this process.
+
+    Both apps find `run_config` in their Context; client i has `partition-id` i in its node config.
+
+    Raises:
+        NufedError: raised by either app.
+        RunError: there is no node, or the ClientApp is not NuFed's own.
+    """
+    grid = CohortGrid(client_app, num_nodes=num_nodes, run_config=run_config)
+    server_app(grid=grid, context=grid.server_context())

@@ -1,0 +1,222 @@
+"""Several clients of this process trained or evaluated as one batched computation; their replies are each their own.
+
+Who cannot be batched is handed back, to be run alone: models with dropout, whose masks come from a generator that one
+client seeds; models that the kernels do not know; methods with options that they do not know
+(`nufed.common.method_rules.sequential_options`); and all clients of a computation that failed, so that an error is
+its culprit's and nobody else's.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from nufed.client.train_reply import train_reply
+from nufed.client.workplace import Workplace
+from nufed.common.examples import Examples
+from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
+from nufed.common.meta.estimators import find_estimator
+from nufed.common.meta.local_update import Stream
+from nufed.common.method_rules import sequential_options
+from nufed.common.params import Params, num_bytes
+from nufed.common.steps.cohort_dense import DenseKernel
+from nufed.common.steps.cohort_kernel import CohortKernel, stack_params
+from nufed.common.steps.cohort_module import ModuleKernel
+from nufed.common.steps.dense_layers import dense_layers
+from nufed.common.wire import EvaluateReply, TrainReply
+from nufed.deploy.simulation.cohort_curves import cohort_curves
+
+MEMORY = {"cpu": 64 * 2**20, "cuda": 4 * 2**30}
+"""Bytes that the inputs, models and graphs of one batched computation may take, by type of device."""
+
+SMALLEST_SHARE = 0.9
+"""A client is batched with larger ones if it has at least this share of the largest one's examples."""
+
+_log = logging.getLogger("nufed.cohort")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one client is asked.
+
+    Attributes:
+        number: by which the answer is known.
+        place: the client.
+        params: the server's model, on the client's device.
+        round: k.
+    """
+
+    number: int
+    place: Workplace
+    params: Params
+    round: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A client's reply, or None if it is to be run alone."""
+
+    number: int
+    reply: TrainReply | EvaluateReply | None
+
+
+Chunk = Sequence[Assignment]
+Compute = Callable[[Chunk], Sequence[TrainReply | EvaluateReply]]
+
+
+class Cohort:
+    """Runs clients together; holds why it did not, so that each reason is logged once."""
+
+    def __init__(self) -> None:
+        """Have said nothing yet."""
+        self._said: set[str] = set()
+
+    def train(self, assignments: Chunk) -> Iterator[Answer]:
+        """Yield each client's answer, one batched computation after another."""
+        for group in _by_model(assignments):
+            place = group[0].place
+            if unknown := sequential_options(place.config):
+                yield from self._alone(group, f"{', '.join(unknown)} cannot be computed for several at once")
+                continue
+            if (kernel := training_kernel(place)) is None:
+                why = "draws dropout masks" if place.masks else "would be slower together on this device"
+                yield from self._alone(group, f"{type(place.model).__name__} {why}")
+                continue
+            if place.config.method.estimator == "hessian-free":
+                # Made and thrown away: making it cautions of models that it does not suit.
+                find_estimator("hessian-free").build(place.training_loss, place.config.method)
+            for chunk in training_chunks(kernel, group):
+                yield from self._together(_train_with(kernel), chunk)
+
+    def evaluate(self, assignments: Chunk) -> Iterator[Answer]:
+        """Yield each client's answer, one batched computation after another."""
+        for group in _by_model(assignments):
+            place = group[0].place
+            if unknown := sequential_options(place.config):
+                yield from self._alone(group, f"{', '.join(unknown)} cannot be computed for several at once")
+                continue
+            if (layers := dense_layers(place.model, place.task)) is None:
+                yield from self._alone(group, f"{type(place.model).__name__} is not made of linear layers alone")
+                continue
+            for chunk in evaluation_chunks([each for each in group if _can_be_judged(each)]):
+                yield from self._together(_evaluate_with(DenseKernel(layers, place.task)), chunk)
+            yield from (Answer(each.number, None) for each in group if not _can_be_judged(each))
+
+    def _together(self, compute: Compute, chunk: Chunk) -> Iterator[Answer]:
+        try:
+            replies = compute(chunk)
+        except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError) as error:
+            yield from self._alone(chunk, f"the batched computation failed ({error})")
+            return
+        for assignment, reply in zip(chunk, replies, strict=True):
+            yield Answer(assignment.number, reply)
+
+    def _alone(self, group: Chunk, reason: str) -> Iterator[Answer]:
+        if reason not in self._said:
+            self._said.add(reason)
+            _log.warning("Clients run one at a time: %s.", reason)
+        yield from (Answer(assignment.number, None) for assignment in group)
+
+
+def training_kernel(place: Workplace) -> CohortKernel | None:
+    """Return what computes several such clients' losses at once, or None where that is impossible or slower."""
+    if place.masks:
+        return None
+    if layers := dense_layers(place.model, place.task):
+        return DenseKernel(layers, place.task)
+    return ModuleKernel(place.training_loss) if place.data.support.inputs.is_cuda else None
+
+
+def training_chunks(kernel: CohortKernel, group: Chunk) -> list[list[Assignment]]:
+    """Return the group in parts that fit the memory and are alike enough in their batch sizes to be batched."""
+    method = group[0].place.config.method
+    sizes = {each.number: batch_sizes(_trainee(each), method) for each in group}
+    models, example = num_bytes(group[0].params) * (method.num_inner_steps + 5), _example_bytes(group)
+
+    def is_alike(largest: Assignment, other: Assignment) -> bool:
+        ours, theirs = sizes[largest.number], sizes[other.number]
+        return ours == theirs or (kernel.takes_padding and sum(theirs) >= SMALLEST_SHARE * sum(ours))
+
+    ordered = sorted(group, key=lambda each: (-sum(sizes[each.number]), sizes[each.number]))
+    return _chunks(ordered, is_alike, lambda each: models + 2 * example * sum(sizes[each.number]))
+
+
+def evaluation_chunks(group: Chunk) -> list[list[Assignment]]:
+    """Return the group in parts that fit the memory and whose clients have about as many examples each."""
+    if not group:
+        return []
+    sizes = {each.number: _num_examples(each.place) for each in group}
+    models, example = 4 * num_bytes(group[0].params), _example_bytes(group)
+    return _chunks(
+        sorted(group, key=lambda each: -sizes[each.number]),
+        lambda largest, other: sizes[other.number] >= SMALLEST_SHARE * sizes[largest.number],
+        lambda each: models + 2 * example * sizes[each.number],
+    )
+
+
+def _train_with(kernel: CohortKernel) -> Compute:
+    def train(chunk: Chunk) -> list[TrainReply]:
+        started = time.perf_counter()
+        updates = cohort_update(kernel, [_trainee(each) for each in chunk], chunk[0].place.config.method)
+        seconds = (time.perf_counter() - started) / len(chunk)  # each client's share
+        return [
+            train_reply(update, len(each.place.data.support), seconds)
+            for update, each in zip(updates, chunk, strict=True)
+        ]
+
+    return train
+
+
+def _evaluate_with(kernel: DenseKernel) -> Compute:
+    def evaluate(chunk: Chunk) -> list[EvaluateReply]:
+        params = stack_params([each.params for each in chunk])
+        curves = cohort_curves(kernel, [each.place for each in chunk], params)
+        return [EvaluateReply(len(each.place.data.test), own) for each, own in zip(chunk, curves, strict=True)]
+
+    return evaluate
+
+
+def _trainee(assignment: Assignment) -> Trainee:
+    place = assignment.place
+    return Trainee(
+        assignment.params, place.data.support, Stream(place.config.seed, place.data.client_id, assignment.round)
+    )
+
+
+def _by_model(assignments: Chunk) -> list[list[Assignment]]:
+    """Return the assignments in groups of one model; clients of one run share theirs."""
+    groups: dict[int, list[Assignment]] = {}
+    for assignment in assignments:
+        groups.setdefault(id(assignment.place.model), []).append(assignment)
+    return list(groups.values())
+
+
+def _chunks(
+    ordered: Chunk, is_alike: Callable[[Assignment, Assignment], bool], num_bytes_of: Callable[[Assignment], int]
+) -> list[list[Assignment]]:
+    """Return consecutive parts, each of members alike its first one, which is its largest, within the memory."""
+    budget = MEMORY.get(ordered[0].place.data.support.inputs.device.type, MEMORY["cpu"])
+    chunks: list[list[Assignment]] = []
+    for assignment in ordered:
+        if chunks:
+            largest = chunks[-1][0]
+            fits = (len(chunks[-1]) + 1) * num_bytes_of(largest) <= budget
+            if fits and is_alike(largest, assignment):
+                chunks[-1].append(assignment)
+                continue
+        chunks.append([assignment])
+    return chunks
+
+
+def _can_be_judged(assignment: Assignment) -> bool:
+    data = assignment.place.data
+    return len(data.support) > 0 and len(data.test) + len(data.validation) > 0
+
+
+def _num_examples(place: Workplace) -> int:
+    return len(place.data.support) + len(place.data.validation) + len(place.data.test)
+
+
+def _example_bytes(group: Chunk) -> int:
+    support: Examples = group[0].place.data.support
+    return support.inputs[:1].numel() * support.inputs.element_size()

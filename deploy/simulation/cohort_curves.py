@@ -1,0 +1,96 @@
+"""Adaptation curves of several clients as one batched computation."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from nufed.client.personalize import Curves, adaptation_batches
+from nufed.client.workplace import Workplace
+from nufed.common.examples import Examples
+from nufed.common.meta.cohort_curves import (
+    Judgement,
+    judge_outputs,
+    outputs_through_products,
+    outputs_while_adapting,
+    products_pay,
+)
+from nufed.common.steps.cohort_dense import DenseKernel
+from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
+
+
+def cohort_curves(kernel: DenseKernel, places: Sequence[Workplace], params: Stacked) -> list[Curves]:
+    """Return what `adaptation_curves` does for each client, up to rounding.
+
+    Args:
+        kernel: of the clients' models.
+        places: clients of one configuration, each with support examples.
+        params: the server's models, stacked in the order of the clients.
+    """
+    splits = [(place.data.test, place.data.validation) for place in places]
+    judged = _pad([_join(*pair) for pair in splits])
+    sizes = torch.tensor([[len(split) for split in pair] for pair in splits], device=judged.weights.device)
+    outputs = _outputs(kernel, places, params, judged.inputs)
+    results = judge_outputs(places[0].task, outputs, judged.targets, _split_weights(sizes, judged.weights))
+    curves: list[Curves] = [{} for _ in places]
+    for name, column, result in zip(("test", "validation"), sizes.T.tolist(), results, strict=True):
+        _enter(curves, name, result, column)
+    return curves
+
+
+def _outputs(kernel: DenseKernel, places: Sequence[Workplace], params: Stacked, inputs: Tensor) -> Iterator[Tensor]:
+    """Yield the outputs for `inputs` [m, T, ...] after s = 0 … S steps."""
+    config = places[0].config
+    step_size, num_steps = config.evaluation.adapt_lr or config.method.inner_lr, config.evaluation.num_adapt_steps
+    if config.evaluation.adapt_batch_size:
+        return outputs_while_adapting(kernel, params, _drawn_batches(places), inputs, step_size)
+    support = _pad([place.data.support for place in places])
+    if products_pay(kernel, support.inputs.shape[1], inputs.shape[1], num_steps):
+        return outputs_through_products(kernel, params, support, inputs, (step_size, num_steps))
+    return outputs_while_adapting(kernel, params, [support] * num_steps, inputs, step_size)
+
+
+def _drawn_batches(places: Sequence[Workplace]) -> Iterator[CohortBatch]:
+    """Yield S batches, each client's drawn as it would draw them alone."""
+    drawn = [adaptation_batches(place.data, place.config.evaluation, seed=place.config.seed) for place in places]
+    for batches in zip(*drawn, strict=True):
+        yield _pad([Examples(batch.inputs, batch.targets) for batch in batches])
+
+
+def _pad(parts: Sequence[Examples]) -> CohortBatch:
+    """Return one batch for each client: its examples in their order, then zeros that weigh nothing."""
+    longest, like = max(map(len, parts)), parts[0]
+    inputs = like.inputs.new_zeros(len(parts), longest, *like.inputs.shape[1:])
+    targets = like.targets.new_zeros(len(parts), longest, *like.targets.shape[1:])
+    weights = like.inputs.new_zeros(len(parts), longest)
+    for number, examples in enumerate(parts):
+        size = len(examples)
+        inputs[number, :size], targets[number, :size] = examples.inputs, examples.targets
+        weights[number, :size] = 1 / max(size, 1)
+    return CohortBatch(inputs, targets, weights)
+
+
+def _join(test: Examples, validation: Examples) -> Examples:
+    return Examples(torch.cat([test.inputs, validation.inputs]), torch.cat([test.targets, validation.targets]))
+
+
+def _split_weights(sizes: Tensor, like: Tensor) -> list[Tensor]:
+    """Return [m, T] weights of the test and of the validation examples, which follow them, for sizes [m, 2]."""
+    positions = torch.arange(like.shape[1], device=like.device).unsqueeze(0)
+    ends = sizes.cumsum(1)
+    return [
+        ((positions >= end - size) & (positions < end)).to(like.dtype) / size.clamp(min=1)
+        for size, end in zip(sizes.T.unsqueeze(2), ends.T.unsqueeze(2), strict=True)
+    ]
+
+
+def _enter(curves: Iterable[Curves], name: str, result: Judgement, sizes: Sequence[int]) -> None:
+    """Add a split's losses and accuracies to the curves of the clients that have examples in it."""
+    losses = result.losses.double().T.tolist()
+    accuracies = [None] * len(losses) if result.accuracies is None else result.accuracies.T.tolist()
+    for own, loss, accuracy, size in zip(curves, losses, accuracies, sizes, strict=True):
+        if size == 0:
+            continue
+        own[f"{name}-loss"] = loss
+        if accuracy is not None:
+            own[f"{name}-accuracy"] = accuracy

@@ -1,0 +1,166 @@
+"""A whole federation on one machine: checks what was asked for, then hands both apps to an engine."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from flwr.serverapp import ServerApp
+
+from nufed.common.config import RunConfig
+from nufed.common.errors import ConfigError, RunError, nearest_match_hint
+from nufed.common.examples import Federation
+from nufed.server.run import ServerOptions
+
+
+def simulate(config: RunConfig, options: ServerOptions, *, engine: str) -> None:
+    """Run a federation and leave its run folder.
+
+    Args:
+        config: the run's options.
+        options: where to write and whom to tell.
+        engine: a key of `ENGINES`.
+
+    Raises:
+        NufedError: the run cannot start or go on.
+        KeyboardInterrupt: after what there is was written.
+    """
+    find_engine(engine)(config, options)
+
+
+def prepare(config: RunConfig) -> Federation:
+    """Return the federation after everything that can be wrong with the options was tried, before anything starts.
+
+    The data stay loaded, so that an engine in this process does not load them again.
+
+    Raises:
+        ConfigError: a name is unknown.
+        DataError: the data cannot be had or dealt.
+        ModelError: the model cannot be built or does not fit the data.
+    """
+    from nufed.common.data import load_federation
+    from nufed.common.meta.estimators import find_estimator
+    from nufed.common.models import DTYPES, build_model
+    from nufed.common.settings import process_settings
+
+    find_estimator(config.method.estimator)
+    dtype = DTYPES[config.model.dtype]
+    federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=process_settings())
+    build_model(config.model, federation.task, seed=config.seed)
+    return federation
+
+
+def check_resumable(folder: Path, config: RunConfig) -> None:
+    """Refuse a run that has nothing left to do.
+
+    Raises:
+        ConfigError: fewer rounds are asked for than are done.
+        RunError: the run is complete, or its checkpoint is torn.
+    """
+    from nufed.server.checkpoint import checkpoint_round
+
+    done, asked = checkpoint_round(folder) or 0, config.federation.num_rounds
+    if asked < done:
+        raise ConfigError(f"--rounds={asked} is fewer than the {done} rounds that {folder} has done. Ask for more.")
+    if asked == done and run_status(folder) == "complete":
+        raise RunError(f"Expected a run with rounds left in {folder}, but all {done} are done. Ask for more: --rounds.")
+
+
+def find_engine(name: str) -> Callable[[RunConfig, ServerOptions], None]:
+    """Return the registered engine.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"Unknown engine {name!r} (--engine).{nearest_match_hint(name, ENGINES)}")
+    return ENGINES[name]
+
+
+def choose_engine(config: RunConfig) -> str:
+    """Return what `auto` stands for (docs/decisions/0007-cohort-engine.md).
+
+    `cohort` where several clients train at once and the model is made of linear layers without dropout, which is where
+    one batched computation is several times faster on every machine measured; `local` otherwise, and for methods that
+    are computed for one client at a time.
+    """
+    from nufed.common.data import describe_task
+    from nufed.common.method_rules import sequential_options
+    from nufed.common.models import build_model
+    from nufed.common.settings import process_settings
+    from nufed.common.steps.dense_layers import dense_layers
+    from nufed.strategy.participation import num_chosen
+
+    task = describe_task(config.data, process_settings(), seed=config.seed)
+    is_dense = dense_layers(build_model(config.model, task, seed=config.seed), task) is not None
+    several = num_chosen(config.data.num_clients, config.federation.participation_fraction) > 1
+    return "cohort" if is_dense and several and not sequential_options(config) else "local"
+
+
+def _auto(config: RunConfig, options: ServerOptions) -> None:
+    ENGINES[choose_engine(config)](config, options)
+
+
+def _in_process(config: RunConfig, options: ServerOptions) -> None:
+    from nufed.client.app import app as client_app
+    from nufed.deploy.simulation.in_process import simulate_in_process
+
+    server_app = _server_app(options, "local")
+    simulate_in_process(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
+
+
+def _as_cohort(config: RunConfig, options: ServerOptions) -> None:
+    from nufed.client.app import app as client_app
+    from nufed.deploy.simulation.cohort import simulate_as_cohort
+
+    server_app = _server_app(options, "cohort")
+    simulate_as_cohort(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
+
+
+def _in_processes(config: RunConfig, options: ServerOptions) -> None:
+    from nufed.deploy.simulation.process_pool import simulate_in_processes
+
+    server_app = _server_app(options, "processes")
+    simulate_in_processes(server_app, "nufed.client.app:app", num_nodes=_num_nodes(config), run_config=config.flat())
+
+
+def _with_ray(config: RunConfig, options: ServerOptions) -> None:
+    from nufed.client.app import app as client_app
+    from nufed.deploy.simulation.ray_simulation import simulate_with_ray
+
+    server_app = _server_app(options, "ray")
+    simulate_with_ray(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
+
+
+ENGINES = {"auto": _auto, "local": _in_process, "cohort": _as_cohort, "processes": _in_processes, "ray": _with_ray}
+"""`local` runs the clients in turn in this process: no start-up, least memory, and the same bits as every deployment.
+`processes` (ours) and `ray` (Flower's) spread them over the processors, with the same bits. `cohort` computes all
+clients of a phase at once, equal to the others up to rounding. `auto` chooses between `cohort` and `local`."""
+
+
+def _server_app(options: ServerOptions, engine: str) -> ServerApp:
+    from nufed.server.app import build_server_app
+
+    return build_server_app(replace(options, engine=engine))
+
+
+def _num_nodes(config: RunConfig) -> int:
+    return config.data.num_clients + config.data.num_new_clients
+
+
+def run_status(folder: Path) -> str | None:
+    """Return `complete` or `interrupted`, or None for a run that is going on or was killed.
+
+    Raises:
+        RunError: the run's summary cannot be read.
+    """
+    from nufed.server.run_folder import SUMMARY
+
+    summary = folder / SUMMARY
+    try:
+        status = json.loads(summary.read_text(encoding="utf-8"))["status"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"Expected a run's summary in {summary}, but {error}. Delete it, then resume.") from error
+    return str(status)

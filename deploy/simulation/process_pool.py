@@ -1,0 +1,158 @@
+"""Simulation in several processes of this machine, without Ray: one ClientApp in each, one client at a time in it.
+
+A client's reply depends on its message, its configuration and the threads of its process (`NUFED_NUM_THREADS`), all of
+which the workers share with the engine `local`; so the two leave the same run, bit for bit.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import cast
+
+from flwr.app import Message
+from flwr.serverapp import ServerApp
+
+from nufed.common.config import Scalar
+from nufed.common.errors import NufedError, RunError
+from nufed.common.settings import process_settings
+from nufed.deploy.simulation.process_worker import load_client_app
+from nufed.deploy.simulation.simulated_grid import ClientTurn, SimulatedGrid
+
+PATIENCE = 5.0
+"""Seconds that a worker has to end once nobody asks it any more."""
+
+
+class ProcessGrid(SimulatedGrid):
+    """A Grid that runs each message's client in an idle worker; holds who is busy with what."""
+
+    def __init__(self, workers: Sequence[Connection], *, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
+        """Serve `num_nodes` clients with the workers at the other ends of these connections.
+
+        Raises:
+            RunError: there is no node.
+        """
+        super().__init__(num_nodes, run_config)
+        self._idle = list(workers)
+        self._abandoned: set[Connection] = set()
+
+    def _turns(self, messages: list[Message]) -> Iterator[tuple[Message, ClientTurn]]:
+        waiting, running = deque(messages), dict[Connection, Message]()
+        try:
+            while waiting or running:
+                while waiting and self._idle:
+                    worker, message = self._idle.pop(), waiting.popleft()
+                    running[worker] = message
+                    _send(worker, message, self._context(message.metadata.dst_node_id))
+                for worker in cast("list[Connection]", wait([*running, *self._abandoned])):
+                    answer = _receive(worker)
+                    self._idle.append(worker)
+                    if worker in self._abandoned:
+                        self._abandoned.remove(worker)
+                    elif isinstance(answer, NufedError):
+                        del running[worker]
+                        raise answer
+                    else:
+                        yield running.pop(worker), answer
+        finally:
+            # The caller may stop early; these workers are busy until then, and nobody waits for what they make.
+            self._abandoned.update(running)
+
+
+def simulate_in_processes(
+    server_app: ServerApp,
+    client_app: str,
+    *,
+    num_nodes: int,
+    run_config: Mapping[str, Scalar],
+    num_processes: int | None = None,
+) -> None:
+    """Run a ServerApp in this process and `num_nodes` clients in worker processes.
+
+    Both apps find `run_config` in their Context; client i has `partition-id` i in its node config. Workers inherit the
+    environment and the import path, and end with the run.
+
+    Args:
+        server_app: the server.
+        client_app: `module:name` of the ClientApp.
+        num_nodes: clients.
+        run_config: the run's options.
+        num_processes: workers; None is as many as the processors can run with `NUFED_NUM_THREADS` threads each.
+
+    Raises:
+        NufedError: raised by either app.
+        RunError: there is no node, or a worker died.
+    """
+    load_client_app(client_app)  # what is wrong with it is said here, before anything starts
+    wanted = num_default_processes() if num_processes is None else num_processes
+    with _workers(min(wanted, num_nodes), client_app) as workers:
+        grid = ProcessGrid(workers, num_nodes=num_nodes, run_config=run_config)
+        server_app(grid=grid, context=grid.server_context())
+
+
+def num_default_processes() -> int:
+    """Return how many processes of `NUFED_NUM_THREADS` threads this process's processors can run at once."""
+    return max(1, len(os.sched_getaffinity(0)) // process_settings().num_threads)
+
+
+@contextmanager
+def _workers(count: int, client_app: str) -> Iterator[list[Connection]]:
+    """Start worker processes and yield the connections to them; inside the block they live, after it they are gone."""
+    processes: list[subprocess.Popen[bytes]] = []
+    connections: list[Connection] = []
+    try:
+        for _ in range(count):
+            process, connection = _start(client_app)
+            processes.append(process)
+            connections.append(connection)
+        yield connections
+    finally:
+        for connection in connections:
+            connection.close()
+        for process in processes:
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _start(client_app: str) -> tuple["subprocess.Popen[bytes]", Connection]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        module = "nufed.deploy.simulation.process_worker"
+        command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), client_app]
+        environment = {**os.environ, "PYTHONPATH": _import_path()}
+        # In a session of its own, so that Ctrl-C reaches this process alone, which then writes down what there is.
+        process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], start_new_session=True)
+    return process, Connection(ours.detach())
+
+
+def _import_path() -> str:
+    """Return what lets a worker import all that this process can."""
+    return os.pathsep.join(dict.fromkeys(path or str(Path.cwd()) for path in sys.path))
+
+
+def _send(worker: Connection, *asked: object) -> None:
+    try:
+        worker.send(asked)
+    except OSError as error:
+        raise RunError(_DIED) from error
+
+
+def _receive(worker: Connection) -> ClientTurn | NufedError:
+    try:
+        return cast("ClientTurn | NufedError", worker.recv())
+    except (EOFError, OSError) as error:
+        raise RunError(_DIED) from error
+
+
+_DIED = (
+    "Expected the simulation's worker processes to last as long as the run, but one ended, often for want of memory. "
+    "Use --engine local, which needs the memory of one client at a time."
+)

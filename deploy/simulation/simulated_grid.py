@@ -1,0 +1,215 @@
+"""What every simulation on one machine shares: stable node ids, kept client state, one turn of a client at a time.
+
+A simulated node is a number: node `FIRST_NODE_ID + i` holds partition i. Flower's own simulation draws random node
+ids; stable ones make a run that samples by node id repeatable.
+"""
+
+import copy
+import hashlib
+import itertools
+import json
+import logging
+import traceback
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app.message import make_message
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from nufed.common.config import Scalar
+from nufed.common.errors import NufedError, RunError
+from nufed.deploy.run_grid import RunGrid
+
+FIRST_NODE_ID = 1000
+"""Node ids 0 and 1 have a meaning of their own in Flower (nobody, the SuperLink)."""
+
+_log = logging.getLogger("nufed.simulation")
+
+
+@dataclass(frozen=True)
+class ClientTurn:
+    """What one call of a ClientApp left behind.
+
+    Attributes:
+        reply: its reply, or an error reply if it raised.
+        state: what the node keeps for its next turn; what it was before if the app raised.
+        traceback: of the exception behind an error reply.
+    """
+
+    reply: Message
+    state: RecordDict
+    traceback: str | None = None
+
+
+def copy_records(records: RecordDict) -> RecordDict:
+    """Return new containers around the same array contents, which are immutable bytes."""
+    return RecordDict({name: _copy_record(record) for name, record in records.items()})
+
+
+def take_turn(app: ClientApp, message: Message, context: Context) -> ClientTurn:
+    """Run a ClientApp on one message, as a SuperNode does: what it raises becomes an error reply.
+
+    The app sees its own containers: nothing that it changes reaches the sender's message or, if it raises, its state.
+
+    Raises:
+        NufedError: raised by the app; a client's bad data or option ends a simulation with its own explanation.
+    """
+    kept = context.state
+    try:
+        reply = app(_own_copy(message), _own_context(context, state := copy_records(kept)))
+        _check_reply(reply, message)
+    except NufedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the app is the user's code, and a SuperNode answers for it likewise
+        reason = f"{type(error)}:<'{error}'>"
+        failed = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        return ClientTurn(failed, kept, traceback.format_exc())
+    if reply.has_content():
+        reply.content = copy_records(reply.content)
+    return ClientTurn(reply, state)
+
+
+class SimulatedGrid(RunGrid):
+    """A Flower Grid over clients of this machine; holds their states and the messages under way.
+
+    Message ids are numbers in the order of sending, run ids follow from the run's configuration: nothing is drawn.
+    Timeouts do not apply: simulated clients share the machine, so none of them is late.
+    """
+
+    def __init__(self, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
+        """Make the grid this process's only sender of Flower messages.
+
+        Raises:
+            RunError: there is no node.
+        """
+        if num_nodes < 1:
+            raise RunError(f"Expected at least one simulated client, got {num_nodes}. Raise data.num-clients.")
+        self._num_nodes = num_nodes
+        self._run_config = dict(run_config)
+        super().__init__(Run.create_empty(_run_id(num_nodes, run_config)))
+        self._states: dict[int, RecordDict] = {}
+        self._sent: dict[str, Message] = {}
+        self._message_numbers = itertools.count(1)
+        self._reported: set[str] = set()
+        # A Message takes its run and its sender from here when the ServerApp makes it.
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = self._run.run_id, SUPERLINK_NODE_ID, 1
+
+    @abstractmethod
+    def _turns(self, messages: list[Message]) -> Iterator[tuple[Message, ClientTurn]]:
+        """Yield each message with what its client made of it, as soon as it is known."""
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all nodes, in the order of their partitions."""
+        return list(range(FIRST_NODE_ID, FIRST_NODE_ID + self._num_nodes))
+
+    def wait_for_nodes(self, count: int, timeout: float | None = None) -> bool:  # noqa: ARG002 - the grids' signature
+        """Return at once whether there are at least `count` nodes: all are here from the start."""
+        return count <= self._num_nodes
+
+    def server_context(self) -> Context:
+        """Return the context to call the ServerApp with."""
+        return Context(self._run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(self._run_config))
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Address messages and return their ids; their clients run when the replies are pulled."""
+        addressed = [self._address(message) for message in messages]
+        self._sent.update(addressed)
+        return [message_id for message_id, _ in addressed]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Run the clients of these messages and return their replies; each reply is given out once."""
+        asked = [self._sent.pop(message_id) for message_id in message_ids if message_id in self._sent]
+        return list(self._replies(asked))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Return the replies to all messages."""
+        return list(self.stream_replies(messages, timeout=timeout))
+
+    def stream_replies(
+        self,
+        messages: Iterable[Message],
+        timeout: float | None = None,  # noqa: ARG002 - the grids' signature
+    ) -> Iterator[Message]:
+        """Yield each reply as soon as its client has run, so that the caller can hold one model at a time.
+
+        The messages have their ids when this returns. When the caller stops early, clients whose turn has not come
+        do not run.
+
+        Raises:
+            NufedError: a client's own explanation of what is wrong with its data or options.
+        """
+        return self._replies([message for _, message in map(self._address, messages)])
+
+    def _address(self, message: Message) -> tuple[str, Message]:
+        # Messages take these two from the process, which may hold several grids; there are no setters.
+        message.metadata.__dict__.update(_run_id=self._run.run_id, _src_node_id=SUPERLINK_NODE_ID)
+        return self._numbered(message).metadata.message_id, message
+
+    def _numbered(self, message: Message) -> Message:
+        """Return the message with an id of its own; without one a reply would not say what it replies to."""
+        message.metadata.__dict__["_message_id"] = f"{next(self._message_numbers):032x}"
+        return message
+
+    def _replies(self, messages: list[Message]) -> Iterator[Message]:
+        for message in messages:
+            if not self._is_known(message):
+                reason = f"There is no node {message.metadata.dst_node_id}; nodes are {FIRST_NODE_ID} and up."
+                yield self._numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message))
+        for message, turn in self._turns([message for message in messages if self._is_known(message)]):
+            self._states[message.metadata.dst_node_id] = turn.state
+            self._report(message, turn)
+            yield self._numbered(turn.reply)
+
+    def _is_known(self, message: Message) -> bool:
+        return 0 <= message.metadata.dst_node_id - FIRST_NODE_ID < self._num_nodes
+
+    def _context(self, node_id: int) -> Context:
+        """Return a node's context, with the state that its last turn left."""
+        node_config: UserConfig = {PARTITION_ID_KEY: node_id - FIRST_NODE_ID, NUM_PARTITIONS_KEY: self._num_nodes}
+        state = self._states.get(node_id, RecordDict())
+        return Context(self._run.run_id, node_id, node_config, state, dict(self._run_config))
+
+    def _report(self, message: Message, turn: ClientTurn) -> None:
+        """Log the traceback of a failed client, once per reason: twenty clients often fail alike."""
+        if turn.traceback is None or (reason := str(turn.reply.error.reason)) in self._reported:
+            return
+        self._reported.add(reason)
+        _log.error("The client on node %d failed:\n%s", message.metadata.dst_node_id, turn.traceback)
+
+
+def _copy_record(record: ArrayRecord | ConfigRecord | MetricRecord) -> ArrayRecord | ConfigRecord | MetricRecord:
+    if isinstance(record, ArrayRecord):
+        return ArrayRecord(dict(record))  # makes new Arrays around the same bytes
+    duplicate = record.copy()
+    for key, value in duplicate.items():
+        if isinstance(value, list):
+            duplicate[key] = value.copy()  # type: ignore[assignment] # of the type that it had
+    return duplicate
+
+
+def _own_copy(message: Message) -> Message:
+    """Return a message of the same metadata whose content can be changed freely."""
+    return make_message(copy.copy(message.metadata), copy_records(message.content))
+
+
+def _own_context(context: Context, state: RecordDict) -> Context:
+    return Context(context.run_id, context.node_id, dict(context.node_config), state, dict(context.run_config))
+
+
+def _check_reply(reply: object, message: Message) -> None:
+    if not isinstance(reply, Message):
+        raise TypeError(f"the ClientApp returned {type(reply).__name__}, expected a flwr.app.Message")
+    if reply.metadata.reply_to_message_id != message.metadata.message_id:
+        raise ValueError("the ClientApp returned a message that is no reply to its own; use Message(…, reply_to=…)")
+
+
+def _run_id(num_nodes: int, run_config: Mapping[str, Scalar]) -> int:
+    """Return a 63-bit id that equal runs share."""
+    text = json.dumps([num_nodes, dict(run_config)], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

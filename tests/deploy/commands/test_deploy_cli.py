@@ -1,0 +1,86 @@
+"""The commands of a real federation check what was typed before anything starts, and say what to do."""
+
+import pytest
+
+from nufed.common.errors import ConfigError, PeerError
+from nufed.deploy.commands.cli import main
+from nufed.deploy.network.certificates import CertificateFolder
+
+
+@pytest.fixture
+def certs(tmp_path, capsys):
+    assert main(["certs", "init", "--san", "127.0.0.1", "--out", str(tmp_path / "certs")]) == 0
+    capsys.readouterr()
+    return CertificateFolder(tmp_path / "certs")
+
+
+def test_certificates_and_keys_are_made_and_revoked(certs, capsys):
+    out = ["--out", str(certs.root)]
+
+    assert main(["certs", "add-client", "hospital-a", *out]) == 0
+    assert certs.client_key("hospital-a").exists()
+    assert main(["certs", "revoke", "hospital-a", *out]) == 0
+
+    assert not certs.client_public_key("hospital-a").exists()
+    said = capsys.readouterr().out
+    assert "hospital-a: bring" in said
+    assert "hospital-a is not admitted any more" in said
+    assert "PRIVATE KEY" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--root-certificates", "ca.crt"], "Expected --key"),
+        (["--key", "key"], "Expected --root-certificates"),
+        ([], "Expected --root-certificates and --key"),
+        (["--insecure", "--key", "key"], "--insecure contradicts"),
+        (["--insecure", "--server", "nowhere"], "Expected --server HOST:PORT"),
+    ],
+)
+def test_a_client_says_what_it_lacks(arguments, said, capsys):
+    code = main(["client", "--server", "localhost:9092", "--data", "digits#0/2", "--name", "a", *arguments])
+
+    assert code == ConfigError.exit_code
+    assert said in capsys.readouterr().err
+
+
+def test_a_client_whose_key_file_is_missing_names_it(certs, capsys):
+    trust = ["--root-certificates", str(certs.authority_certificate), "--key", "missing-key"]
+
+    code = main(["client", "--server", "localhost:9092", "--data", "digits#0/2", "--name", "a", *trust])
+
+    assert code == PeerError.exit_code
+    assert "missing-key" in capsys.readouterr().err
+
+
+def test_a_client_gives_up_after_the_time_it_may_wait(capsys):
+    arguments = ["--server", "127.0.0.1:9", "--data", "digits#0/2", "--name", "a", "--insecure", "--wait", "0.1"]
+
+    code = main(["client", *arguments])
+
+    assert code == PeerError.exit_code
+    assert "within 0.1 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--certificates", "nowhere"], "nowhere/server.crt"),
+        (["--insecure", "--certificates", "certs"], "--insecure contradicts --certificates"),
+        (["--insecure", "--round-timeout", "-1"], "federation.round-timeout"),
+        (["--insecure", "--rounds", "many"], "--rounds"),
+        (["--insecure", "--resume", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_server_says_what_is_wrong_with_its_options(arguments, said, capsys):
+    assert main(["server", *arguments]) != 0
+
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("listen", ["9092", "localhost:port", "192.0.2.1:9092"])
+def test_a_server_that_cannot_listen_names_the_address(listen, capsys):
+    assert main(["server", "--insecure", "--listen", listen]) == 6
+
+    assert listen in capsys.readouterr().err

@@ -1,0 +1,248 @@
+"""What an experiment leaves for readers and for other programs."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+
+from nufed.common.config import RunConfig
+from nufed.common.errors import RunError
+from nufed.deploy.commands.cli import main
+from nufed.deploy.experiments.comparison import compare
+from nufed.deploy.experiments.hypotheses import Graded
+from nufed.deploy.experiments.report import write_report
+from nufed.deploy.experiments.report_markdown import markdown_report, markdown_table, with_section, with_sections
+from nufed.deploy.experiments.report_tables import TextTable, matrix_table, settings_table, target_table
+from nufed.deploy.experiments.statistics import Interval
+from nufed.deploy.experiments.story import Story, read_story
+from nufed.deploy.experiments.tables import client_rows, result_rows, round_rows, write_tables
+from nufed.deploy.experiments.tuning import Choice, Scored
+from nufed.deploy.experiments.wording import difference, estimate, number
+from tests.deploy.experiments.made_runs import LABELS, NUM_STEPS, OPTIONS, made_comparison, made_run
+
+CURVES = {
+    "fedavg": [0.60, 0.65, 0.70, 0.72, 0.73, 0.74, 0.74],
+    "per-fedavg": [0.40, 0.78, 0.80, 0.81, 0.81, 0.82, 0.82],
+    "meta-2": [0.30, 0.70, 0.86, 0.87, 0.88, 0.88, 0.88],
+    "fo-2": [0.50, 0.75, 0.79, 0.80, 0.80, 0.80, 0.80],
+}
+PROGRESS = {name: [0.1, 0.4, 0.6, curve[2]] for name, curve in CURVES.items()}
+
+
+def story(**changes):
+    main_setting = Graded("strong", 1.0, made_comparison(CURVES, progress=PROGRESS))
+    weak = Graded("weak", 0.5, made_comparison(CURVES, progress=PROGRESS))
+    point = {"method.local-lr": 0.3}
+    choice = Choice("meta-2", RunConfig(), (Scored(point, 0.8), Scored({"method.local-lr": 0.1}, 0.7)), point, ())
+    options = {"title": "A <title>", "about": "What & why", "choices": {"meta-2": choice}, "diverged": {}}
+    record = {"command": "nufed experiment own", "processor": "P", "torch": "2", "flwr": "1", "final_run_seconds": 60.0}
+    return Story(**{"settings": [weak, main_setting], "record": record, **options, **changes})
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(story(), path)
+    return path
+
+
+def test_a_report_is_one_page_that_needs_nothing_from_anywhere(page):
+    text = page.read_text(encoding="utf-8")
+
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#)[^"']+""", text)
+    assert "@import" not in text
+    assert "url(http" not in text
+    assert text.count("<svg ") == 7
+    assert "A &lt;title&gt;" in text
+
+
+def test_the_verdict_comes_before_every_figure_and_table(page):
+    text = page.read_text(encoding="utf-8")
+
+    assert text.index("has the best accuracy") < min(text.index("<svg "), text.index("<table"))
+
+
+def test_the_figures_lie_beside_the_page_as_svg_and_png(page):
+    names = {path.name for path in (page.parent / "report-figures").iterdir()}
+
+    assert {"adaptation-new.svg", "adaptation-new.png", "progress-bytes.png", "differences.svg"} <= names
+
+
+def test_equal_results_give_an_equal_page(page, tmp_path):
+    write_report(story(), tmp_path / "report.html")
+
+    assert (tmp_path / "report.html").read_bytes() == page.read_bytes()
+
+
+def test_a_report_without_progress_and_with_one_seed_is_complete_as_well(tmp_path):
+    single = Graded("", 0.0, made_comparison({"fedavg": CURVES["fedavg"]}, seeds=1))
+
+    write_report(story(settings=[single], choices={}), tmp_path / "report.html")
+
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "New clients after 2 steps: accuracy 70" in text
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
+
+
+def test_the_matrix_marks_the_best_of_each_column():
+    table = matrix_table(made_comparison(CURVES), "new")
+
+    assert [row[0] for row in table.rows] == ["ν = 0", "ν = 1", "ν = 2"]
+    assert table.shades[0, 1] == 1  # FedAvg before adaptation
+    assert table.shades[1, 2] == 1  # ν = 1 after one step
+    assert table.shades[2, 3] == 1  # ν = 2 after two
+
+
+def test_options_are_told_apart_into_those_that_differ_and_those_in_common():
+    comparison = made_comparison({name: CURVES[name] for name in ("fedavg", "per-fedavg")})
+    configs = {name: runs[0].config for name, runs in comparison.runs.items()}
+
+    different, shared = settings_table(configs, comparison.labels)
+
+    assert different.header == ["method", "method.num-inner-steps"]
+    assert ["federation.num-rounds", "0"] in shared.rows
+
+
+def test_markdown_escapes_what_would_break_a_table():
+    text = markdown_table(TextTable(["a|b"], [["c"]], frozenset({0})))
+
+    assert text == "| a\\|b |\n| --- |\n| **c** |"
+
+
+def test_markdown_tells_the_verdict_of_every_setting():
+    text = markdown_report(story())
+
+    assert "Setting `weak`" in text
+    assert text.count("New clients after 2 steps") == 2
+    assert "| H1 |" in text
+
+
+def test_markdown_gives_every_verdict_with_its_intervals():
+    told = story()
+
+    text = markdown_report(told)
+
+    (finding,) = [each for each in told.findings if each.name == "H1"]
+    assert finding.evidence
+    for name, corrected in finding.evidence.items():
+        assert f"{name}: {100 * corrected.interval.mean:+.1f} points [" in text
+
+
+def test_targets_are_shown_with_the_value_that_counts():
+    header = target_table(made_comparison(CURVES, progress=PROGRESS)).header
+
+    assert header[1].startswith("rounds to 6")
+    assert "90 % of FedAvg + fine-tuning" in header[1]
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (number(0.8731, "accuracy"), "87.3 %"),
+        (number(float("nan"), "loss"), "diverged"),
+        (estimate(Interval(0.5, 0.4, 0.6, 5), "accuracy"), "50.0 ± 10.0 %"),
+        (estimate(Interval(0.5, float("-inf"), float("inf"), 1), "accuracy"), "50.0 %"),
+        (difference(Interval(-0.02, -0.05, 0.01, 5), "accuracy"), "-2.0 points [-5.0, 1.0]"),
+        (difference(Interval(0.12, 0.02, 0.22, 5), "loss"), "+0.120 [0.020, 0.220]"),
+    ],
+)
+def test_numbers_are_worded_alike_everywhere(shown, text):
+    assert shown == text
+
+
+def test_tables_are_tidy_and_agree_with_the_runs(tmp_path):
+    run = made_run("meta-2", 3, CURVES["meta-2"], progress=[0.1, 0.5], config=OPTIONS["meta-2"])
+
+    write_tables(tmp_path, [run], story().choices)
+
+    with (tmp_path / "results.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["group"] == "new" and row["s"] == "2"]
+    assert len(rows) == 1
+    assert float(rows[0]["accuracy"]) == pytest.approx(0.86)
+    assert float(rows[0]["worst_decile"]) == pytest.approx(0.84)
+    assert len(list(result_rows(run))) == 2 * (NUM_STEPS + 1)
+    assert len(list(round_rows(run))) == 2 * (NUM_STEPS + 1)
+    assert len(list(client_rows(run))) == 2 * 4 * (NUM_STEPS + 1)
+    for name in ("results", "rounds", "clients", "tuning"):
+        assert (tmp_path / f"{name}.parquet").is_file()
+        assert (tmp_path / f"{name}.csv").is_file()
+
+
+def test_tables_do_without_pyarrow_as_csv_alone(tmp_path, monkeypatch):
+    """It is an extra, and a suite that ran for hours must not end without tables for want of it."""
+    monkeypatch.setattr("nufed.deploy.experiments.tables.has_parquet", lambda: False)
+    run = made_run("meta-2", 3, CURVES["meta-2"], config=OPTIONS["meta-2"])
+
+    write_tables(tmp_path, [run], {})
+
+    assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "clients.csv"}
+
+
+def test_regression_has_no_columns_of_accuracy():
+    run = made_run("meta-2", 0, np.ones(NUM_STEPS + 1), loss=True)
+
+    assert "accuracy" not in next(iter(result_rows(run)))
+
+
+def test_a_folder_that_is_neither_is_refused(tmp_path):
+    with pytest.raises(RunError, match="Expected a run folder"):
+        read_story(tmp_path)
+    (tmp_path / "cells").mkdir()
+    with pytest.raises(RunError, match="runs are left"):
+        read_story(tmp_path)
+
+
+def test_a_single_run_has_a_report(tmp_path, capsys):
+    options = ["--rounds", "2", "--clients", "4", "--new-clients", "2", "--set", "evaluation.interval=1"]
+    assert main(["simulate", "--quiet", "--out", str(tmp_path), *options]) == 0
+    folder = next(tmp_path.iterdir())
+    capsys.readouterr()
+
+    code = main(["report", str(folder), "--markdown", str(tmp_path / "run.md")])
+
+    assert code == 0
+    assert "New clients after 5 steps: accuracy" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "## Run run" in (tmp_path / "run.md").read_text(encoding="utf-8")
+
+
+def test_a_document_keeps_what_was_written_around_a_section():
+    document = with_section("# Title\n\nBy hand.\n", "own", "first")
+
+    again = with_section(f"{document}\nAfter.\n", "own", "second")
+
+    assert again == "# Title\n\nBy hand.\n\n<!-- begin own -->\nsecond\n<!-- end own -->\n\nAfter.\n"
+    with pytest.raises(RunError, match="<!-- end own -->"):
+        with_section("<!-- begin own -->", "own", "text")
+
+
+def test_several_stories_begin_with_an_overview_that_is_replaced_with_them():
+    document = with_sections("# Title\n", {"one": story(), "two": story(title="Other")})
+
+    again = with_sections(document, {"one": story(), "two": story(title="Newer")})
+
+    assert "| suite | seeds | best | H1 | H2 | H3a | H3b | H4 | H5 |" in again
+    assert "| one | 5 | ν = 2: 86.2 ± 2.8 %, new, 2 steps | supported | supported | " in again
+    assert again.count("<!-- begin ") == 3
+    assert again.index("<!-- begin overview") < again.index("<!-- begin one") < again.index("## Newer")
+    assert "Other" not in again
+
+
+def test_a_report_of_several_folders_has_no_single_file(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "page.html")]) == 2
+    assert "several folders" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "a"), str(tmp_path / "b" / "a")]) == 2
+    assert "two folders named 'a'" in capsys.readouterr().err
+
+
+def test_suites_are_listed_and_an_unknown_one_is_refused(capsys):
+    assert main(["experiment", "list"]) == 0
+    assert "femnist-writers: FEMNIST" in capsys.readouterr().out
+    assert main(["experiment", "digitz"]) == 2
+    assert "Did you mean 'digits'" in capsys.readouterr().err
+
+
+def test_methods_keep_the_order_of_the_suite():
+    runs = [made_run(name, 0, CURVES[name], config=OPTIONS[name]) for name in ("fo-2", "fedavg")]
+
+    assert list(compare(runs, LABELS).runs) == ["fedavg", "fo-2"]

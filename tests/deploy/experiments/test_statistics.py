@@ -1,0 +1,155 @@
+"""Statistics of experiments against numbers worked out by hand or by another route."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from nufed.deploy.experiments.statistics import (
+    censored_median,
+    holm,
+    spread,
+    t_interval,
+    two_stage_bootstrap,
+    worst_decile,
+)
+
+finite = st.floats(-1e3, 1e3)
+
+
+def test_an_interval_of_four_observations_is_the_one_worked_out_by_hand():
+    # mean 2.5, sd √(5/3), t_{0.975, 3} = 3.182446: reach 3.182446 · 1.290994 / 2
+    interval = t_interval([1.0, 2.0, 3.0, 4.0])
+
+    assert interval.mean == 2.5
+    assert interval.half_width == pytest.approx(2.054260, abs=1e-6)
+    assert interval.p_value == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0, 4.0], 0).pvalue)
+
+
+def test_one_observation_has_no_finite_interval():
+    interval = t_interval([0.7])
+
+    assert (interval.low, interval.high) == (-math.inf, math.inf)
+    assert not interval.excludes_zero
+    assert math.isnan(interval.p_value)
+
+
+def test_a_diverged_observation_makes_the_interval_nan_and_never_significant():
+    interval = t_interval([0.5, math.nan, 0.7])
+
+    assert math.isnan(interval.low)
+    assert not interval.excludes_zero
+
+
+def test_equal_observations_are_certain():
+    assert t_interval([0.25] * 4).excludes_zero
+    assert not t_interval([0.0] * 4).excludes_zero
+    assert t_interval([0.0] * 4).p_value == 1.0
+
+
+@given(st.lists(finite, min_size=2, max_size=8), finite)
+def test_moving_all_observations_moves_the_interval(values, shift):
+    before, after = t_interval(values), t_interval([value + shift for value in values])
+
+    assert after.low == pytest.approx(before.low + shift, abs=1e-6)
+    assert after.high == pytest.approx(before.high + shift, abs=1e-6)
+
+
+def test_an_interval_is_that_of_students_t():
+    interval = t_interval([0.02, 0.03, 0.01])
+
+    # mean 0.02, sd 0.01, t_{0.975, 2} = 4.302653
+    assert interval.mean == pytest.approx(0.02)
+    assert interval.half_width == pytest.approx(4.302653 * 0.01 / math.sqrt(3), abs=1e-7)
+
+
+def seeds(*values):
+    return dict(enumerate(values))
+
+
+def test_holm_adjusts_as_worked_out_by_hand():
+    differences = {
+        "strong": seeds(1.0, 1.1, 0.9, 1.05, 0.95),
+        "weak": seeds(0.5, -0.1, 0.6, 0.1, 0.4),
+        "none": seeds(0.2, -0.3, 0.1, -0.1, 0.05),
+    }
+    plain = {name: t_interval(list(values.values())).p_value for name, values in differences.items()}
+
+    corrected = holm(differences)
+
+    assert list(corrected) == ["strong", "weak", "none"]
+    assert corrected["strong"].p_adjusted == pytest.approx(3 * plain["strong"])
+    assert corrected["weak"].p_adjusted == pytest.approx(2 * plain["weak"])
+    assert corrected["none"].p_adjusted == pytest.approx(max(2 * plain["weak"], plain["none"]))
+
+
+def test_holm_shows_everything_after_the_first_that_fails_at_its_level():
+    # Alone "late" would be significant at its own level 0.05, but "early" (rank 1) fails at 0.025.
+    differences = {
+        "first": seeds(1.0, 1.1, 0.9, 1.05, 0.95),
+        "early": seeds(1.0, 0.2, 0.9, 0.1, 0.7),
+        "late": seeds(1.0, 0.2, 0.9, 0.1, 0.68),
+    }
+    order = sorted(differences, key=lambda name: t_interval(list(differences[name].values())).p_value)
+
+    corrected = holm(differences)
+
+    for name in order[1:]:
+        expected = t_interval(list(differences[name].values()), 0.975)
+        assert corrected[name].interval.low == pytest.approx(expected.low)
+
+
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=5, max_size=5), min_size=1, max_size=5))
+def test_a_corrected_interval_excludes_zero_exactly_where_holm_rejects(rows):
+    differences = {str(index): seeds(*row) for index, row in enumerate(rows)}
+
+    corrected = holm(differences)
+
+    for each in corrected.values():
+        if abs(each.p_adjusted - 0.05) > 1e-9:
+            assert each.interval.excludes_zero == (each.p_adjusted < 0.05)
+
+
+def test_the_bootstrap_covers_what_it_estimates_and_is_repeatable():
+    rng = np.random.default_rng(0)
+    values = [rng.normal(loc, 1.0, 40) for loc in (0.0, 0.2, -0.1, 0.1, 0.05)]
+
+    first = two_stage_bootstrap(values, spread, num_draws=400)
+    again = two_stage_bootstrap(values, spread, num_draws=400)
+
+    assert first == again
+    assert first.low < 1.0 < first.high
+    assert first.mean == pytest.approx(np.mean([each.std(ddof=1) for each in values]))
+
+
+def test_the_bootstrap_of_equal_clients_has_no_width():
+    interval = two_stage_bootstrap([np.full(7, 0.3)] * 3, worst_decile, num_draws=50)
+
+    assert interval.low == pytest.approx(0.3)
+    assert interval.high == pytest.approx(0.3)
+
+
+def test_the_worst_decile_of_eleven_clients_is_the_mean_of_two():
+    assert worst_decile(np.array([0.9, 0.1, 0.5, 0.3, *[1.0] * 7])) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("values", "median", "text"),
+    [
+        ([10, 20, 30], 20, "20 (10 to 30)"),
+        ([10, 20, None], 20, "20 (10 to > 60)"),
+        ([10, None, None], math.inf, "> 60 (10 to > 60)"),
+        ([None, None], math.inf, "> 60"),
+        ([10, 20, 30, None], 25, "25 (10 to > 60)"),
+        ([0, 0], 0, "0"),
+    ],
+)
+def test_runs_that_did_not_reach_the_target_count_as_longer_than_any(values, median, text):
+    censored = censored_median(values)
+
+    assert censored.median == median
+    assert censored.text(60) == text
+    assert censored.num_reached == sum(value is not None for value in values)
