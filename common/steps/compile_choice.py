@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from nufed.common.config import MethodConfig, RunConfig
+from nufed.common.config.method import has_own_inner_steps
 from nufed.common.examples import Batch
 from nufed.common.meta.draw import batch_plan
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.meta_gradient import MetaBatches, MetaGradient
-from nufed.common.method_rules import has_own_inner_steps
 from nufed.common.params import model_params
 from nufed.common.steps.cautions import caution
 from nufed.common.steps.dense_steps import dense_steps

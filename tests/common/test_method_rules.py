@@ -3,8 +3,9 @@
 import pytest
 
 from nufed.common.config import MethodConfig, RunConfig
+from nufed.common.config.method import has_own_inner_steps
 from nufed.common.errors import ConfigError
-from nufed.common.method_rules import has_own_inner_steps, sequential_options
+from nufed.common.method_rules import sequential_options
 from nufed.common.methods import METHODS
 
 MOREAU = {"method.objective": "moreau", "method.personal-strength": 1.0}

@@ -1,0 +1,60 @@
+"""Options of the data: where the examples come from and how they are dealt."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from nufed.common.config.section import Section
+
+
+class DataConfig(Section):
+    """Where the examples come from and how they are dealt to clients."""
+
+    source: str = Field(
+        "digits", description="name of a data source, npz:PATH, python:module:function, or private: each client's own"
+    )
+    partition: Literal["iid", "dirichlet", "classes", "by-user", "per-fedavg"] = Field(
+        "classes",
+        description="how examples are dealt; sources that are federations by nature always use by-user",
+    )
+    dirichlet_alpha: float = Field(0.3, gt=0, le=1e6, description="Dirichlet concentration; small is heterogeneous")
+    classes_per_client: int = Field(
+        2, ge=1, le=10_000, description="classes that each client holds (partition classes)"
+    )
+    num_clients: int = Field(20, ge=1, le=1_000_000, description="participating clients, n")
+    num_new_clients: int = Field(10, ge=0, le=1_000_000, description="clients that never take part in training")
+    transform: Literal["none", "rotate", "permute-labels", "two-groups"] = Field(
+        "none", description="what each client sees its examples through, drawn for each client"
+    )
+    transform_strength: float = Field(
+        1.0, ge=0, le=1, description="how far transforms differ between clients: of ±180 degrees, or of the classes"
+    )
+    test_fraction: float = Field(0.25, gt=0, lt=1, description="share of each client's data kept for the test")
+    validation_fraction: float = Field(
+        0.15, ge=0, lt=1, description="share of each client's remaining data kept for validation"
+    )
+    task: Literal["classification", "regression"] = Field(
+        "classification", description="what the clients' own data are for (source private)"
+    )
+    input_shape: str = Field(
+        "",
+        pattern=r"^([1-9]\d{0,6}(,[1-9]\d{0,6})*)?$",
+        description="shape of one input, e.g. 13 or 1,28,28 (source private); empty counts feature-names",
+    )
+    num_outputs: int = Field(
+        0,
+        ge=0,
+        le=10_000_000,
+        description="classes or predicted values (source private); 0 counts class-names, or is 1",
+    )
+    class_names: str = Field("", description="names of the classes in label order, comma-separated (source private)")
+    feature_names: str = Field("", description="columns that are the inputs, in order (source private)")
+    categories: str = Field(
+        "", description="columns to encode one-hot, e.g. sex:f|m;thal:3|6|7, with their values (source private)"
+    )
+    feature_means: str = Field(
+        "", description="mean of each column of feature-names without categories, for scaling (source private)"
+    )
+    feature_scales: str = Field(
+        "", description="standard deviation of each such column; given with feature-means (source private)"
+    )

@@ -1,0 +1,33 @@
+"""Options of the evaluation: the adaptation curve and when it is drawn."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from nufed.common.config.section import Section
+
+
+class EvaluationConfig(Section):
+    """Adaptation curves: fine-tune the server model on the support split, judge it on the test split."""
+
+    num_adapt_steps: int = Field(10, ge=0, le=10_000, description="S, steps of the adaptation curve")
+    adapt_lr: float = Field(0.0, ge=0, le=1e3, description="step size at test time; 0 is inner-lr")
+    adapt_batch_size: int = Field(
+        0, ge=0, le=1_000_000, description="examples in a step at test time; 0 takes all of the support split"
+    )
+    primary_step: int = Field(5, ge=0, le=10_000, description="s*, the step that single numbers are quoted at")
+    interval: int = Field(
+        10, ge=0, le=10_000_000, description="rounds between evaluations; 0 evaluates at the end only"
+    )
+    target_accuracy: float = Field(
+        0.0, ge=0, le=1, description="accuracy at s* whose first round is reported; 0 reports none"
+    )
+
+    @model_validator(mode="after")
+    def _primary_step_is_on_the_curve(self) -> Self:
+        if self.primary_step > self.num_adapt_steps:
+            raise ValueError(
+                f"primary-step={self.primary_step} lies beyond the curve, which ends at "
+                f"num-adapt-steps={self.num_adapt_steps}; raise num-adapt-steps or lower primary-step"
+            )
+        return self

@@ -1,0 +1,140 @@
+"""Options of the method: the objective, the clients' local training, and which of them go together."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from nufed.common.config.section import Section
+
+_OWN_INNER_STEPS = {
+    ("objective", "moreau"): "whose gradient λ(w - ŵ) differentiates no fine-tuning step",
+    ("step-sizes", "learned"): "whose inner steps have a size for each parameter",
+    ("adapted-part", "head"): "whose inner steps leave the body alone",
+}
+
+
+class MethodConfig(Section):
+    """The objective and the clients' local training."""
+
+    num_inner_steps: int = Field(
+        3, ge=0, le=1000, description="ν, fine-tuning steps inside the objective; 0 is FedAvg, 1 Per-FedAvg"
+    )
+    inner_lr: float = Field(0.05, ge=0, le=1e3, description="α, step size of a fine-tuning step")
+    estimator: str = Field("exact", description="how the meta-gradient is computed")
+    objective: Literal["fine-tuned", "moreau"] = Field(
+        "fine-tuned", description="loss after ν fine-tuning steps, or Moreau envelope solved in ν steps (pFedMe)"
+    )
+    step_sizes: Literal["fixed", "learned"] = Field(
+        "fixed", description="fine-tuning steps of size inner-lr, or of a learned size for each parameter (Meta-SGD)"
+    )
+    adapted_part: Literal["all", "head"] = Field(
+        "all", description="what fine-tuning changes, also at test time: all parameters, or the last layer's"
+    )
+    trained_part: Literal["all", "body"] = Field(
+        "all", description="what meta steps change: all parameters, or all but the last layer's"
+    )
+    proximal_strength: float = Field(
+        0.0, ge=0, le=1e6, description="μ, pull of meta steps towards the server's model (FedProx); 0 turns it off"
+    )
+    personal_strength: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="λ, pull towards the server's model at test time (Ditto), and in the Moreau envelope; 0 is off",
+    )
+    num_local_steps: int = Field(5, ge=1, le=100_000, description="τ, meta steps on a client in one round")
+    local_lr: float = Field(0.1, gt=0, le=1e3, description="β, step size of a meta step")
+    max_grad_norm: float = Field(
+        0.0, ge=0, le=1e9, description="norm that longer meta-gradients are scaled down to; 0 leaves them as they are"
+    )
+    batch_size: int = Field(20, ge=0, le=1_000_000, description="D, examples in an inner batch; 0 takes all of them")
+    outer_batch_size: int = Field(
+        -1, ge=-1, le=1_000_000, description="D', examples in the outer batch; -1 is batch-size, 0 all"
+    )
+    hessian_batch_size: int = Field(
+        -1, ge=-1, le=1_000_000, description="D'', examples in a Hessian batch; -1 is batch-size, 0 all"
+    )
+    hessian_batches: Literal["fresh", "inner"] = Field(
+        "fresh", description="fresh draws them independently (the theory); inner reuses the inner batches"
+    )
+    outer_holdout_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the support split kept for outer batches alone; 0 draws both from all of it",
+    )
+    hessian_free_delta: float = Field(
+        0.0, ge=0, le=10, description="size of the displacement; 0 takes the measured default"
+    )
+    hessian_free_displacement: Literal["normalized", "absolute", "relative"] = Field(
+        "normalized",
+        description="displace by δ v/‖v‖, by δ v as Per-FedAvg does, or by δ (1 + ‖w‖) v/‖v‖",
+    )
+    hessian_free_difference: Literal["central", "forward"] = Field(
+        "central", description="both sides of the point, or one side: fewer gradients, larger error"
+    )
+    hessian_free_dtype: Literal["same", "float64"] = Field(
+        "same", description="precision of hessian-free: the model's, or float64 whatever the model's"
+    )
+    memory: Literal["low", "fast", "auto"] = Field(
+        "auto",
+        description="graphs of inner steps kept for coupled batches: one, all, or (unrolled) what fits in 256 MiB",
+    )
+    compile: Literal["off", "on", "auto"] = Field(
+        "off", description="compile the inner step: equal to rounding only; auto where it saves more than it costs"
+    )
+
+    @model_validator(mode="after")
+    def _coupled_batches_have_one_size(self) -> Self:
+        if self.hessian_batches == "inner" and self.hessian_batch_size not in (-1, self.batch_size):
+            raise ValueError(
+                "hessian-batch-size contradicts hessian-batches=inner, which reuses the inner batches; "
+                "leave hessian-batch-size at -1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_of_the_method_agree(self) -> Self:
+        if problem := _contradiction(self):
+            raise ValueError(problem)
+        return self
+
+
+def has_own_inner_steps(method: MethodConfig) -> bool:
+    """Return whether inner steps are others than w - α ∇f(w), of all parameters by one size."""
+    values = method.model_dump(by_alias=True)
+    return any(values[key] == value for key, value in _OWN_INNER_STEPS)
+
+
+def _contradiction(method: MethodConfig) -> str | None:
+    """Return what contradicts what, and what to do; None where a method's options go together."""
+    values = method.model_dump(by_alias=True)
+    own = [f"{key}={value}" for key, value in _OWN_INNER_STEPS if values[key] == value]
+    if len(own) > 1:
+        return f"{own[0]} contradicts {own[1]}; choose one"
+    if method.objective == "moreau":
+        return _moreau_contradiction(method)
+    if not own:
+        return None
+    why = next(text for (key, value), text in _OWN_INNER_STEPS.items() if values[key] == value)
+    if method.step_sizes == "learned" and method.num_inner_steps == 0:
+        return "num-inner-steps=0 contradicts step-sizes=learned, which are learned from inner steps; set it above 0"
+    if method.step_sizes == "learned" and method.trained_part == "body":
+        return "trained-part=body contradicts step-sizes=learned, which are learned for every layer; choose one"
+    if method.estimator == "hessian-free":
+        return f"estimator=hessian-free contradicts {own[0]}, {why}; choose exact, unrolled or first-order"
+    if method.compile == "on":
+        return f"compile=on contradicts {own[0]}, {why}; leave compile at off"
+    return None
+
+
+def _moreau_contradiction(method: MethodConfig) -> str | None:
+    if method.num_inner_steps == 0:
+        return "num-inner-steps=0 contradicts objective=moreau, which is solved in so many steps; set it above 0"
+    if method.personal_strength == 0:
+        return "personal-strength=0 contradicts objective=moreau, whose gradient is 0 without it; set it above 0"
+    if method.estimator != "exact":
+        return f"estimator={method.estimator} contradicts objective=moreau, which has none; leave estimator at exact"
+    if method.compile == "on":
+        return "compile=on contradicts objective=moreau, which is not compiled; leave compile at off"
+    return None

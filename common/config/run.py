@@ -1,0 +1,115 @@
+"""`RunConfig`: all sections together, read from flat keys, tables and files."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from nufed.common.config.data import DataConfig
+from nufed.common.config.evaluation import EvaluationConfig
+from nufed.common.config.federation import FederationConfig
+from nufed.common.config.method import MethodConfig
+from nufed.common.config.model import ModelConfig
+from nufed.common.config.parsing import explain, flatten, put
+from nufed.common.config.section import Scalar, Section, to_kebab
+from nufed.common.errors import ConfigError
+
+
+class RunConfig(Section):
+    """Everything that decides a run's numbers."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="label of the run folder")
+    seed: int = Field(0, ge=0, lt=2**62, description="seed of every random choice")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    federation: FederationConfig = FederationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _learned_step_sizes_are_used(self) -> Self:
+        if self.method.step_sizes == "learned" and self.evaluation.adapt_lr:
+            raise ValueError(
+                f"evaluation.adapt-lr={self.evaluation.adapt_lr:g} contradicts method.step-sizes=learned, whose sizes "
+                "are used at test time too; leave adapt-lr at 0"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Return the configuration that flat (`method.inner-lr`) or nested values describe.
+
+        Raises:
+            ConfigError: naming each key that is unknown or out of range, its value and what is allowed.
+        """
+        nested: dict[str, Any] = {}
+        for key, value in values.items():
+            put(nested, key, value)
+        try:
+            return cls.model_validate(nested)
+        except ValidationError as error:
+            raise ConfigError(explain(error, option_descriptions())) from error
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return `{"seed": 0, "method.inner-lr": 0.1, …}`, as Flower carries it."""
+        return dict(flatten(self.model_dump(by_alias=True)))
+
+    def replace(self, **changes: Scalar) -> Self:
+        """Return a copy with flat keys changed; `__` stands for `.` and `_` for `-`.
+
+        Example:
+            >>> RunConfig().replace(method__num_inner_steps=5).method.num_inner_steps
+            5
+        """
+        return self.updated({to_kebab(key.replace("__", ".")): value for key, value in changes.items()})
+
+    def updated(self, changes: Mapping[str, Any]) -> Self:
+        """Return a copy with flat keys changed, e.g. `{"method.inner-lr": 0.05}`."""
+        return self.parse({**self.flat(), **changes})
+
+    def to_json(self) -> str:
+        """Return the complete configuration as indented JSON; `RunConfig.load` reads it back."""
+        return json.dumps(self.model_dump(by_alias=True), indent=2) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a configuration from a `.json` or `.toml` file, flat or nested; missing keys take their defaults."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"Expected a configuration file at {path}, but it cannot be read ({error.strerror}). Check --config."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"Expected JSON or TOML in {path}, but it is not UTF-8 text ({error.reason}). Check --config."
+            ) from error
+        try:
+            values = tomllib.loads(text) if Path(path).suffix == ".toml" else json.loads(text)
+        except ValueError as error:
+            raise ConfigError(
+                f"Expected JSON or TOML in {path}, but {error}. Fix that line, or use a run's config.json."
+            ) from error
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"Expected a table of options in {path}, but found {type(values).__name__}. See any run's config.json."
+            )
+        try:
+            return cls.parse(values)
+        except ConfigError as error:
+            raise ConfigError(f"In {path}: {error}") from error
+
+
+def option_descriptions() -> dict[str, tuple[Scalar, str]]:
+    """Return flat key -> (default, one-line description with the paper's symbol)."""
+    result: dict[str, tuple[Scalar, str]] = {}
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.default, Section):
+            for inner, declared in type(field.default).model_fields.items():
+                result[f"{to_kebab(name)}.{to_kebab(inner)}"] = (declared.default, declared.description or "")
+        else:
+            result[to_kebab(name)] = (field.default, field.description or "")
+    return result
