@@ -13,26 +13,38 @@ from typing import Annotated
 
 import click
 import typer
-from rich.table import Table
-from rich.text import Text
 
+from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, NufedError
 from nufed.deploy.commands import experiment as experiment_cli
 from nufed.deploy.commands import federation as deploy_cli
 from nufed.deploy.commands import personal as personal_cli
 from nufed.deploy.commands import theory as theory_cli
-from nufed.deploy.commands.option_groups import MachineOptions, with_option_groups
-from nufed.deploy.commands.run_options import FLAGS, RunOptions, config_for_resuming
-from nufed.deploy.commands.terminal import OutputOptions, stdout_console
+from nufed.deploy.commands.argument_help import explain_arguments
+from nufed.deploy.commands.option_groups import MachineOptions, beginning_with, engine_names, with_option_groups
+from nufed.deploy.commands.run_options import (
+    FLAGS,
+    RunOptions,
+    allowed_values,
+    config_for_resuming,
+)
+from nufed.deploy.commands.tables import print_table
+from nufed.deploy.commands.terminal import OutputOptions, describe_run, stdout_console
 
 app = typer.Typer(
     suggest_commands=False,
     name="nufed",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode="rich",
 )
+
+_SIMULATE_HELP = f"""Run a whole federation on this machine and write its curves, model and numbers to a folder.
+
+Without options: {describe_run(RunConfig())}.
+
+Later ones win: defaults, --config, --method, flags, --set.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,26 +83,24 @@ def _fail(message: str, exit_code: int) -> int:
 def _print_version(wanted: bool) -> None:
     if not wanted:
         return
-    from importlib.metadata import version
-    from platform import python_version
+    from nufed.deploy.commands.version import version_line
 
-    from nufed.common import __version__
-
-    typer.echo(f"nufed {__version__} (flwr {version('flwr')}, torch {version('torch')}, python {python_version()})")
+    typer.echo(version_line())
     raise typer.Exit
 
 
 @app.callback()
 def describe_program(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="versions")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="version, commit, and those of Flower"),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show where an error came from; any command takes it")] = False,
 ) -> None:
     """Federated learning of a starting point that each client adapts to its own data in ν fine-tuning steps."""
 
 
-@app.command("simulate")
+@app.command("simulate", help=_SIMULATE_HELP)
 @with_option_groups
 def simulate_command(
     run: RunOptions,
@@ -103,6 +113,7 @@ def simulate_command(
             "ray (Flower's), or auto (cohort or local, whichever is faster)",
             metavar="NAME",
             rich_help_panel="Machine",
+            autocompletion=beginning_with(engine_names),
         ),
     ] = "local",
     resume: Annotated[
@@ -110,12 +121,7 @@ def simulate_command(
         typer.Option(help="go on with the run in this folder; only --rounds may change", metavar="RUN_DIR"),
     ] = None,
 ) -> None:
-    """Run a whole federation on this machine and write its curves, model and numbers to a folder.
-
-    Without options: 20 clients and 10 new ones on handwritten digits that come with scikit-learn, ν = 1.
-
-    Later ones win: defaults, --config, --method, flags, --set.
-    """
+    """Run a whole federation on this machine."""
     from nufed.common.settings import process_settings
     from nufed.deploy.simulation.engines import check_resumable, find_engine, prepare, simulate
     from nufed.server.run import ServerOptions
@@ -167,36 +173,29 @@ def methods() -> None:
     """List the methods for --method: presets of options, which flags and --set can change."""
     from nufed.common.methods import METHODS
 
-    table = Table("method", "description", "source", box=None, pad_edge=False)
-    for name, method in METHODS.items():
-        table.add_row(Text(name), Text(method.summary), Text(method.source))
-    stdout_console().print(table)
+    rows = [(name, method.source, method.summary) for name, method in METHODS.items()]
+    print_table(stdout_console(), ("method", "source", "description"), rows)
 
 
 @app.command()
 def options() -> None:
-    """List every option for --set and --config, with its default and the short flag where there is one."""
+    """List every option for --set and --config: its flag where there is one, default, allowed values, and meaning."""
     from nufed.common.config import option_descriptions
 
-    flags = {key: flag for flag, key in FLAGS.items()}
-    table = Table(box=None, pad_edge=False)
-    for column in ("option", "flag", "default"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("meaning")
-    for key, (default, description) in option_descriptions().items():
-        flag = f"--{flags[key]}" if key in flags else ""
-        table.add_row(key, flag, str(default), Text(description))
-    stdout_console().print(table)
+    flags = {key: f"--{flag}" for flag, key in FLAGS.items()}
+    rows = [
+        (key, flags.get(key, ""), str(default), allowed_values(key), description)
+        for key, (default, description) in option_descriptions().items()
+    ]
+    print_table(stdout_console(), ("option", "flag", "default", "values", "meaning"), rows)
 
 
 def _list(what: str, descriptions: Mapping[str, str]) -> None:
-    table = Table(what, "description", box=None, pad_edge=False)
-    for name, description in descriptions.items():
-        table.add_row(Text(name), Text(description))
-    stdout_console().print(table)
+    print_table(stdout_console(), (what, "description"), list(descriptions.items()))
 
 
 deploy_cli.register(app)
 experiment_cli.register(app)
 personal_cli.register(app)
 theory_cli.register(app)
+explain_arguments(app)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +10,25 @@ import typer
 from rich.text import Text
 
 from nufed.common.errors import ConfigError
-from nufed.deploy.commands.option_groups import MachineOptions, with_option_groups
+from nufed.deploy.commands.option_groups import MachineOptions, beginning_with, engine_names, with_option_groups
+from nufed.deploy.commands.run_options import RunOptions, complete_assignment
 from nufed.deploy.commands.terminal import stdout_console
 
 _Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="run option for all methods, e.g. federation.num-rounds=50", metavar="KEY=VALUE"),
+    typer.Option(
+        "--set",
+        help="run option for all methods, e.g. federation.num-rounds=50",
+        metavar="KEY=VALUE",
+        autocompletion=complete_assignment,
+    ),
 ]
+
+
+def _suites() -> Iterable[str]:
+    from nufed.deploy.experiments.suite import suite_names
+
+    return ["list", *suite_names()]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,13 +40,25 @@ def register(app: typer.Typer) -> None:
 @with_option_groups
 def experiment_command(  # noqa: PLR0913 - the command line is flat
     machine: MachineOptions,
-    suite: Annotated[str, typer.Argument(help="name of a suite, or a TOML file; `list` names them", metavar="SUITE")],
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="name of a suite, or a TOML file; `list` names them",
+            metavar="SUITE",
+            autocompletion=beginning_with(_suites),
+        ),
+    ],
     seeds: Annotated[int | None, typer.Option(help="seeds of the final runs", min=1, max=1000)] = None,
     jobs: Annotated[int, typer.Option(help="runs at a time", min=1, max=256)] = 1,
     out: Annotated[
         Path | None, typer.Option(help="folder of the experiment (default: results/SUITE)", metavar="DIR")
     ] = None,
-    engine: Annotated[str, typer.Option(help="what runs a federation, as in simulate", metavar="NAME")] = "cohort",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="what runs a federation, as in simulate", metavar="NAME", autocompletion=beginning_with(engine_names)
+        ),
+    ] = "cohort",
     resume: Annotated[
         bool, typer.Option(help="go on where an earlier start stopped, or refuse a folder that has runs")
     ] = True,
@@ -134,6 +158,4 @@ def _options(assignments: list[str]) -> dict[str, str | int | float | bool]:
     Raises:
         ConfigError: one is no assignment, or two contradict each other.
     """
-    from nufed.deploy.commands.run_options import RunOptions
-
     return dict(RunOptions(assignments=assignments).changes())

@@ -7,7 +7,7 @@ def simulate(run: RunOptions, machine: MachineOptions) -> None: ...
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,18 @@ def option(name: str, annotation: Any, default: Any, declared: Any) -> inspect.P
     """Return one parameter of a group; `declared` is a `typer.Option(...)`."""
     kind = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=default, annotation=Annotated[annotation, declared])
+
+
+def beginning_with(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return what a shell's completion asks for the `names` that begin with what was typed."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def engine_names() -> Iterable[str]:
+    """Return the names for --engine; those who ask for nothing do not import what runs a federation."""
+    from nufed.deploy.simulation.engines import ENGINES
+
+    return ENGINES
 
 
 @dataclass(frozen=True)

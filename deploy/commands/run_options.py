@@ -12,7 +12,7 @@ import typer
 from nufed.common.config import RunConfig, Scalar, option_descriptions, to_kebab
 from nufed.common.errors import ConfigError
 from nufed.common.methods import METHODS, find_method
-from nufed.deploy.commands.option_groups import option
+from nufed.deploy.commands.option_groups import beginning_with, option
 
 FLAGS = {
     "name": "name",
@@ -41,8 +41,9 @@ _PANELS = {
     "federation": "Rounds",
     "evaluation": "Evaluation",
 }
-_LOW = {"minimum": "{:.10g}", "exclusiveMinimum": "above {:.10g}"}
-_HIGH = {"maximum": " to {:.10g}", "exclusiveMaximum": " to below {:.10g}"}
+_LOW = {"minimum": "{}", "exclusiveMinimum": "above {}"}
+_HIGH = {"maximum": " to {}", "exclusiveMaximum": " to below {}"}
+_LISTED_BY = {"data.source": "datasets", "model.name": "models", "method.estimator": "estimators"}
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "NAME"}
 
 
@@ -70,12 +71,14 @@ class RunOptions:
             "--set",
             help="any option, e.g. method.hessian-batch-size=40; `nufed options` lists them",
             metavar="KEY=VALUE",
+            autocompletion=complete_assignment,
         )
         method = typer.Option(
             "--method",
             help=f"preset below the other flags: {', '.join(METHODS)}; `nufed methods` says what they are",
             metavar="NAME",
             rich_help_panel=_PANELS["method"],
+            autocompletion=beginning_with(lambda: METHODS),
         )
         return [
             option("method", str | None, None, method),
@@ -148,16 +151,54 @@ def config_for_resuming(stored: RunConfig, options: RunOptions) -> RunConfig:
 
 
 def allowed_values(key: str) -> str:
-    """Return what a key's value may be, e.g. `1 to 1000; `, as the configuration's own schema has it."""
-    schema = _schema()
-    section, _, name = key.rpartition(".")
-    table = schema["$defs"][f"{section.capitalize()}Config"] if section else schema
-    declared = table["properties"][name]
+    """Return what a key's value may be, e.g. `1 to 1000`, as the configuration's own schema has it; empty for text."""
+    declared = _declared(key)
     if "enum" in declared:
-        return f"{', '.join(declared['enum'])}; "
-    low = next((text.format(declared[k]) for k, text in _LOW.items() if k in declared), "")
-    high = next((text.format(declared[k]) for k, text in _HIGH.items() if k in declared), "")
-    return f"{low}{high}; " if low and high else ""
+        return ", ".join(declared["enum"])
+    if key in _LISTED_BY:
+        return f"see `nufed {_LISTED_BY[key]}`"
+    low = next((text.format(_exactly(declared[k])) for k, text in _LOW.items() if k in declared), "")
+    high = next((text.format(_exactly(declared[k])) for k, text in _HIGH.items() if k in declared), "")
+    return f"{low}{high}" if low and high else ""
+
+
+def _exactly(limit: float) -> str:
+    return str(int(limit)) if limit == int(limit) else f"{limit:g}"
+
+
+def known_values(key: str) -> list[str]:
+    """Return the names that a key's value may be, for completion in a shell; empty for numbers and text."""
+    if key == "data.source":
+        from nufed.common.data import SOURCES
+
+        return [f"{name}:" if source.argument else name for name, source in SOURCES.items()]
+    if key == "model.name":
+        from nufed.common.models import MODELS
+
+        return list(MODELS)
+    if key == "method.estimator":
+        from nufed.common.meta.estimators import ESTIMATORS
+
+        return list(ESTIMATORS)
+    return list(_declared(key).get("enum", ()))
+
+
+def complete_assignment(typed: str) -> list[str]:
+    """Return what `--set` can go on with: keys, and behind an equals sign the key's values."""
+    key, equals, value = typed.partition("=")
+    if not equals:
+        return [f"{known}=" for known in option_descriptions() if known.startswith(key)]
+    if key not in option_descriptions():
+        return []
+    return [f"{key}={known}" for known in known_values(key) if known.startswith(value)]
+
+
+def _declared(key: str) -> Mapping[str, Any]:
+    """Return what the configuration's schema says of a key."""
+    section, _, name = key.rpartition(".")
+    table = _schema()["$defs"][f"{section.capitalize()}Config"] if section else _schema()
+    declared: Mapping[str, Any] = table["properties"][name]
+    return declared
 
 
 @cache
@@ -167,12 +208,14 @@ def _schema() -> dict[str, Any]:
 
 def _flag_parameter(flag: str, key: str) -> inspect.Parameter:
     default, description = option_descriptions()[key]
+    allowed = allowed_values(key)
     declared = typer.Option(
         f"--{flag}",
-        help=f"{description} ({allowed_values(key)}default: {default})",
+        help=f"{description} ({allowed}{'; ' if allowed else ''}default: {default})",
         metavar=_METAVARS[type(default)],
         rich_help_panel=_PANELS.get(key.partition(".")[0], "Run"),
         show_default=False,
+        autocompletion=beginning_with(lambda: known_values(key)),
     )
     return option(flag.replace("-", "_"), str | None, None, declared)
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.text import Text
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.deploy.commands.option_groups import option
+from nufed.deploy.commands.tables import PIPE_WIDTH
 
 
 class Observer(Protocol):
@@ -87,9 +89,11 @@ class OutputOptions:
 
 
 def stdout_console() -> Console:
-    """Return a console on stdout; in a pipe its lines are wide, so that tables are not folded."""
+    """Return a console on stdout; in a pipe it is wide, unless COLUMNS says how wide whoever reads it is."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    if console.is_terminal or os.environ.get("COLUMNS", "").isdigit():
+        return console
+    return Console(highlight=False, width=PIPE_WIDTH)
 
 
 class TerminalObserver:

@@ -100,11 +100,12 @@ def test_every_flag_stands_for_an_option_and_says_what_it_is():
 
 
 def test_help_texts_state_what_is_allowed():
-    assert allowed_values("data.partition") == "iid, dirichlet, classes, by-user, per-fedavg; "
-    assert allowed_values("method.num-inner-steps") == "0 to 1000; "
-    assert allowed_values("federation.participation-fraction") == "above 0 to 1; "
-    assert allowed_values("data.num-clients") == "1 to 1000000; "
-    assert allowed_values("model.name") == ""
+    assert allowed_values("data.partition") == "iid, dirichlet, classes, by-user, per-fedavg"
+    assert allowed_values("method.num-inner-steps") == "0 to 1000"
+    assert allowed_values("federation.participation-fraction") == "above 0 to 1"
+    assert allowed_values("data.num-clients") == "1 to 1000000"
+    assert allowed_values("model.name") == "see `nufed models`"
+    assert allowed_values("model.hidden-sizes") == ""
 
 
 def test_a_resumed_run_may_have_more_rounds():
