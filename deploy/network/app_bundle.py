@@ -8,7 +8,9 @@ from flwr.common.config import get_metadata_from_config, get_project_config
 from nufed.common.errors import RunError
 from nufed.deploy.network.direct_server import AppBundle
 
-APP_FOLDER = Path(__file__).resolve().parents[2]
+# The root of the repository; one level higher where a copy has the packages inside `nufed/` instead of links to them.
+_ABOVE = Path(__file__).resolve().parents
+APP_FOLDER = next((folder for folder in _ABOVE[2:4] if (folder / "pyproject.toml").is_file()), _ABOVE[2])
 
 
 def build_app_bundle(folder: Path = APP_FOLDER) -> AppBundle:

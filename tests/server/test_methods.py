@@ -155,5 +155,5 @@ def test_ditto_trains_fedavgs_model_and_adapts_it_less(tmp_path):
     models = [load_model(folder)[0] for folder in (ditto, fedavg)]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     curves = [summary(folder)["participating"]["loss"] for folder in (ditto, fedavg)]
-    assert curves[0][:2] == curves[1][:2]  # the pull is 0 where fine-tuning starts
+    assert curves[0][:2] == pytest.approx(curves[1][:2], rel=1e-6)  # the pull is 0 where fine-tuning starts
     assert curves[0][5] > curves[1][5]
