@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from flwr.app import ConfigRecord
@@ -25,37 +25,12 @@ from nufed.server.adaptation_curves import ClientCurves, GroupCurves, group_curv
 from nufed.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nufed.server.figures import draw_curves
 from nufed.server.history import History
+from nufed.server.observer import RunObserver, SilentObserver
 from nufed.server.run_folder import RunFolder
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult
 
 GROUPS: tuple[Group, ...] = ("participating", "new")
-
-
-class RunObserver(Protocol):
-    """Told of a run's progress; draws it."""
-
-    def on_start(self, config: RunConfig, folder: Path, *, first_round: int) -> None:
-        """Hear that all clients are there and where the run is written."""
-
-    def on_round(self, record: Mapping[str, Any]) -> None:
-        """Hear of a finished round; `record` is its line of metrics.jsonl."""
-
-    def on_finish(self, summary: Mapping[str, Any], folder: Path) -> None:
-        """Hear that the run is over; `summary` is the content of summary.json."""
-
-
-class SilentObserver:
-    """Says nothing; the observer of a run that nobody watches."""
-
-    def on_start(self, config: RunConfig, folder: Path, *, first_round: int) -> None:
-        """Say nothing."""
-
-    def on_round(self, record: Mapping[str, Any]) -> None:
-        """Say nothing."""
-
-    def on_finish(self, summary: Mapping[str, Any], folder: Path) -> None:
-        """Say nothing."""
 
 
 @dataclass(frozen=True)

@@ -4,28 +4,45 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.errors import ConfigError
-from nufed.deploy.commands.option_groups import MachineOptions, with_option_groups
+from nufed.deploy.commands.option_groups import DeclaredOptions, MachineOptions, with_option_groups
 from nufed.deploy.commands.run_options import RunOptions
 from nufed.deploy.commands.terminal import OutputOptions
 from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority, revoke_client
 
 if TYPE_CHECKING:
     from nufed.deploy.commands.find_run import FoundRun
-    from nufed.deploy.network.direct_server import AppBundle, ServerSecurity
+    from nufed.deploy.network.direct_server import ServerEndpoint, ServerSecurity
+    from nufed.server.run import ServerOptions
 
 DEFAULT_CERTIFICATES = Path("certs")
 
+_DEPLOYMENT = "Deployment"
 _SECURITY = "Security"
 _CERTIFICATES = Annotated[
     Path, typer.Option("--out", help="folder of certificates and keys", metavar="DIR", show_default=True)
 ]
+
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="neither TLS nor node keys; trials on one machine", rich_help_panel=_SECURITY),
+]
+
+
+def _serving(text: str, **rest: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=_DEPLOYMENT, **rest)
+
+
+def _secured(text: str, **rest: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=_SECURITY, **rest)
+
 
 certs = typer.Typer(name="certs", no_args_is_help=True, help="Make and revoke certificates and node keys.")
 
@@ -37,138 +54,195 @@ def register(app: typer.Typer) -> None:
     app.add_typer(certs)
 
 
-@with_option_groups
-def server_command(  # noqa: PLR0913 - one parameter per option
-    run: RunOptions,
-    machine: MachineOptions,
-    output: OutputOptions,
-    listen: Annotated[
-        str, typer.Option(help="address and port to listen on", metavar="HOST:PORT", rich_help_panel="Deployment")
-    ] = "0.0.0.0:9092",
+@dataclass(frozen=True)
+class ServingOptions(DeclaredOptions):
+    """Where the server listens and how long it waits for clients."""
+
+    listen: Annotated[str, _serving("address and port to listen on", metavar="HOST:PORT")] = "0.0.0.0:9092"
     min_clients: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="clients to wait for (default: --clients plus --new-clients)", rich_help_panel="Deployment"
-        ),
-    ] = None,
-    wait: Annotated[
-        float, typer.Option(help="seconds to wait for those clients", min=0, rich_help_panel="Deployment")
-    ] = 3600.0,
-    round_timeout: Annotated[
-        float | None,
-        typer.Option(help="seconds to wait for the replies of a round", metavar="NUMBER", rich_help_panel="Deployment"),
-    ] = None,
+        int | None, _serving("clients to wait for (default: --clients plus --new-clients)", min=1)
+    ] = None
+    wait: Annotated[float, _serving("seconds to wait for those clients", min=0)] = 3600.0
+    round_timeout: Annotated[float | None, _serving("seconds to wait for the replies of a round", metavar="NUMBER")] = (
+        None
+    )
     state: Annotated[
         Path | None,
-        typer.Option(
-            help="SQLite file that client registrations survive in; several times slower than memory",
-            metavar="FILE",
-            rich_help_panel="Deployment",
-        ),
-    ] = None,
+        _serving("SQLite file that client registrations survive in; several times slower than memory", metavar="FILE"),
+    ] = None
     health: Annotated[
         str | None,
-        typer.Option(
-            help="second, unencrypted port that only answers gRPC health checks",
-            metavar="HOST:PORT",
-            rich_help_panel="Deployment",
-        ),
-    ] = None,
-    stock_clients: Annotated[
-        bool, typer.Option(help="serve Flower's own SuperNodes as well", rich_help_panel="Deployment")
-    ] = False,
+        _serving("second, unencrypted port that only answers gRPC health checks", metavar="HOST:PORT"),
+    ] = None
+    stock_clients: Annotated[bool, _serving("serve Flower's own SuperNodes as well")] = False
+
+
+@dataclass(frozen=True)
+class ResumeOptions(DeclaredOptions):
+    """Whether a run that is there is gone on with."""
+
     resume: Annotated[
         Path | None,
         typer.Option(help="go on with the run in this folder; only --rounds may change", metavar="RUN_DIR"),
-    ] = None,
+    ] = None
     resume_or_start: Annotated[
         bool,
         typer.Option(
             "--resume-or-start",
             help="go on with this run if the output folder holds it, end at once if it is complete, else start it; "
             "for supervisors",
-            rich_help_panel="Deployment",
+            rich_help_panel=_DEPLOYMENT,
         ),
-    ] = False,
+    ] = False
+
+
+@dataclass(frozen=True)
+class ServerSecurityOptions(DeclaredOptions):
+    """Certificates of the server, or that there are none."""
+
     certificates: Annotated[
         Path | None,
-        typer.Option(
-            help=f"folder made by `nufed certs init` (default: {DEFAULT_CERTIFICATES})",
-            metavar="DIR",
-            rich_help_panel=_SECURITY,
-        ),
-    ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option("--insecure", help="neither TLS nor node keys; trials on one machine", rich_help_panel=_SECURITY),
-    ] = False,
+        _secured(f"folder made by `nufed certs init` (default: {DEFAULT_CERTIFICATES})", metavar="DIR"),
+    ] = None
+    insecure: Insecure = False
+
+    def read(self) -> "ServerSecurity | None":
+        """Return where certificates and keys are; None for a server without.
+
+        Raises:
+            ConfigError: they are not there, or both options are given.
+        """
+        if not self.insecure:
+            return _server_security(self.certificates)
+        if self.certificates:
+            raise ConfigError(f"--insecure contradicts --certificates {self.certificates}. Leave one of them out.")
+        return None
+
+
+@dataclass(frozen=True)
+class ClientSecurityOptions(DeclaredOptions):
+    """What a client knows the server by and is known by itself, or that it does without."""
+
+    root_certificates: Annotated[Path | None, _secured("ca.crt of the server's `nufed certs init`", metavar="FILE")] = (
+        None
+    )
+    key: Annotated[
+        Path | None, _secured("this client's private key, made by `nufed certs add-client`", metavar="FILE")
+    ] = None
+    insecure: Insecure = False
+
+    def check(self) -> None:
+        """Refuse options that contradict each other or are not enough.
+
+        Raises:
+            ConfigError: saying which.
+        """
+        given = {"--root-certificates": self.root_certificates, "--key": self.key}
+        if self.insecure and any(given.values()):
+            raise ConfigError("--insecure contradicts --root-certificates and --key. Leave it or both of them out.")
+        missing = [flag for flag, value in given.items() if value is None]
+        if not self.insecure and missing:
+            raise ConfigError(
+                f"Expected {' and '.join(missing)}: the server's ca.crt, and the key that `nufed certs add-client` "
+                "made. For a trial on one machine, type --insecure on both sides."
+            )
+
+
+@with_option_groups
+def server_command(  # noqa: PLR0913 - one parameter per group of options
+    run: RunOptions,
+    machine: MachineOptions,
+    output: OutputOptions,
+    serving: ServingOptions,
+    resuming: ResumeOptions,
+    security: ServerSecurityOptions,
 ) -> None:
     """Serve a federation: wait for its clients, run the rounds, and leave the same folder as `simulate`.
 
     Clients are processes of `nufed client` on other machines. They may come and go; a round goes on without those that
     are gone.
     """
-    from nufed.deploy.network.direct_server import DirectServer, ServerEndpoint
-    from nufed.server.app import build_server_app
+    from nufed.deploy.network.direct_server import ServerEndpoint
     from nufed.server.run import ServerOptions
 
-    config = _config(run, resume, round_timeout)
-    if resume_or_start:
-        found = _find_run(_out(output), config, resume)
+    config, out, resume = _config(run, resuming.resume, serving.round_timeout), _out(output), resuming.resume
+    if resuming.resume_or_start:
+        found = _find_run(out, config, resume)
         if found and found.complete:
             typer.echo(f"the run in {found.folder} is complete")
             return
         resume = found.folder if found else None
-    security = None if insecure else _server_security(certificates)
-    if insecure and certificates:
-        raise ConfigError(f"--insecure contradicts --certificates {certificates}. Leave one of them out.")
+    endpoint = ServerEndpoint(serving.listen, security.read(), health_address=serving.health, database=serving.state)
     with machine.exported(), output.observer() as observer, _terminated_as_interrupted():
-        _quiet_flower()
-        endpoint = ServerEndpoint(listen, security, health_address=health, database=state)
         options = ServerOptions(
-            out=_out(output), resume=resume, observer=observer, min_clients=min_clients, connect_timeout=wait
+            out=out,
+            resume=resume,
+            observer=observer,
+            min_clients=serving.min_clients,
+            connect_timeout=serving.wait,
         )
-        bundle = _app_bundle() if stock_clients else None
-        with DirectServer(endpoint, on_event=observer.say) as server:
-            observer.say(f"listening on {server.address}{'' if security else ' without TLS and node keys'}")
-            server.run(build_server_app(options), config.flat(), bundle=bundle)
+        _serve(endpoint, options, config, stock_clients=serving.stock_clients)
 
 
-@with_option_groups
-def client_command(  # noqa: PLR0913 - one parameter per option
-    machine: MachineOptions,
-    server: Annotated[str, typer.Option(help="the server's address", metavar="HOST:PORT")],
+def _serve(endpoint: "ServerEndpoint", options: "ServerOptions", config: RunConfig, *, stock_clients: bool) -> None:
+    """Listen and run the rounds."""
+    from nufed.deploy.network.app_bundle import build_app_bundle
+    from nufed.deploy.network.direct_server import DirectServer
+    from nufed.server.app import build_server_app
+
+    _quiet_flower()
+    bundle = build_app_bundle() if stock_clients else None
+    with DirectServer(endpoint, on_event=options.observer.say) as server:
+        unprotected = "" if endpoint.security else " without TLS and node keys"
+        options.observer.say(f"listening on {server.address}{unprotected}")
+        server.run(build_server_app(options), config.flat(), bundle=bundle)
+
+
+@dataclass(frozen=True)
+class ParticipantOptions(DeclaredOptions):
+    """Who a client is, which data it brings and what it keeps."""
+
     data: Annotated[
         str,
         typer.Option(
             help="this client's data: csv:, parquet:, npz: or images:PATH, python:module:function, or digits#3/20",
             metavar="SPEC",
         ),
-    ],
-    name: Annotated[str, typer.Option(help="this client's stable name", metavar="NAME")],
-    root_certificates: Annotated[
-        Path | None,
-        typer.Option(help="ca.crt of the server's `nufed certs init`", metavar="FILE", rich_help_panel=_SECURITY),
-    ] = None,
-    key: Annotated[
-        Path | None,
-        typer.Option(
-            help="this client's private key, made by `nufed certs add-client`",
-            metavar="FILE",
-            rich_help_panel=_SECURITY,
-        ),
-    ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option("--insecure", help="neither TLS nor node keys; trials on one machine", rich_help_panel=_SECURITY),
-    ] = False,
+    ]
+    name: Annotated[str, typer.Option(help="this client's stable name", metavar="NAME")]
     new: Annotated[
         bool, typer.Option("--new", help="never take part in training; adapt the final model and be judged")
-    ] = False,
+    ] = False
     personal_model: Annotated[
         Path | None,
         typer.Option(help="file to keep the run's final model in, adapted to this client's data", metavar="FILE"),
-    ] = None,
+    ] = None
+
+    def node_config(self) -> dict[str, Scalar]:
+        """Return what the client's app reads; what can be wrong with it before a run is known is refused here.
+
+        Raises:
+            NufedError: the data are no known kind, or the personal model cannot be written.
+        """
+        from nufed.client.personal_model import personal_path
+        from nufed.common.data.private.load import check_spec
+
+        check_spec(self.data)
+        config: dict[str, Scalar] = {"data": self.data, "client-id": self.name}
+        if self.new:
+            config["group"] = "new"
+        if self.personal_model:
+            config["personal-model"] = str(self.personal_model.expanduser().absolute())
+        personal_path(config)
+        return config
+
+
+@with_option_groups
+def client_command(  # noqa: PLR0913 - one parameter per option that belongs to no group
+    machine: MachineOptions,
+    participant: ParticipantOptions,
+    security: ClientSecurityOptions,
+    server: Annotated[str, typer.Option(help="the server's address", metavar="HOST:PORT")],
     once: Annotated[bool, typer.Option("--once", help="end when the server's run is over")] = False,
     wait: Annotated[
         float | None, typer.Option(help="seconds to wait for a server that is not there (default: for ever)", min=0)
@@ -182,20 +256,21 @@ def client_command(  # noqa: PLR0913 - one parameter per option
     from nufed.client.app import app as client_app
     from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 
-    _check_client_security(root_certificates, key, insecure=insecure)
-    node_config = _node_config(data, name, personal_model, new=new)
-    kept_before = _modified(personal_model)
-    identity = ClientIdentity(name, key, node_config, default_run_config=RunConfig().flat())
+    security.check()
+    identity = ClientIdentity(
+        participant.name, security.key, participant.node_config(), default_run_config=RunConfig().flat()
+    )
+    kept_before = _modified(participant.personal_model)
     with machine.exported(), _terminated_as_interrupted():
         _quiet_flower()
         say = (lambda _line: None) if quiet else typer.echo
-        client = DirectClient(client_app, server, identity, root_certificates=root_certificates, on_event=say)
+        client = DirectClient(client_app, server, identity, root_certificates=security.root_certificates, on_event=say)
         try:
             client.serve(until_finished=once, patience=wait)
         except KeyboardInterrupt:
-            say(f"{name} has left")
-        if _modified(personal_model) != kept_before:
-            say(f"personal model: {personal_model}")
+            say(f"{participant.name} has left")
+        if _modified(participant.personal_model) != kept_before:
+            say(f"personal model: {participant.personal_model}")
 
 
 @certs.command("init")
@@ -272,41 +347,9 @@ def _server_security(certificates: Path | None) -> "ServerSecurity":
     return ServerSecurity(folder.server_certificate, folder.server_key, folder.admitted_clients)
 
 
-def _check_client_security(root_certificates: Path | None, key: Path | None, *, insecure: bool) -> None:
-    if insecure and (root_certificates or key):
-        raise ConfigError("--insecure contradicts --root-certificates and --key. Leave it or both of them out.")
-    missing = [flag for flag, value in (("--root-certificates", root_certificates), ("--key", key)) if value is None]
-    if not insecure and missing:
-        raise ConfigError(
-            f"Expected {' and '.join(missing)}: the server's ca.crt, and the key that `nufed certs add-client` made. "
-            "For a trial on one machine, type --insecure on both sides."
-        )
-
-
-def _node_config(data: str, name: str, personal_model: Path | None, *, new: bool) -> dict[str, Scalar]:
-    """Return what the client's app reads; what can be wrong with it before a run is known is refused here."""
-    from nufed.client.personal_model import personal_path
-    from nufed.common.data.private.load import check_spec
-
-    check_spec(data)
-    config: dict[str, Scalar] = {"data": data, "client-id": name}
-    if new:
-        config["group"] = "new"
-    if personal_model:
-        config["personal-model"] = str(personal_model.expanduser().absolute())
-    personal_path(config)
-    return config
-
-
 def _modified(path: Path | None) -> int | None:
     """Return when a file was last written, in nanoseconds; None if there is none."""
     return path.stat().st_mtime_ns if path and path.exists() else None
-
-
-def _app_bundle() -> "AppBundle":
-    from nufed.deploy.network.app_bundle import build_app_bundle
-
-    return build_app_bundle()
 
 
 def _quiet_flower() -> None:

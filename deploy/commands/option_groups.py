@@ -9,9 +9,9 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self, runtime_checkable
+from typing import Annotated, Any, Protocol, Self, get_type_hints, runtime_checkable
 
 import typer
 
@@ -29,6 +29,37 @@ class OptionGroup(Protocol):
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
         """Return the record that the parsed values, by parameter name, make up."""
+
+
+class DeclaredOptions:
+    """An option group that is a dataclass whose fields are annotated as typer's parameters are; a base for such ones.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Where(DeclaredOptions):
+        ...     listen: Annotated[str, typer.Option(help="address")] = "0.0.0.0:9092"
+        >>> [parameter.default for parameter in Where.parameters()]
+        ['0.0.0.0:9092']
+    """
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """Return the fields as parameters; one without a default is a required option."""
+        hints = get_type_hints(cls, include_extras=True)
+        return [
+            inspect.Parameter(
+                each.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if each.default is MISSING else each.default,
+                annotation=hints[each.name],
+            )
+            for each in fields(cls)  # type: ignore[arg-type]
+        ]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Return the record."""
+        return cls(**values)
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -18,28 +18,17 @@ from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.deploy.commands.option_groups import option
 from nufed.deploy.commands.tables import PIPE_WIDTH
+from nufed.server.observer import RunObserver
 
 
-class Observer(Protocol):
-    """A RunObserver that can be entered, so that it leaves the terminal in order however the run ends."""
+class Observer(RunObserver, Protocol):
+    """A RunObserver to be entered, so that it leaves the terminal in order however the run ends."""
 
     def __enter__(self) -> Self:
         """Return the observer."""
 
     def __exit__(self, *_: object) -> None:
         """Leave the terminal in order."""
-
-    def say(self, line: str) -> None:
-        """Show one line."""
-
-    def on_start(self, config: RunConfig, folder: Path, *, first_round: int) -> None:
-        """Hear that all clients are there and where the run is written."""
-
-    def on_round(self, record: Mapping[str, Any]) -> None:
-        """Hear of a finished round."""
-
-    def on_finish(self, summary: Mapping[str, Any], folder: Path) -> None:
-        """Hear that the run is over."""
 
 
 @dataclass(frozen=True)

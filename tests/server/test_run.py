@@ -14,7 +14,8 @@ from nufed.common.wire import EvaluateRequest
 from nufed.deploy.simulation.in_process import simulate_in_process
 from nufed.server.app import build_server_app
 from nufed.server.checkpoint import load_checkpoint
-from nufed.server.run import ServerOptions, SilentObserver
+from nufed.server.observer import SilentObserver
+from nufed.server.run import ServerOptions
 from nufed.server.run_folder import load_model
 
 SMALL = {
