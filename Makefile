@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# torch's CPU build serves every target; set TORCH= to let pip resolve pyproject.toml's range instead.
+# What pip is told to install for PyTorch. On Linux its default index has the CUDA build: a download of about 3 GB, 6 GB
+# installed. The CPU build, 200 MB, is in an index of its own:
+#   make demo TORCH="torch torchvision --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.14.1 torchvision==0.29.1
+# What `make test` runs, e.g. ARGS="tests/strategy -x".
+ARGS ?=
 NEXT := .venv-flwr-next
 FLWR_NEXT ?= 1.41.0
 BENCHMARKS ?= meta_gradient peak_memory hessian_free_error round evaluation aggregation wire growth engines deployment
@@ -13,7 +17,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-flwr-next bench check format lint types clean
+.PHONY: help install demo smoke test test-flwr-next bench check format lint types docs release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 16
@@ -24,12 +28,24 @@ $(VENV)/.made:
 	$(BIN)/python -m pip install -q --upgrade pip
 	touch $@
 
-$(VENV)/.installed: $(VENV)/.made pyproject.toml
-	$(BIN)/python -m pip install -q $(TORCH) -e .
+# PyTorch comes in a step of its own, so that an index named in TORCH is asked for nothing else.
+$(VENV)/.torch: $(VENV)/.made
+	@echo 'Installing into $(VENV): first $(TORCH)'
+	@echo '(on Linux up to 3 GB to download, 6 GB on disk; for the small CPU build see TORCH in the Makefile), then'
+	@echo 'NuFed and what else it needs, 0.5 GB.'
+	$(BIN)/python -m pip install $(TORCH)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	$(BIN)/python -m pip install -q -e '.[dev,docs]'
+	touch $@
+
+$(VENV)/.release: $(VENV)/.dev
+	$(BIN)/python -m pip install -q -e '.[release]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
@@ -49,13 +65,21 @@ install: $(VENV)/.installed  ## create .venv and install NuFed into it
 
 demo: $(VENV)/.installed  ## train on the embedded digits and show what personalization gains
 	$(BIN)/nufed simulate --name demo
+	@echo
+	@echo 'The command is $(BIN)/nufed; `source $(BIN)/activate` makes it `nufed` in this shell.'
 
 smoke: $(VENV)/.installed  ## compare five methods on the embedded digits, and write the report
 	$(BIN)/nufed experiment smoke --jobs 2
 	$(BIN)/nufed report results/smoke
 
 test: $(VENV)/.dev  ## run the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+docs: $(VENV)/.dev  ## build the documentation into site/, strictly: dead links and undocumented names fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release: $(VENV)/.release  ## build wheel and source distribution, check them, and try the wheel in an empty environment
+	TORCH="$(TORCH)" bash .ci/release $(BIN)
 
 test-flwr-next: $(NEXT)/.installed  ## run the tests of the direct runtime on a newer Flower, in a venv of its own
 	$(NEXT)/bin/python -m pytest tests/deploy/network/test_fleet_*.py
@@ -63,7 +87,7 @@ test-flwr-next: $(NEXT)/.installed  ## run the tests of the direct runtime on a 
 bench: $(VENV)/.bench  ## measure time and memory beside the peers; tables and JSON in benchmarks/results
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-check: format lint types test  ## everything that must hold before a commit
+check: format lint types docs test  ## everything that must hold before a commit
 
 format: $(VENV)/.dev  ## check the formatting
 	$(BIN)/ruff format --check .
@@ -75,4 +99,4 @@ types: $(VENV)/.dev  ## check the types
 	$(BIN)/mypy
 
 clean:  ## remove what the targets made, but no run folders
-	rm -rf $(VENV) $(NEXT) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(NEXT) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
