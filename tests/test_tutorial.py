@@ -1,0 +1,68 @@
+"""The tutorial is carried out as it stands, in an empty folder; the project's files name one version."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nufed.deploy.commands.cli import main
+
+ROOT = Path(__file__).parent.parent
+TUTORIAL = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
+FILES = re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', TUTORIAL, re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    line[2:]
+    for block in re.findall(r"^```console\n(.*?)^```$", TUTORIAL, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+
+
+@pytest.mark.system
+def test_every_command_of_the_tutorial_works_in_this_order(tmp_path):
+    for name, text in FILES:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MPLBACKEND": "agg"}
+
+    script = "set -eu\n" + "\n".join(COMMANDS)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = {path.name.split("-", 2)[2]: path for path in (tmp_path / "runs").iterdir()}
+    assert {*runs} == {"first", "fedavg", "wards", "processes"}
+    assert all((run / "model.safetensors").exists() for run in runs.values())
+    rehearsed = tmp_path / "rehearsed"
+    assert main(["simulate", "--config", str(tmp_path / "run.toml"), "--out", str(rehearsed), "--quiet"]) == 0
+    models = [next(folder.glob("*-processes/model.safetensors")) for folder in (tmp_path / "runs", rehearsed)]
+    assert models[0].read_bytes() == models[1].read_bytes(), "the page says: byte for byte"
+    assert {"mine.safetensors", "late.safetensors", "late.pt2"} <= {path.name for path in tmp_path.iterdir()}
+
+
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"),
+    [
+        ("CITATION.cff", r"^version: (\S+)$"),
+        ("deploy/machines/compose.yaml", r"image: nufed-\w+:(\S+)"),
+        ("deploy/machines/docker/Dockerfile", r"--tag nufed-\w+:(\S+)"),
+        ("deploy/machines/kubernetes/client/kustomization.yaml", r"newTag: (\S+)"),
+        ("deploy/machines/kubernetes/server/kustomization.yaml", r"newTag: (\S+)"),
+        ("docs/deployment.md", r"nufed-(\d[\w.]*)-py3"),
+        ("docs/index.md", r"nufed-(\d[\w.]*)-py3"),
+        ("CHANGELOG.md", r"\A(?:.*?)^## \[(\d\S+)\]"),
+    ],
+)
+def test_every_file_that_names_the_version_names_this_one(file, pattern):
+    found = re.findall(pattern, (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+    assert found
+    assert set(found) == {VERSION}
