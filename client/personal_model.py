@@ -19,8 +19,9 @@ from nufed.client.personalize import adapted_points
 from nufed.client.workplace import Workplace
 from nufed.common import __version__
 from nufed.common.config import RunConfig, Scalar
+from nufed.common.data.private.load import is_slice
 from nufed.common.data.private.preparation import Preparation
-from nufed.common.durable_file import read_tensors, write_tensors
+from nufed.common.durable_file import read_metadata, read_tensors, write_tensors
 from nufed.common.errors import ConfigError, ModelError, RunError, WireError
 from nufed.common.examples import TaskInfo
 from nufed.common.meta.objective import initial_params
@@ -132,8 +133,11 @@ def personalize_after_run(place: Workplace, params: Mapping[str, Tensor], path: 
 def personal_path(node_config: Mapping[str, Scalar]) -> Path | None:
     """Return where a deployed client keeps its personal model; None where it keeps none.
 
+    A client replaces its own personal model at the end of every run, and nothing else that may be there.
+
     Raises:
-        ConfigError: the folder does not exist, which is better known before the run than after it.
+        ConfigError: the folder does not exist, or something else is at that path, which is better known before the run
+            than after it.
     """
     if (given := node_config.get("personal-model")) is None:
         return None
@@ -143,7 +147,27 @@ def personal_path(node_config: Mapping[str, Scalar]) -> Path | None:
             f"Expected --personal-model to name a file in a folder that exists, got {path}. Make the folder, or name "
             "another file."
         )
+    if path.exists():
+        _check_is_own(path, node_config)
     return path
+
+
+def _check_is_own(path: Path, node_config: Mapping[str, Scalar]) -> None:
+    try:
+        stored = read_metadata(path) if path.is_file() else {}
+    except RunError:
+        stored = {}
+    if stored.get("format") != PERSONAL_FORMAT:
+        raise ConfigError(
+            f"--personal-model {path} exists and is no personal model, so that a run will not replace it. Name another "
+            "file."
+        )
+    owner, name = stored.get("client"), node_config.get("client-id")
+    if owner != name and not is_slice(str(node_config.get("data", ""))):
+        raise ConfigError(
+            f"--personal-model {path} is the personal model of {owner!r}, and this is client {name!r}, so that a run "
+            "will not replace it. Name another file."
+        )
 
 
 def save_personal_model(path: Path, model: PersonalModel) -> None:

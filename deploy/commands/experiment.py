@@ -11,6 +11,7 @@ from rich.text import Text
 
 from nufed.common.errors import ConfigError
 from nufed.deploy.commands.option_groups import MachineOptions, beginning_with, engine_names, with_option_groups
+from nufed.deploy.commands.outputs import Force, check_document, check_experiment_folder, check_report
 from nufed.deploy.commands.run_options import RunOptions, complete_assignment
 from nufed.deploy.commands.terminal import stdout_console
 
@@ -73,6 +74,7 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
     Finished runs are kept: the same command goes on after Ctrl-C or a crash.
     """
     from nufed.common.settings import process_settings
+    from nufed.deploy.experiments.cells import CELLS
     from nufed.deploy.experiments.conduct import Changes, conduct, located, with_changes
     from nufed.deploy.experiments.runner import Workers
     from nufed.deploy.experiments.suite import Suite, suite_names
@@ -86,7 +88,8 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
     changes = Changes(seeds, _options(assignments or []), method or (), setting or ())
     changed = with_changes(Suite.load(suite), changes)
     folder = out or Path("results") / changed.name
-    if not resume and (folder / "cells").exists():
+    check_experiment_folder(folder, changed.name)
+    if not resume and (folder / CELLS).exists():
         raise ConfigError(f"--no-resume contradicts {folder}, which has runs. Choose another --out, or leave it out.")
     with machine.exported():
         workers = Workers(folder, jobs, engine, _speaker(silent=quiet or as_json))
@@ -99,14 +102,18 @@ def report_command(
     folders: Annotated[
         list[Path], typer.Argument(help="folders of experiments, or of single runs", metavar="RUN_OR_SUITE...")
     ],
-    out: Annotated[Path | None, typer.Option(help="HTML file (default: report.html in the folder)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file (default: report.html in the folder, written anew)", metavar="FILE")
+    ] = None,
     markdown: Annotated[
         Path | None,
         typer.Option(
-            help="also put verdicts and tables into this file: a section named like each folder and, of several "
-            "folders, one named `overview`"
+            help="also put verdicts and tables into this Markdown file, whose other text stays: a section named like "
+            "each folder and, of several folders, one named `overview`",
+            metavar="FILE",
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Write a report of an experiment or a run: one HTML file that needs no network, and its figures beside it."""
     from nufed.common.durable_file import write_text
@@ -120,15 +127,30 @@ def report_command(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"There are two folders named {twice!r}, and sections are named like them. Rename one.")
+    if out:
+        check_report(out, folders, force=force)
+    document = _document(markdown) if markdown else ""
     stories = [read_story(folder) for folder in folders]
     for folder, story in zip(folders, stories, strict=True):
         target = out or folder / "report.html"
         write_report(story, target)
         typer.echo(str(target))
     if markdown:
-        document = markdown.read_text(encoding="utf-8") if markdown.exists() else ""
         write_text(markdown, with_sections(document, dict(zip(names, stories, strict=True))))
         typer.echo(str(markdown))
+
+
+def _document(path: Path) -> str:
+    """Return the text that sections are put into; empty if the file is still to be made.
+
+    Raises:
+        ConfigError: the path names no such file.
+    """
+    check_document(path)
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Expected UTF-8 text in {path}, but {error}. Name another file with --markdown.") from error
 
 
 def _show(name: str, folder: Path, *, quiet: bool, as_json: bool) -> None:

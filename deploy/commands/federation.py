@@ -13,6 +13,7 @@ import typer
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.errors import ConfigError
 from nufed.deploy.commands.option_groups import DeclaredOptions, MachineOptions, with_option_groups
+from nufed.deploy.commands.outputs import Force
 from nufed.deploy.commands.run_options import RunOptions
 from nufed.deploy.commands.terminal import OutputOptions
 from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority, revoke_client
@@ -280,10 +281,17 @@ def init_command(
     ],
     out: _CERTIFICATES = DEFAULT_CERTIFICATES,
     days: Annotated[int, typer.Option(help="validity of the certificates in days", min=1, max=36_500)] = 365,
+    force: Force = False,
 ) -> None:
-    """Make a certificate authority and a server certificate; an authority that is there already is kept."""
+    """Make a certificate authority and a server certificate; an authority that is there already is kept.
+
+    A server certificate that it has signed before is replaced, so that names can be added and dates renewed.
+    """
     folder = CertificateFolder(out)
-    create_authority(folder, san, days=days)
+    renewed = folder.server_certificate.exists()
+    create_authority(folder, san, days=days, force=force)
+    if renewed:
+        typer.echo("the earlier server certificate is replaced; restart the server to use the new one")
     typer.echo(f"server: {folder.server_certificate}, {folder.server_key} (for {', '.join(san)})")
     typer.echo(f"clients: give each {folder.authority_certificate} and a key from `nufed certs add-client NAME`")
 

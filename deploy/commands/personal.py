@@ -4,11 +4,12 @@ They work without a server and without a network, for whoever has a run's model 
 """
 
 import csv
+import io
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -17,6 +18,7 @@ from rich.text import Text
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.errors import ConfigError
 from nufed.deploy.commands.option_groups import MachineOptions, with_option_groups
+from nufed.deploy.commands.outputs import Force, check_output, read_from
 from nufed.deploy.commands.terminal import stdout_console
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def personalize_command(  # noqa: PLR0913 - one parameter per option
     name: Annotated[
         str, typer.Option(help="your name in the run, if you took part: your test examples stay the same")
     ] = "me",
+    force: Force = False,
 ) -> None:
     """Adapt a run's model to your data, offline; show what it gains on data held out, and keep it in a file."""
     import torch
@@ -78,6 +81,7 @@ def personalize_command(  # noqa: PLR0913 - one parameter per option
     from nufed.common.settings import process_settings
     from nufed.server.run_folder import load_model
 
+    check_output(out, inputs=read_from(model, data), force=force)
     with machine.exported():
         params, stored = load_model(model)
         config = _adaptation(RunConfig.parse(stored["config"]), steps=steps, lr=lr, batch_size=batch_size, seed=seed)
@@ -99,26 +103,28 @@ def predict_command(
     model: _AnyModel,
     data: _Data,
     out: Annotated[Path | None, typer.Option(help="CSV file (default: standard output)", metavar="CSV")] = None,
+    force: Force = False,
 ) -> None:
     """Predict your data with a model, one CSV line per example; labels, where there are any, are compared with."""
     from nufed.client.personal_model import check_fits, predict
     from nufed.common.data.private.load import load_rows
-    from nufed.common.durable_file import writing
+    from nufed.common.durable_file import write_text
     from nufed.common.models import build_model
     from nufed.common.settings import process_settings
 
+    if out is not None:
+        check_output(out, inputs=read_from(model, data), force=force)
     with machine.exported():
         given = _load(model)
         rows, examples = load_rows(data, given.task, given.config, process_settings(), given.preparation)
         network = build_model(given.config.model, given.task, seed=given.config.seed).eval()
         check_fits(given.params, network)
         outputs = predict(network, given.task, given.params, examples.inputs).double().tolist()
-        lines = _lines(given.task, rows, outputs)
+        text = _as_csv(_lines(given.task, rows, outputs))
         if out is None:
-            _write_csv(sys.stdout, lines)
+            sys.stdout.write(text)
         else:
-            with writing(out), out.open("w", newline="", encoding="utf-8") as file:
-                _write_csv(file, lines)
+            write_text(out, text)
         if rows.targets is not None:
             typer.echo(_verdict(given, network, examples), err=out is None)
 
@@ -131,12 +137,14 @@ def export_command(
     form: Annotated[
         str, typer.Option("--format", help="torch-export, torchscript or onnx", metavar="NAME")
     ] = "torch-export",
+    force: Force = False,
 ) -> None:
     """Write a model as a file for other programs, and compare what the file computes with the model."""
     from nufed.client.model_export import Exportable, export_model
     from nufed.client.personal_model import check_fits
     from nufed.common.models import build_model
 
+    check_output(out, inputs=read_from(model), force=force)
     with machine.exported():
         given = _load(model)
         network = build_model(given.config.model, given.task, seed=given.config.seed)
@@ -229,8 +237,10 @@ def _lines(task: "TaskInfo", rows: "PrivateRows", outputs: list[list[float]]) ->
         yield [int(rows.numbers[index]), *(f"{value:.9g}" for value in [*values, *truth])]
 
 
-def _write_csv(file: IO[str], lines: Iterator[list[Any]]) -> None:
-    csv.writer(file, lineterminator="\n").writerows(lines)
+def _as_csv(lines: Iterator[list[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
 
 
 def _verdict(given: _GivenModel, network: Any, examples: "Examples") -> str:

@@ -17,7 +17,7 @@ from nufed.common.durable_file import write_json
 from nufed.common.errors import ConfigError, ModelError, RunError
 from nufed.common.meta.estimators import ESTIMATORS
 
-DONE = "done.json"
+CELLS, DONE = "cells", "done.json"
 HVP_COST = 2.4
 """Gradients that a Hessian-vector product costs (algorithm.md §3)."""
 
@@ -86,7 +86,7 @@ def outcome_of(cell: Cell, out: Path) -> Outcome | None:
     Raises:
         RunError: its record is torn.
     """
-    path = out / "cells" / cell.name / DONE
+    path = out / CELLS / cell.name / DONE
     if not path.is_file():
         return None
     try:
@@ -116,7 +116,7 @@ def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
     from nufed.deploy.simulation.engines import prepare, simulate
     from nufed.server.run import ServerOptions
 
-    place = out / "cells" / cell.name
+    place = out / CELLS / cell.name
     if place.exists():
         shutil.rmtree(place)
     started, problem = time.perf_counter(), ""

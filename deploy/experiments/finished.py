@@ -106,12 +106,16 @@ def read_run(folder: Path, *, method: str = "", setting: str = "") -> FinishedRu
         RunError: it is no folder of a finished run.
     """
     config, summary = stored_config(folder), read_summary(folder)
-    groups = _read_clients(folder / "clients.csv")
+    try:
+        groups, progress = _read_clients(folder / "clients.csv"), _read_progress(folder, summary)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RunError(
+            f"Expected the whole records of a run in {folder}, but its clients.csv, metrics.jsonl or summary.json is "
+            f"damaged or missing ({type(error).__name__}: {error}). Put the file back, or run it again."
+        ) from error
     if not groups:
         raise RunError(f"Expected curves of clients in {folder / 'clients.csv'}, but it has none. Run it again.")
-    return FinishedRun(
-        method or config.name, setting, config.seed, config, summary, groups, _read_progress(folder, summary), folder
-    )
+    return FinishedRun(method or config.name, setting, config.seed, config, summary, groups, progress, folder)
 
 
 def _read_clients(path: Path) -> dict[Group, ClientTable]:

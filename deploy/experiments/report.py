@@ -12,7 +12,7 @@ from string import Template
 
 from matplotlib.figure import Figure
 
-from nufed.common.durable_file import write_bytes, write_text
+from nufed.common.durable_file import write_bytes, write_text, writing
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
 from nufed.deploy.experiments.report_figures import (
     adaptation_figure,
@@ -44,13 +44,18 @@ def write_report(story: Story, path: Path) -> None:
         RunError: the system refuses.
     """
     drawn = draw(figures_of(story.main))
-    folder = path.with_name(f"{path.stem}-figures")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(exist_ok=True)
+    folder = figures_folder(path)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for name, (svg, png) in drawn.items():
         write_text(folder / f"{name}.svg", svg)
         write_bytes(folder / f"{name}.png", png)
     write_text(path, page(story, drawn))
+
+
+def figures_folder(path: Path) -> Path:
+    """Return the folder of the figures beside a report."""
+    return path.with_name(f"{path.stem}-figures")
 
 
 def figures_of(comparison: Comparison) -> dict[str, Callable[[], Figure]]:

@@ -9,6 +9,7 @@ from typing import Any
 from nufed.common.config import RunConfig
 from nufed.common.errors import RunError
 from nufed.common.examples import Group
+from nufed.deploy.experiments.cells import CELLS
 from nufed.deploy.experiments.comparison import Comparison, compare, exact_methods
 from nufed.deploy.experiments.conduct import RECORD, Experiment, read_experiment
 from nufed.deploy.experiments.finished import FinishedRun, read_run
@@ -16,6 +17,7 @@ from nufed.deploy.experiments.hypotheses import Finding, Graded, judge
 from nufed.deploy.experiments.statistics import Corrected, holm, t_interval
 from nufed.deploy.experiments.tuning import Choice
 from nufed.deploy.experiments.wording import difference, estimate, judgement, number, p_value, steps
+from nufed.server.run_folder import CONFIG
 
 GROUP_NAMES: dict[Group, str] = {"new": "new clients", "participating": "participating clients"}
 
@@ -103,10 +105,16 @@ def read_story(folder: Path) -> Story:
     """
     if (folder / RECORD).is_file():
         return story_of(read_experiment(folder))
-    if (folder / "cells").is_dir():
+    if (folder / CELLS).is_dir():
         raise RunError(
             f"Expected an experiment that has run to its end in {folder}, but runs are left. Give `nufed experiment` "
             "again; it goes on where it stopped."
+        )
+    if not (folder / CONFIG).is_file():
+        what = "holds neither" if folder.is_dir() else "does not exist"
+        raise RunError(
+            f"Expected the folder of an experiment or of a run at {folder}, but it {what}. Give one that `nufed "
+            "experiment` or a run has left."
         )
     return _story_of_run(read_run(folder))
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -84,7 +84,9 @@ class CertificateFolder:
         return self.admitted_clients / f"{name}.pub"
 
 
-def create_authority(folder: CertificateFolder, names: Sequence[str], *, days: int = 365) -> None:
+def create_authority(
+    folder: CertificateFolder, names: Sequence[str], *, days: int = 365, force: bool = False
+) -> None:
     """Write an authority and a server certificate that is valid for `names` (host names and IP addresses).
 
     An existing authority is kept and signs a new server certificate, so that clients need not be given another one.
@@ -93,14 +95,17 @@ def create_authority(folder: CertificateFolder, names: Sequence[str], *, days: i
         folder: where to.
         names: what clients dial, e.g. `fl.example.org` or `10.0.0.7`.
         days: validity of the certificates; negative makes expired ones.
+        force: replace what this authority did not make: half an authority, or a server certificate of another one.
 
     Raises:
-        ConfigError: no name was given, or one is neither a host name nor an address.
+        ConfigError: no name was given, one is neither a host name nor an address, or something would be lost.
         RunError: the folder cannot be written.
     """
     alternatives = [_alternative_name(name) for name in names]
     if not alternatives:
         raise ConfigError("Expected at least one host name or IP address that clients dial; add --san NAME.")
+    if not force:
+        _refuse_loss(folder)
     if folder.authority_key.exists() and folder.authority_certificate.exists():
         authority_key = _load_pem_key(folder.authority_key)
         authority = x509.load_pem_x509_certificate(folder.authority_certificate.read_bytes())
@@ -114,6 +119,33 @@ def create_authority(folder: CertificateFolder, names: Sequence[str], *, days: i
     _write(folder.server_key, _pem(server_key), private=True)
     _write(folder.server_certificate, certificate.public_bytes(ser.Encoding.PEM))
     _make_folder(folder.admitted_clients)
+
+
+def _refuse_loss(folder: CertificateFolder) -> None:
+    """Refuse to replace an authority of which a half is elsewhere, or a server certificate that it did not sign."""
+    halves = [folder.authority_certificate, folder.authority_key]
+    there = [path for path in halves if path.exists()]
+    if len(there) == 1:
+        missing = next(path for path in halves if path not in there)
+        raise ConfigError(
+            f"{there[0]} exists, but not {missing}. Bring it back to make another server certificate that clients "
+            "trust, or type --force for a new authority, whose ca.crt every client has to be given."
+        )
+    server = [path for path in (folder.server_certificate, folder.server_key) if path.exists()]
+    if server and not (there and _signed_here(folder)):
+        raise ConfigError(
+            f"{server[0]} exists and was not made by `nufed certs init` in {folder.root}. Choose another --out, or "
+            "type --force to replace it."
+        )
+
+
+def _signed_here(folder: CertificateFolder) -> bool:
+    try:
+        authority = x509.load_pem_x509_certificate(folder.authority_certificate.read_bytes())
+        x509.load_pem_x509_certificate(folder.server_certificate.read_bytes()).verify_directly_issued_by(authority)
+    except (OSError, ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def add_client(folder: CertificateFolder, name: str) -> Path:
