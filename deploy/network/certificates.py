@@ -84,9 +84,7 @@ class CertificateFolder:
         return self.admitted_clients / f"{name}.pub"
 
 
-def create_authority(
-    folder: CertificateFolder, names: Sequence[str], *, days: int = 365, force: bool = False
-) -> None:
+def create_authority(folder: CertificateFolder, names: Sequence[str], *, days: int = 365, force: bool = False) -> None:
     """Write an authority and a server certificate that is valid for `names` (host names and IP addresses).
 
     An existing authority is kept and signs a new server certificate, so that clients need not be given another one.

@@ -53,7 +53,9 @@ def _folder(tmp_path, monkeypatch):
 
 
 def personalize_table(*more):
-    return main(["personalize", "--model", "table.safetensors", "--data", "csv:t.csv?label=y&scale=local", *more])
+    return main(
+        ["personalize", "--model", "table.safetensors", "--data", "csv:t.csv?label=y&scale=local", "--force", *more]
+    )
 
 
 def rows(text):
@@ -168,11 +170,15 @@ def test_export_says_what_the_file_takes_and_returns(tmp_path, capsys, form):
         ("personalize --model digits.safetensors --data digits#5/4", DataError, "clients 0 to 4"),
         (
             "personalize --model table.safetensors --data csv:t.csv?label=y --out no/p",
-            RunError,
-            "Expected to write no/p",
+            ConfigError,
+            "in a folder that exists, got no/p",
         ),
         ("predict --model table.safetensors --data csv:t.csv?scale=local", ConfigError, "nufed personalize"),
-        ("predict --model table.safetensors --data csv:t.csv --out no/p.csv", RunError, "Expected to write no/p.csv"),
+        (
+            "predict --model table.safetensors --data csv:t.csv --out no/p.csv",
+            ConfigError,
+            "that exists, got no/p.csv",
+        ),
         ("export --model table.safetensors --format onxx --out m", ConfigError, "Known: onnx"),
     ],
 )
