@@ -186,7 +186,7 @@ def test_regression_has_no_columns_of_accuracy():
 
 
 def test_a_folder_that_is_neither_is_refused(tmp_path):
-    with pytest.raises(RunError, match="an experiment or of a run at .*, but it holds neither"):
+    with pytest.raises(RunError, match=r"an experiment or of a run at .*, but it holds neither"):
         read_story(tmp_path)
     (tmp_path / "cells").mkdir()
     with pytest.raises(RunError, match="runs are left"):
