@@ -75,7 +75,7 @@ def table_of_parameters(command: Command) -> list[str]:
         if not text:
             raise PluginError(f"{command.name}: {parameter.name} has no help text")
         panels.setdefault(panel, []).append(f"| {spelling(parameter)} | {escape(text)} |")
-    return [f"**{panel}**\n\n| | |\n| --- | --- |\n" + "\n".join(rows) for panel, rows in panels.items()]
+    return [f"**{panel}**\n\n| typed | meaning |\n| --- | --- |\n" + "\n".join(rows) for panel, rows in panels.items()]
 
 
 def spelling(parameter: Parameter) -> str:

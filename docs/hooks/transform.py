@@ -10,6 +10,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 
+DOUBLE_STRUCK = {"R": "ℝ", "E": "𝔼"}
+"""MathML of browsers has characters for them, and knows no `mathvariant`."""
+
 PACKAGES = ("client/", "common/", "deploy/", "server/", "strategy/")
 
 
@@ -50,4 +53,8 @@ def formula(match: re.Match[str]) -> str:
     """Return MathML for the LaTeX of one formula."""
     latex = html.unescape(match.group(2)).strip()
     display = "block" if latex.startswith("\\[") else "inline"
-    return latex2mathml.converter.convert(latex[2:-2].strip(), display=display)
+    latex, *number = re.split(r"\\tag\{(.*)\}", latex[2:-2].strip(), maxsplit=1)
+    drawn = latex2mathml.converter.convert(latex, display=display)
+    for code, letter in DOUBLE_STRUCK.items():
+        drawn = drawn.replace(f'<mi mathvariant="double-struck">{code}</mi>', f"<mi>{letter}</mi>")
+    return f'<div class="numbered">{drawn}<span>({number[0]})</span></div>' if number else drawn
