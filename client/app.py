@@ -16,6 +16,7 @@ from nufed.client.personalize import adaptation_curves
 from nufed.client.train_reply import train_reply
 from nufed.client.workplace import Workplace, workplace
 from nufed.common.meta.local_update import Stream, local_update
+from nufed.common.meta.objective import initial_params
 from nufed.common.params import Params
 from nufed.common.settings import process_settings
 from nufed.common.wire import ClientDescription, EvaluateReply, EvaluateRequest, TrainRequest
@@ -38,7 +39,8 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Answer with the client's model after τ meta steps."""
     started = time.perf_counter()
-    place, request = _workplace(context), TrainRequest.from_records(message.content)
+    place = _workplace(context)
+    request = TrainRequest.from_records(message.content, _expected(place))
     stream = Stream(place.config.seed, place.data.client_id, request.round, place.masks)
     update = local_update(
         place.training_loss, _on_device(request.params), place.data.support, place.config.method, stream
@@ -51,7 +53,8 @@ def train(message: Message, context: Context) -> Message:
 @discreet
 def evaluate(message: Message, context: Context) -> Message:
     """Answer with the adaptation curves of the server's model on this client's held-out data."""
-    place, request = _workplace(context), EvaluateRequest.from_records(message.content)
+    place = _workplace(context)
+    request = EvaluateRequest.from_records(message.content, _expected(place))
     params = _on_device(request.params)
     curves = adaptation_curves(place, params)
     if request.final and (path := personal_path(context.node_config)):
@@ -64,6 +67,11 @@ def _workplace(context: Context) -> Workplace:
     if torch.get_num_threads() != settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     return workplace(context.run_config, context.node_config, settings)
+
+
+def _expected(place: Workplace) -> Params:
+    """Return a model of the names, shapes and types that the server's must have; only these are read."""
+    return initial_params(dict(place.model.named_parameters()), place.config.method)
 
 
 def _on_device(params: Params) -> Params:

@@ -11,37 +11,33 @@ ClientApps understand ours and ours theirs. Arrays are checked here, once, befor
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from tokenize import TokenError
-from zipfile import BadZipFile
+from typing import cast
 
-import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from nufed.common.errors import WireError
 from nufed.common.examples import Group
-from nufed.common.npy import from_npy, to_npy
+from nufed.common.message_schema import (
+    NUM_EXAMPLES,
+    QUERY_REPLY,
+    TRAIN_REPLY,
+    CurveShape,
+    MetricValue,
+    check_client_id,
+    checked_curves,
+    checked_metrics,
+)
+from nufed.common.npy import NpyError, from_npy, to_npy
 from nufed.common.params import Params, largest_magnitude
+from nufed.common.untrusted import shown, shown_shape
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 NUMPY = "numpy.ndarray"
 """Flower's name for the bytes of a `.npy` file."""
 
-NUM_EXAMPLES, SERVER_ROUND, FINAL = "num-examples", "server-round", "final"
-# What NumPy's reader raises on bytes that did not come from NumPy's writer.
-_MALFORMED = (
-    BadZipFile,
-    EOFError,
-    MemoryError,
-    OSError,
-    RecursionError,
-    SyntaxError,
-    TokenError,
-    TypeError,
-    ValueError,
-)
-MetricValue = int | float | list[int] | list[float]
+SERVER_ROUND, FINAL = "server-round", "final"
+LAST_ROUND = 2**31 - 1
 
 
 def params_to_arrays(params: Mapping[str, Tensor]) -> ArrayRecord:
@@ -49,19 +45,29 @@ def params_to_arrays(params: Mapping[str, Tensor]) -> ArrayRecord:
     return ArrayRecord({name: _to_array(tensor) for name, tensor in params.items()})
 
 
-def arrays_to_params(arrays: ArrayRecord) -> Params:
+def arrays_to_params(arrays: ArrayRecord, reference: Mapping[str, Tensor] | None = None) -> Params:
     """Return tensors that own the content of Flower arrays.
 
+    Args:
+        arrays: may come from anybody.
+        reference: a model of the names, shapes and types that are expected; nothing is decoded before all three are
+            found to agree, so that no more memory is taken than one such model. None takes what comes.
+
     Raises:
-        WireError: an array is not a plain NumPy array.
+        WireError: an array is not a plain NumPy array, or not one of the reference's.
     """
+    if reference is not None:
+        _check_names(arrays, reference)
     result: Params = {}
     for name, array in arrays.items():
+        if reference is not None:
+            _check_announced(name, array, reference[name])
         try:
-            as_announced = from_npy(array.data, array.dtype, array.shape) if array.stype == NUMPY else None
-            result[name] = torch.from_numpy(np.array(array.numpy())) if as_announced is None else as_announced
-        except _MALFORMED as error:
-            raise WireError(f"array {name!r} cannot be decoded ({error}); send NumPy arrays without objects") from error
+            result[name] = _decoded(array)
+        except NpyError as error:
+            raise WireError(
+                f"array {shown(name)} cannot be decoded ({error}); send NumPy arrays without objects"
+            ) from error
     return result
 
 
@@ -78,10 +84,7 @@ def check_params(
     Raises:
         WireError: with the first difference.
     """
-    if missing := [name for name in reference if name not in params]:
-        raise WireError(f"expected array {missing[0]!r}, which is missing (and {len(missing) - 1} more)")
-    if extra := [name for name in params if name not in reference]:
-        raise WireError(f"array {extra[0]!r} was not expected (and {len(extra) - 1} more)")
+    _check_names(params, reference)
     for name, expected in reference.items():
         got = params[name]
         if got.shape != expected.shape:
@@ -129,12 +132,14 @@ class ClientDescription:
         try:
             config, sizes = records.config_records[CONFIG], records.metric_records[METRICS]
             group = config["group"]
-            if group not in ("participating", "new"):
-                raise WireError(f"group is {group!r}, expected 'participating' or 'new'")
-            numbers = [_count(sizes, key) for key in ("num-support", "num-validation", "num-test")]
-            return cls(str(config["client-id"]), "new" if group == "new" else "participating", *numbers)
+            client_id = check_client_id(config["client-id"])
         except KeyError as error:
             raise WireError(f"the description lacks {error}; the client runs another app or version") from error
+        if group not in ("participating", "new"):
+            raise WireError(f"group is {shown(group)}, expected 'participating' or 'new'")
+        numbers = checked_metrics({name: sizes[name] for name in QUERY_REPLY if name in sizes}, QUERY_REPLY)
+        support, validation, test = (cast("int", numbers[name]) for name in QUERY_REPLY)
+        return cls(client_id, "new" if group == "new" else "participating", support, validation, test)
 
 
 @dataclass(frozen=True)
@@ -149,13 +154,17 @@ class TrainRequest:
         return RecordDict({ARRAYS: params_to_arrays(self.params), CONFIG: ConfigRecord({SERVER_ROUND: self.round})})
 
     @classmethod
-    def from_records(cls, records: RecordDict) -> "TrainRequest":
+    def from_records(cls, records: RecordDict, reference: Mapping[str, Tensor] | None = None) -> "TrainRequest":
         """Read a request back.
 
+        Args:
+            records: of the server, which is not believed either.
+            reference: a model of the client's architecture; None takes any arrays.
+
         Raises:
-            WireError: it has no arrays or no round.
+            WireError: it has no round, or no finite model like the client's.
         """
-        return cls(arrays_to_params(_only_arrays(records)), _round(records))
+        return cls(_model(records, reference), _round(records))
 
 
 @dataclass(frozen=True)
@@ -176,14 +185,18 @@ class EvaluateRequest(TrainRequest):
         return records
 
     @classmethod
-    def from_records(cls, records: RecordDict) -> "EvaluateRequest":
+    def from_records(cls, records: RecordDict, reference: Mapping[str, Tensor] | None = None) -> "EvaluateRequest":
         """Read a request back; servers that do not say so send no final model.
 
+        Args:
+            records: of the server, which is not believed either.
+            reference: a model of the client's architecture; None takes any arrays.
+
         Raises:
-            WireError: it has no arrays or no round.
+            WireError: it has no round, or no finite model like the client's.
         """
         final = any(config.get(FINAL) == 1 for config in records.config_records.values())
-        return cls(arrays_to_params(_only_arrays(records)), _round(records), final)
+        return cls(_model(records, reference), _round(records), final)
 
 
 @dataclass(frozen=True)
@@ -206,15 +219,20 @@ class TrainReply:
         return RecordDict({ARRAYS: params_to_arrays(self.params), METRICS: metrics})
 
     @classmethod
-    def from_records(cls, records: RecordDict) -> "TrainReply":
+    def from_records(cls, records: RecordDict, reference: Mapping[str, Tensor] | None = None) -> "TrainReply":
         """Read a reply back.
 
+        Args:
+            records: may come from anybody.
+            reference: see `arrays_to_params`.
+
         Raises:
-            WireError: arrays or `num-examples` are missing or malformed.
+            WireError: arrays or metrics are missing or malformed.
         """
         arrays = _only_arrays(records)
-        num_examples, metrics = _metrics(records)
-        return cls(arrays_to_params(arrays), num_examples, metrics)
+        metrics = checked_metrics(_only_metrics(records), TRAIN_REPLY)
+        num_examples = cast("int", metrics.pop(NUM_EXAMPLES))
+        return cls(arrays_to_params(arrays, reference), num_examples, metrics)
 
 
 @dataclass(frozen=True)
@@ -235,18 +253,29 @@ class EvaluateReply:
         return RecordDict({METRICS: MetricRecord({NUM_EXAMPLES: self.num_examples, **self.metrics})})
 
     @classmethod
-    def from_records(cls, records: RecordDict) -> "EvaluateReply":
+    def from_records(cls, records: RecordDict, shape: CurveShape | None = None) -> "EvaluateReply":
         """Read a reply back.
 
+        Args:
+            records: may come from anybody.
+            shape: what the curves must be; None where any curves, or none, will do.
+
         Raises:
-            WireError: `num-examples` is missing or malformed.
+            WireError: metrics are missing or malformed.
         """
-        return cls(*_metrics(records))
+        metrics = checked_curves(_only_metrics(records), shape)
+        return cls(cast("int", metrics.pop(NUM_EXAMPLES)), metrics)
 
 
 def _to_array(tensor: Tensor) -> Array:
     dtype = str(tensor.dtype).removeprefix("torch.")
     return Array(dtype=dtype, shape=tuple(tensor.shape), stype=NUMPY, data=to_npy(tensor))
+
+
+def _decoded(array: Array) -> Tensor:
+    if array.stype != NUMPY:
+        raise NpyError(f"it is of the kind {shown(array.stype)}")
+    return from_npy(array.data, array.dtype, array.shape)
 
 
 def _only_arrays(records: RecordDict) -> ArrayRecord:
@@ -256,29 +285,45 @@ def _only_arrays(records: RecordDict) -> ArrayRecord:
     return found[0]
 
 
-def _round(records: RecordDict) -> int:
-    for config in records.config_records.values():
-        if isinstance(value := config.get(SERVER_ROUND), int):
-            return value
-    raise WireError(f"expected {SERVER_ROUND!r} in the message's config; send it with every train and evaluate message")
+def _model(records: RecordDict, reference: Mapping[str, Tensor] | None) -> Params:
+    try:
+        params = arrays_to_params(_only_arrays(records), reference)
+        if reference is not None:
+            check_params(params, reference, math.inf)
+    except WireError as error:
+        raise WireError(
+            f"the server's model is not like this client's: {error}; start both with the same options and version"
+        ) from error
+    return params
 
 
-def _metrics(records: RecordDict) -> tuple[int, dict[str, MetricValue]]:
+def _only_metrics(records: RecordDict) -> MetricRecord:
     found = list(records.metric_records.values())
     if len(found) != 1:
         raise WireError(f"expected one record of metrics, got {len(found)}")
-    metrics: dict[str, MetricValue] = dict(found[0])
-    num_examples = _count(metrics, NUM_EXAMPLES)
-    del metrics[NUM_EXAMPLES]
-    return num_examples, metrics
+    return found[0]
 
 
-def _count(metrics: Mapping[str, MetricValue], key: str) -> int:
-    if key not in metrics:
-        raise WireError(f"expected {key!r} among the metrics, got {', '.join(map(repr, metrics)) or 'none'}")
-    value = metrics[key]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or not 0 <= value < 2**31:
-        raise WireError(f"{key}={value!r} is refused: expected a whole number from 0 to {2**31 - 1}")
-    return value
+def _round(records: RecordDict) -> int:
+    for config in records.config_records.values():
+        if isinstance(value := config.get(SERVER_ROUND), int) and not isinstance(value, bool):
+            if 0 <= value <= LAST_ROUND:
+                return value
+            raise WireError(f"{SERVER_ROUND}={shown(value)} is refused: expected a whole number from 0 to {LAST_ROUND}")
+    raise WireError(f"expected {SERVER_ROUND!r} in the message's config; send it with every train and evaluate message")
+
+
+def _check_names(arrays: Mapping[str, object], reference: Mapping[str, Tensor]) -> None:
+    if missing := [name for name in reference if name not in arrays]:
+        raise WireError(f"expected array {missing[0]!r}, which is missing (and {len(missing) - 1} more)")
+    if extra := [name for name in arrays if name not in reference]:
+        raise WireError(f"array {shown(extra[0])} was not expected (and {len(extra) - 1} more)")
+
+
+def _check_announced(name: str, array: Array, expected: Tensor) -> None:
+    """Refuse an array that is announced as another than expected; what it holds is not looked at."""
+    if array.shape != tuple(expected.shape):
+        raise WireError(f"array {name!r} has shape {shown_shape(array.shape)}, expected {tuple(expected.shape)}")
+    dtype = str(expected.dtype).removeprefix("torch.")
+    if array.dtype != dtype:
+        raise WireError(f"array {name!r} has type {shown(array.dtype)}, expected {dtype}")

@@ -15,12 +15,13 @@ from nufed.common.config import RunConfig
 from nufed.common.data import describe_task
 from nufed.common.errors import RunError, WireError
 from nufed.common.examples import Group
+from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.objective import initial_params
 from nufed.common.models import build_model
 from nufed.common.params import Params, model_params
 from nufed.common.settings import process_settings
-from nufed.common.wire import FINAL, NUM_EXAMPLES, EvaluateReply
+from nufed.common.wire import FINAL, EvaluateReply
 from nufed.server.adaptation_curves import ClientCurves, GroupCurves, group_curves, rounds_to_target
 from nufed.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nufed.server.figures import draw_curves
@@ -78,7 +79,9 @@ class Run:
             participation_fraction=config.federation.participation_fraction,
             weighting=config.federation.weighting,
             server_lr=config.federation.server_lr,
+            max_weight=config.federation.max_weight,
         )
+        self._shape: CurveShape | None = None  # until the task is known
 
     def conduct(self) -> None:
         """Train, evaluate, and write everything down.
@@ -117,6 +120,7 @@ class Run:
         if (threads := process_settings().num_threads) != torch.get_num_threads():
             torch.set_num_threads(threads)
         task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
+        self._shape = CurveShape(self.config.evaluation.num_adapt_steps + 1, task.kind == "classification")
         initial = initial_params(
             model_params(build_model(self.config.model, task, seed=self.config.seed)), self.config.method
         )
@@ -169,6 +173,7 @@ class Run:
             group=group,
             timeout=self.config.federation.round_timeout,
             config=ConfigRecord({FINAL: 1} if final else {}),
+            shape=self._shape,
         )
         curves, problems = self._client_curves(result)
         participating = group_curves(curves, "participating", primary_step=self.config.evaluation.primary_step)
@@ -225,6 +230,7 @@ def _round_record(result: RoundResult, evaluation: dict[str, Any] | None, second
         **vars(result.counts),
         "problems": dict(result.problems),
         "loss": result.mean_metrics.get("loss"),
+        "diverged": result.num_diverged,
         "loss_weighted": result.weighted_metrics.get("loss"),
         "clients": {client_id: dict(metrics) for client_id, metrics in per_client.items()},
         "gradient_evaluations": _total(per_client, "gradient-evaluations"),
@@ -236,8 +242,9 @@ def _round_record(result: RoundResult, evaluation: dict[str, Any] | None, second
     }
 
 
-def _total(per_client: Mapping[str, Mapping[str, Any]], key: str) -> int:
-    return sum(int(metrics.get(key, 0)) for metrics in per_client.values())
+def _total(per_client: Mapping[str, Mapping[str, MetricValue]], key: str) -> int:
+    """Return the sum of a count over clients; those of other apps may not report it."""
+    return sum(count for metrics in per_client.values() if isinstance(count := metrics.get(key), int))
 
 
 def _summary(

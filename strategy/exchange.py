@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from nufed.common.untrusted import printable
+
 FIRST_WAIT, LONGEST_WAIT = 0.02, 0.5
 """Seconds between two looks for replies, at first and at most."""
 
-
-LONGEST_ENDS = (150, 250)
-"""Characters that are kept of the beginning and of the end of an error's reason."""
 
 CLOCK_TOLERANCE = 300.0
 """Seconds by which two machines' clocks may differ; Flower's node authentication tolerates as much."""
@@ -72,9 +71,10 @@ def sender_of(messages: Sequence[Message]) -> Callable[[Message], int | None]:
     """Return a function from a reply to the node whose message it answers, or None; messages must have been sent.
 
     A server that answers for a node which is gone puts its own id where the sender's goes, and a server that sends a
-    message again gives it a new id, so either way of matching alone would lose replies.
+    message again gives it a new id, so either way of matching alone would lose replies. A node that answers a message
+    which went to another one is believed for neither.
     """
-    by_message = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    by_message = {message.metadata.message_id: message.metadata for message in messages}
     expected = {
         (sent.dst_node_id, sent.message_type, sent.group_id) for sent in (message.metadata for message in messages)
     }
@@ -82,7 +82,8 @@ def sender_of(messages: Sequence[Message]) -> Callable[[Message], int | None]:
     def sender(reply: Message) -> int | None:
         got = reply.metadata
         if got.reply_to_message_id and got.reply_to_message_id in by_message:
-            return by_message[got.reply_to_message_id]
+            sent = by_message[got.reply_to_message_id]
+            return sent.dst_node_id if got.src_node_id in (sent.dst_node_id, sent.src_node_id) else None
         return got.src_node_id if (got.src_node_id, got.message_type, got.group_id) in expected else None
 
     return sender
@@ -90,10 +91,7 @@ def sender_of(messages: Sequence[Message]) -> Callable[[Message], int | None]:
 
 def describe_error(reply: Message) -> str:
     """Return an error reply's code and reason on one line; of a long one, e.g. a traceback, its two ends."""
-    reason = " ".join((reply.error.reason or "no reason given").split())
-    if len(reason) > sum(LONGEST_ENDS):
-        reason = f"{reason[: LONGEST_ENDS[0]]} … {reason[-LONGEST_ENDS[1] :]}"
-    return f"error {reply.error.code}: {reason}"
+    return f"error {reply.error.code}: {printable(reply.error.reason or 'no reason given')}"
 
 
 def connected_nodes(grid: Grid) -> frozenset[int]:

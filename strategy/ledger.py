@@ -9,7 +9,8 @@ from typing import Literal
 from flwr.app import Message, RecordDict
 
 from nufed.common.errors import WireError
-from nufed.common.wire import MetricValue
+from nufed.common.message_schema import MetricValue
+from nufed.common.untrusted import printable
 from nufed.strategy.exchange import describe_error
 from nufed.strategy.results import Counts
 
@@ -96,7 +97,11 @@ class Ledger:
         self._complain(client_id, outcome, reason)
 
     def _complain(self, client_id: str, outcome: str, reason: str) -> None:
-        """Keep the reason, and log it unless this client was in the same trouble before, whatever the numbers."""
+        """Keep the reason, and log it unless this client was in the same trouble before, whatever the numbers.
+
+        Reasons quote what clients sent, so that they are made fit to be shown here, for all who show them.
+        """
+        reason = printable(reason)
         self._problems[client_id] = reason
         complaint = client_id, outcome + _NUMBER.sub("", reason)
         if complaint not in self._complaints:

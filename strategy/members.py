@@ -3,13 +3,14 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from nufed.common.errors import RunError, WireError
+from nufed.common.errors import LISTED, RunError, WireError
 from nufed.common.examples import Group
+from nufed.common.untrusted import printable
 from nufed.common.wire import CONFIG, ClientDescription
 from nufed.strategy.exchange import connected_nodes, describe_error, iter_replies, poll, time_to_live, wait_for_nodes
 
@@ -32,7 +33,7 @@ class Member:
     Attributes:
         node_id: Flower's handle.
         description: who the client says it is; the sizes are 0 if it cannot say.
-        announced: whether the client described itself.
+        announced: whether the client has said how many examples it has.
     """
 
     node_id: int
@@ -119,6 +120,12 @@ class Roster:
         """Have a client asked again who it is at the next refresh, because what it said no longer holds."""
         self._settled.discard(self.members[client_id].node_id)
 
+    def learn(self, client_id: str, num_examples: int) -> None:
+        """Note how many examples a client has that did not say so before its first reply."""
+        member = self.members[client_id]
+        description = replace(member.description, num_support=num_examples)
+        self.members[client_id] = Member(member.node_id, description)
+
     def connected(self, grid: Grid, groups: Iterable[Group]) -> dict[str, Member]:
         """Return the members of some groups whose nodes are connected now, in the order of their ids."""
         here, wanted = connected_nodes(grid), set(groups)
@@ -148,18 +155,18 @@ class Roster:
 
     def _ask(self, grid: Grid, nodes: Sequence[int], timeout: float) -> list[Member]:
         """Return those nodes that said who they are, or that cannot say and are taken as they come."""
-        found: list[Member] = []
+        found: dict[int, Member] = {}
         self._problems.update(dict.fromkeys(nodes, f"did not say who it is within {timeout:g} s"))
         for node_id, reply in iter_replies(grid, [_query(node, timeout) for node in nodes], timeout):
-            if node_id is None:
+            if node_id is None or node_id in found:
                 continue
             try:
-                found.append(_read(node_id, reply))
+                found[node_id] = _read(node_id, reply)
             except WireError as error:
-                self._problems[node_id] = str(error)
+                self._problems[node_id] = printable(str(error))
             else:
                 self._problems.pop(node_id, None)
-        return sorted(found, key=lambda member: (member.client_id, member.node_id))
+        return sorted(found.values(), key=lambda member: (member.client_id, member.node_id))
 
     def _admit(self, grid: Grid, newcomer: Member, *, strict: bool) -> None:
         """Enter a client, or its new node or description in place of the old."""
@@ -175,11 +182,15 @@ class Roster:
             return
         if holder and holder.node_id != newcomer.node_id:
             _log.info("Client %s is back, on node %d.", name, newcomer.node_id)
+        for other in [each for each in self.members.values() if each.node_id == newcomer.node_id]:
+            del self.members[other.client_id]  # one node is one client: under another name it is no second one
         self._settled.add(newcomer.node_id)
         self.members[name] = newcomer
 
     def _explanation(self) -> str:
         reasons = [f"node {node} {problem}" for node, problem in sorted(self._problems.items())]
+        if len(reasons) > LISTED:
+            reasons[LISTED:] = [f"and {len(reasons) - LISTED} more"]
         return f" ({'; '.join(reasons)})" if reasons else ""
 
 
@@ -216,7 +227,7 @@ def _read(node_id: int, reply: Message) -> Member:
         except WireError as error:
             if CLIENT_ID in reply.content.config_records.get(CONFIG, {}):
                 raise
-            reason = str(error)
+            reason = printable(str(error))
     else:
         reason = "its answer is empty"
     name = f"node-{node_id}"

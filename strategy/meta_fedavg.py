@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from nufed.common.errors import ConfigError, RunError
 from nufed.common.examples import Group
+from nufed.common.message_schema import CurveShape
 from nufed.common.params import Params
 from nufed.common.wire import arrays_to_params, params_to_arrays
 from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, MAX_GROWTH
@@ -25,6 +26,7 @@ from nufed.strategy.members import Member, Roster
 from nufed.strategy.participation import choose
 from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
+from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, HIGHEST_MAX_WEIGHT
 
 MAX_SERVER_LR = 100.0
 
@@ -63,6 +65,7 @@ class MetaFedAvg(Strategy):
         evaluation_interval: int = 1,
         min_clients: int = 1,
         max_growth: float = DEFAULT_MAX_GROWTH,
+        max_weight: float = DEFAULT_MAX_WEIGHT,
     ) -> None:
         """Set what stays the same over a run.
 
@@ -75,6 +78,8 @@ class MetaFedAvg(Strategy):
             min_clients: clients that `start` waits for.
             max_growth: a reply whose largest magnitude in an array is beyond max(1, that of the array sent) times this
                 counts as diverged; at least 1, rounded up to powers of two.
+            max_weight: with weights by examples, a client counts at most this many times the median of the clients'
+                numbers of examples; at least 1.
 
         Raises:
             ConfigError: an option is out of range.
@@ -86,6 +91,7 @@ class MetaFedAvg(Strategy):
             ("evaluation_interval", evaluation_interval, evaluation_interval >= 0, "at least 0; 0 turns it off"),
             ("min_clients", min_clients, min_clients >= 1, "at least 1"),
             ("max_growth", max_growth, 1 <= max_growth <= MAX_GROWTH, f"1 to {MAX_GROWTH:g}"),
+            ("max_weight", max_weight, 1 <= max_weight <= HIGHEST_MAX_WEIGHT, f"1 to {HIGHEST_MAX_WEIGHT:g}"),
         ):
             if not is_allowed:
                 raise ConfigError(f"MetaFedAvg: {name}={value!r} is refused. Expected {allowed}.")
@@ -96,6 +102,7 @@ class MetaFedAvg(Strategy):
         self.evaluation_interval = evaluation_interval
         self.min_clients = min_clients
         self.max_growth = max_growth
+        self.max_weight = max_weight
         self._roster = Roster()
         self._complaints: set[tuple[str, str]] = set()
         self._training: TrainingPhase | None = None  # between configure_train and aggregate_train
@@ -161,6 +168,7 @@ class MetaFedAvg(Strategy):
         group: EvaluatedGroup = "participating",
         timeout: float = DEFAULT_TIMEOUT,
         config: ConfigRecord | None = None,
+        shape: CurveShape | None = None,
     ) -> EvaluationResult:
         """Have every connected client of a group judge a model; nobody is asked if there is none.
 
@@ -171,9 +179,10 @@ class MetaFedAvg(Strategy):
             group: who is asked.
             timeout: seconds to wait for replies.
             config: what clients are sent beside `server-round`; not changed.
+            shape: what the curves must be, or the reply is rejected; None takes any.
         """
         outgoing = Outgoing(MessageType.EVALUATE, round, params_to_arrays(params), config or ConfigRecord(), timeout)
-        phase = self._open_evaluation(grid, outgoing, group)
+        phase = self._open_evaluation(grid, outgoing, group, shape)
         for node_id, reply in iter_replies(grid, phase.messages, timeout):
             phase.take(node_id, reply)
         return phase.close(group)
@@ -296,24 +305,30 @@ class MetaFedAvg(Strategy):
         participants = self._roster.wait_for_participants(grid, patience)
         chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
         asked = {client_id: participants[client_id] for client_id in chosen}
-        rule = AveragingRule(self.weighting, self.max_growth, self.server_lr)
+        announced = tuple(member.description.num_support for member in participants.values() if member.announced)
+        rule = AveragingRule(self.weighting, self.max_growth, self.server_lr, self.max_weight, announced)
         return TrainingPhase(outgoing, asked, self._complaints, rule, sent)
 
     def _close_training(self, phase: TrainingPhase) -> RoundResult:
         for client_id in phase.outgrown:
             self._roster.reask(client_id)
+        for client_id, num_examples in phase.learned.items():
+            self._roster.learn(client_id, num_examples)
         return phase.close()
 
-    def _open_evaluation(self, grid: Grid, outgoing: Outgoing, group: EvaluatedGroup) -> EvaluationPhase:
+    def _open_evaluation(
+        self, grid: Grid, outgoing: Outgoing, group: EvaluatedGroup, shape: CurveShape | None = None
+    ) -> EvaluationPhase:
         self._roster.refresh(grid)
-        return EvaluationPhase(outgoing, self._roster.connected(grid, _GROUPS[group]), self._complaints)
+        asked = self._roster.connected(grid, _GROUPS[group])
+        return EvaluationPhase(outgoing, asked, self._complaints, self.max_weight, shape)
 
     def _evaluates_in(self, number: int) -> bool:
         return self.evaluation_interval > 0 and number % self.evaluation_interval == 0
 
     def _metric_record(self, client_metrics: ClientMetrics) -> MetricRecord | None:
         """Return averages over clients by this strategy's weights, or None without clients."""
-        averages = average(client_metrics, self.weighting)
+        averages = average(client_metrics, self.weighting, self.max_weight)
         return MetricRecord({**averages.numbers, **averages.curves}) if client_metrics else None
 
 

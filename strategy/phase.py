@@ -1,6 +1,7 @@
 """One phase, training or evaluation, from the messages that open it to the result that closes it."""
 
 import copy
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,24 +11,20 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from nufed.common.errors import WireError
+from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
 from nufed.common.params import Params, largest_magnitude
-from nufed.common.wire import (
-    ARRAYS,
-    CONFIG,
-    NUM_EXAMPLES,
-    SERVER_ROUND,
-    EvaluateReply,
-    MetricValue,
-    TrainReply,
-)
+from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply, check_params
 from nufed.strategy.aggregation import RunningMean, server_step
 from nufed.strategy.exchange import time_to_live
 from nufed.strategy.ledger import Ledger
 from nufed.strategy.members import Member
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult, Weighting
+from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
 
 UNANNOUNCED_EXAMPLES = 2**20
 """Largest `num-examples` believed of a client that did not say beforehand how many it has."""
+
+_log = logging.getLogger("nufed.strategy")
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,15 @@ class AveragingRule:
         weighting: weights, `uniform` or `examples`.
         max_growth: at which a reply counts as diverged.
         server_lr: ε, how far w_k moves towards the mean.
+        max_weight: medians of `announced` that a client may weigh.
+        announced: examples of each client that takes part and has said how many it has.
     """
 
     weighting: Weighting
     max_growth: float
     server_lr: float = 1.0
+    max_weight: float = DEFAULT_MAX_WEIGHT
+    announced: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,22 @@ class Phase(ABC):
         messages: one for each client asked.
     """
 
-    def __init__(self, outgoing: Outgoing, asked: Mapping[str, Member], complaints: set[tuple[str, str]]) -> None:
+    def __init__(
+        self, outgoing: Outgoing, asked: Mapping[str, Member], complaints: set[tuple[str, str]], max_weight: float
+    ) -> None:
         """Open a phase.
 
         Args:
             outgoing: what is sent.
             asked: whom to, by client id.
             complaints: see `Ledger`.
+            max_weight: medians that a client may weigh in averages of metrics over examples.
         """
         self.round = outgoing.round
         self.messages = outgoing.messages(asked)
         self._timeout = outgoing.timeout
+        self._complaints = complaints
+        self._max_weight = max_weight
         self._bytes_down = len(self.messages) * outgoing.num_bytes()
         self._ledger = Ledger({member.node_id: client_id for client_id, member in asked.items()}, complaints)
 
@@ -131,14 +137,19 @@ class Phase(ABC):
             "bytes_down": self._bytes_down,
             "bytes_up": ledger.bytes_up,
             "seconds": ledger.seconds,
+            "max_weight": self._max_weight,
         }
 
 
 class TrainingPhase(Phase):
     """Holds the running mean of one round, and what each client may weigh in it.
 
+    Where nobody said beforehand how many examples it has, replies weighted by them are held until the round closes:
+    only then is their median known.
+
     Attributes:
         outgrown: clients that reported more examples than they had announced.
+        learned: examples of clients that had announced none, by client id.
     """
 
     def __init__(
@@ -150,12 +161,17 @@ class TrainingPhase(Phase):
         sent: Params,
     ) -> None:
         """Open a round; `sent` is w_k."""
-        super().__init__(outgoing, asked, complaints)
+        super().__init__(outgoing, asked, complaints, rule.max_weight)
         self.outgrown: set[str] = set()
+        self.learned: dict[str, int] = {}
         self._rule = rule
         self._sent = sent
+        self._asked = asked
         self._most = {client_id: _most_examples(member) for client_id, member in asked.items()}
-        total = len(asked) if rule.weighting == "uniform" else sum(self._most.values())
+        self._limit = weight_limit(rule.announced, rule.max_weight) if rule.announced else None
+        self._held: dict[str, TrainReply] = {}
+        largest = UNANNOUNCED_EXAMPLES if self._limit is None else self._limit
+        total = len(asked) if rule.weighting == "uniform" else sum(min(most, largest) for most in self._most.values())
         self._mean = RunningMean(sent, total, rule.max_growth)
 
     def close(self) -> RoundResult:
@@ -164,6 +180,9 @@ class TrainingPhase(Phase):
         Raises:
             ModelError: the server step is not finite.
         """
+        limit = weight_limit((reply.num_examples for reply in self._held.values()), self._rule.max_weight)
+        for client_id, reply in sorted(self._held.items()):
+            self._mean.fold(reply.params, self._capped(client_id, reply.num_examples, limit))
         mean = self._mean.result()
         assert mean is None or all(math.isfinite(largest_magnitude(w)) for w in mean.values())  # noqa: S101 - our bug
         return RoundResult(**self._close(), params=self._sent if mean is None else self._stepped(mean))
@@ -172,13 +191,21 @@ class TrainingPhase(Phase):
         return server_step(self._sent, mean, self._rule.server_lr)
 
     def _accept(self, client_id: str, content: RecordDict) -> dict[str, MetricValue]:
-        reply = TrainReply.from_records(content)
-        self._mean.fold(reply.params, self._weight(client_id, reply.num_examples))
+        reply = TrainReply.from_records(content, self._sent)
+        if self._rule.weighting == "uniform":
+            self._mean.fold(reply.params)
+        else:
+            self._check_examples(client_id, reply.num_examples)
+            if self._limit is None:
+                check_params(reply.params, self._sent, self._mean.limits)
+                self._held[client_id] = reply
+            else:
+                self._mean.fold(reply.params, self._capped(client_id, reply.num_examples, self._limit))
+            if not self._asked[client_id].announced:
+                self.learned[client_id] = reply.num_examples
         return {NUM_EXAMPLES: reply.num_examples, **reply.metrics}
 
-    def _weight(self, client_id: str, num_examples: int) -> int:
-        if self._rule.weighting == "uniform":
-            return 1
+    def _check_examples(self, client_id: str, num_examples: int) -> None:
         most = self._most[client_id]
         if num_examples > most:
             self.outgrown.add(client_id)
@@ -186,18 +213,43 @@ class TrainingPhase(Phase):
             raise WireError(
                 f"{NUM_EXAMPLES}={num_examples} is refused as a weight: expected 1 to {most}, what the client announced"
             )
-        return num_examples
+
+    def _capped(self, client_id: str, num_examples: int, limit: int) -> int:
+        """Return a client's weight; that it is less than its examples is logged once."""
+        if num_examples > limit and (complaint := (client_id, "capped")) not in self._complaints:
+            self._complaints.add(complaint)
+            _log.warning(
+                "Client %s has %d examples and weighs as %d do: %g times the median over clients "
+                "(federation.max-weight).",
+                client_id,
+                num_examples,
+                limit,
+                self._rule.max_weight,
+            )
+        return min(num_examples, limit)
 
 
 class EvaluationPhase(Phase):
     """Holds the replies of one evaluation."""
+
+    def __init__(
+        self,
+        outgoing: Outgoing,
+        asked: Mapping[str, Member],
+        complaints: set[tuple[str, str]],
+        max_weight: float = DEFAULT_MAX_WEIGHT,
+        shape: CurveShape | None = None,
+    ) -> None:
+        """Open an evaluation; `shape` is what the curves must be, None takes any."""
+        super().__init__(outgoing, asked, complaints, max_weight)
+        self._shape = shape
 
     def close(self, group: EvaluatedGroup) -> EvaluationResult:
         """Return the evaluation's result."""
         return EvaluationResult(**self._close(), group=group)
 
     def _accept(self, client_id: str, content: RecordDict) -> dict[str, MetricValue]:  # noqa: ARG002 - the same for all
-        reply = EvaluateReply.from_records(content)
+        reply = EvaluateReply.from_records(content, self._shape)
         return {NUM_EXAMPLES: reply.num_examples, **reply.metrics}
 
 

@@ -1,12 +1,15 @@
 """What a phase leaves behind: who answered, what went wrong, and averages of the clients' metrics."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
 from nufed.common.errors import RunError
+from nufed.common.message_schema import NUM_EXAMPLES, MetricValue
 from nufed.common.params import Params
-from nufed.common.wire import NUM_EXAMPLES, EvaluateReply, MetricValue
+from nufed.common.wire import EvaluateReply
+from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
 
 EvaluatedGroup = Literal["participating", "new", "all"]
 Weighting = Literal["uniform", "examples"]
@@ -67,6 +70,7 @@ class PhaseResult:
         bytes_down: array content sent to clients.
         bytes_up: array content received from clients.
         seconds: from before the first message to after the last reply.
+        max_weight: medians that a client may weigh in the weighted averages.
     """
 
     round: int
@@ -77,6 +81,7 @@ class PhaseResult:
     bytes_down: int
     bytes_up: int
     seconds: float
+    max_weight: float = field(default=DEFAULT_MAX_WEIGHT, kw_only=True)
 
     @property
     def mean_metrics(self) -> dict[str, float]:
@@ -86,7 +91,7 @@ class PhaseResult:
     @property
     def weighted_metrics(self) -> dict[str, float]:
         """Means weighted by `num-examples`, empty if there are no examples."""
-        return average(self.client_metrics, "examples").numbers
+        return average(self.client_metrics, "examples", self.max_weight).numbers
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,12 @@ class RoundResult(PhaseResult):
     """
 
     params: Params
+
+    @property
+    def num_diverged(self) -> int:
+        """Clients whose reply was used though its `loss` is not finite."""
+        losses = [metrics.get("loss") for metrics in self.client_metrics.values()]
+        return sum(isinstance(loss, float) and not math.isfinite(loss) for loss in losses)
 
 
 @dataclass(frozen=True)
@@ -127,21 +138,28 @@ class EvaluationResult(PhaseResult):
     @property
     def weighted_curves(self) -> dict[str, list[float]]:
         """Means weighted by `num-examples`, empty if there are no examples."""
-        return average(self.client_metrics, "examples").curves
+        return average(self.client_metrics, "examples", self.max_weight).curves
 
 
-def average(client_metrics: ClientMetrics, weighting: Weighting) -> Averages:
+def average(client_metrics: ClientMetrics, weighting: Weighting, max_weight: float = DEFAULT_MAX_WEIGHT) -> Averages:
     """Return means over clients of the metrics that all of them report alike.
 
-    A metric that a client lacks, or reports with another type or length, is left out for everybody. Clients are
-    taken in the order of their ids, so that the order in which they answered leaves no trace.
+    A metric that a client lacks, or reports with another type or length, is left out for everybody. A number that is
+    not finite is left out of its mean, which is NaN only where no number is left: one client that diverged, or says
+    so, does not take the others' mean away. Clients are taken in the order of their ids, so that the order in which
+    they answered leaves no trace.
 
     Args:
         client_metrics: metrics by client id.
         weighting: `uniform`, or `examples` for weights by `num-examples`.
+        max_weight: medians of `num-examples` that a client may weigh.
     """
     clients = [client_metrics[client_id] for client_id in sorted(client_metrics)]
-    weights = [1 if weighting == "uniform" else _num_examples(metrics) for metrics in clients]
+    weights = [1] * len(clients)
+    if weighting == "examples":
+        examples = [_num_examples(metrics) for metrics in clients]
+        limit = weight_limit(examples, max_weight)
+        weights = [min(number, limit) for number in examples]
     if sum(weights) == 0:
         return Averages()
     numbers: dict[str, float] = {}
@@ -163,5 +181,7 @@ def _num_examples(metrics: Mapping[str, MetricValue]) -> int:
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
-    """Return Σ w x / Σ w."""
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+    """Return Σ w x / Σ w over the values that are finite; NaN if there is no weight among them."""
+    finite = [(value, weight) for value, weight in zip(values, weights, strict=True) if math.isfinite(value)]
+    total = sum(weight for _, weight in finite)
+    return sum(value * weight for value, weight in finite) / total if total else math.nan

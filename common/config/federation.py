@@ -15,6 +15,12 @@ class FederationConfig(Section):
         0.5, gt=0, le=1, description="r, share of the participating clients asked in a round"
     )
     weighting: Literal["uniform", "examples"] = Field("uniform", description="weights in the mean over clients")
+    max_weight: float = Field(
+        10.0,
+        ge=1,
+        le=1e6,
+        description="with weights by examples, a client counts at most this many times the median client",
+    )
     aggregation: Literal["mean", "none"] = Field(
         "mean", description="none has no rounds: each client trains alone for as many steps (local-only)"
     )

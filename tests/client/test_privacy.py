@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from flwr.common.serde import recorddict_to_proto
 from PIL import Image
 
@@ -69,10 +68,15 @@ def deployed(request, tmp_path):
     return run, {"data": spec, "client-id": "site-a", "personal-model": str(tmp_path / "personal.safetensors")}
 
 
+def initial_model(run, node_config):
+    """Return the model that the server sends first."""
+    place = workplace(run.flat(), node_config, Settings())
+    return model_params(build_model(run.model, place.task, seed=run.seed))
+
+
 def everything_that_leaves(run, node_config):
     """Return the bytes of all replies, as they go over the wire."""
-    place = workplace(run.flat(), node_config, Settings())
-    params = model_params(build_model(run.model, place.task, seed=run.seed))
+    params = initial_model(run, node_config)
     replies = [
         ask("query", run, node_config),
         ask("train", run, node_config, params),
@@ -189,7 +193,7 @@ def test_what_a_library_raises_is_told_without_its_words(tmp_path, monkeypatch, 
         raise ValueError("could not use Ann-Smith-77")
 
     monkeypatch.setattr(nufed.client.app, "adaptation_curves", fail)
-    params = {"w": torch.zeros(1)}
+    params = initial_model(run, {"data": spec, "client-id": "site-a"})
 
     with pytest.raises(RunError, match=r"ValueError was raised \(test_privacy.py, line \d+\)") as caught:
         ask("evaluate", run, {"data": spec, "client-id": "site-a"}, params)
@@ -207,4 +211,4 @@ def test_a_simulated_client_says_all(monkeypatch):
     monkeypatch.setattr(nufed.client.app, "adaptation_curves", fail)
 
     with pytest.raises(ValueError, match="in words"):
-        ask("evaluate", RunConfig(), {"partition-id": 0}, {"w": torch.zeros(1)})
+        ask("evaluate", RunConfig(), {"partition-id": 0}, initial_model(RunConfig(), {"partition-id": 0}))

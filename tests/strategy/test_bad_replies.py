@@ -79,7 +79,7 @@ REJECTED = {
     "shape (n, 1) that would broadcast": (with_arrays(lambda a: a.update(w=a["w"][:, :1])), r"shape \(2, 1\)"),
     "shape of one more row": (with_arrays(lambda a: a.update(w=np.zeros((3, 3), np.float32))), r"shape \(3, 3\)"),
     "a scalar as a vector": (with_arrays(lambda a: a.update(b=a["b"].reshape(1))), r"'b' has shape \(1,\)"),
-    "another type": (with_arrays(lambda a: a.update(w=a["w"].astype(np.float64))), "type torch.float64"),
+    "another type": (with_arrays(lambda a: a.update(w=a["w"].astype(np.float64))), "type 'float64', expected float32"),
     "another name": (with_arrays(lambda a: a.update(v=a.pop("w"))), "'w', which is missing"),
     "an array too few": (with_arrays(lambda a: a.pop("b")), "'b', which is missing"),
     "an array too many": (with_arrays(lambda a: a.update(c=a["b"])), "'c' was not expected"),
@@ -193,9 +193,8 @@ def test_an_extra_metric_does_not_disturb_the_round():
     assert result.client_metrics["bad"]["mine"] == 3
 
 
-@pytest.mark.parametrize("metrics", [{"num-examples": 10}, {"num-examples": 10, "loss": [1.0]}])
-def test_a_metric_missing_or_of_another_type_is_only_left_out_of_the_averages(metrics):
-    result = run_round(with_metrics(metrics))
+def test_a_metric_that_a_client_does_not_report_is_only_left_out_of_the_averages():
+    result = run_round(with_metrics({"num-examples": 10}))
 
     assert result.counts.replied == 4
     assert result.mean_metrics == {}

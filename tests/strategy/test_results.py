@@ -43,10 +43,27 @@ def test_curves_of_different_lengths_are_left_out():
     assert average(metrics, "uniform") == Averages()
 
 
-def test_a_metric_that_is_not_finite_shows_in_its_average():
-    metrics = {"a": {"num-examples": 1, "loss": 1.0}, "b": {"num-examples": 1, "loss": math.nan}}
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_one_client_that_diverged_does_not_take_the_others_mean_away(odd):
+    metrics = {
+        "a": {"num-examples": 1, "loss": 2.0, "c": [1.0, 3.0]},
+        "b": {"num-examples": 9, "loss": odd, "c": [3.0, odd]},
+    }
 
-    assert math.isnan(average(metrics, "uniform").numbers["loss"])
+    for weighting in ("uniform", "examples"):
+        assert average(metrics, weighting).numbers == {"loss": 2.0}
+        assert average(metrics, weighting).curves["c"][1] == 3.0
+    assert math.isnan(average({"b": metrics["b"]}, "uniform").numbers["loss"])
+
+
+def test_in_averages_over_examples_a_client_weighs_ten_times_the_median_at_most():
+    metrics = {
+        name: {"num-examples": n, "loss": loss}
+        for name, n, loss in (("a", 10, 0.0), ("b", 10, 0.0), ("c", 2**31 - 1, 6.0))
+    }
+
+    assert average(metrics, "examples").numbers == {"loss": 6.0 * 100 / 120}
+    assert average(metrics, "examples", 1).numbers == {"loss": 2.0}
 
 
 def test_there_are_no_averages_without_clients_or_without_examples():
