@@ -17,6 +17,7 @@ from nufed.deploy.experiments.statistics import (
     Censored,
     Corrected,
     Interval,
+    Statistic,
     censored_median,
     holm,
     spread,
@@ -118,7 +119,7 @@ class Comparison:
 
         return max(self.runs, key=score)
 
-    def over_clients(self, method: str, group: Group, statistic: Callable[[Floats], float]) -> Interval:
+    def over_clients(self, method: str, group: Group, statistic: Statistic) -> Interval:
         """Return a statistic of the clients at s*, mean over seeds, with its two-stage bootstrap interval."""
         values = [curves[:, self.primary_step] for curves in self.clients(method, group).values()]
         return two_stage_bootstrap(values, statistic)

@@ -17,7 +17,10 @@ from nufed.common.rng import numpy_generator
 CONFIDENCE = 0.95
 ROUNDING = 1e-12
 """What observations, of accuracies and losses around 1, may differ by and be equal all the same."""
-Statistic = Callable[[NDArray[np.float64]], float]
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""From values [..., N] of N clients to one number for each leading index, [...]."""
+MOST_VALUES = 2**22
+"""Values that are resampled at once: 32 MiB."""
 
 
 @dataclass(frozen=True)
@@ -118,27 +121,31 @@ def two_stage_bootstrap(
 
     Args:
         values: for each seed, one number per client.
-        statistic: of one seed's clients, e.g. their standard deviation or worst decile.
+        statistic: of the clients of one seed, or of many resamples of them, e.g. `spread` or `worst_decile`.
         num_draws: bootstrap draws.
         seed: of the draws.
     """
     rng = numpy_generator(seed, "experiments", "bootstrap")
-    draws = np.empty(num_draws)
-    for draw in range(num_draws):
-        seeds = rng.integers(0, len(values), len(values))
-        draws[draw] = np.mean([statistic(rng.choice(values[index], len(values[index]))) for index in seeds])
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    seeds = rng.integers(0, len(values), (num_draws, len(values)))
+    resampled = np.empty(seeds.shape)
+    for index, clients in enumerate(values):
+        drawn = np.flatnonzero(seeds == index)
+        for part in np.array_split(drawn, 1 + drawn.size * len(clients) // MOST_VALUES):
+            rows = rng.integers(0, len(clients), (part.size, len(clients)))
+            resampled.flat[part] = statistic(clients[rows])
+    low, high = np.quantile(resampled.mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(np.mean([statistic(each) for each in values])), float(low), float(high), len(values))
 
 
-def worst_decile(values: NDArray[np.float64]) -> float:
-    """Return the mean over the ⌈0.1 n⌉ smallest values (algorithm.md §8.3)."""
-    return float(np.sort(values)[: math.ceil(len(values) / 10)].mean())
+def worst_decile(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over the ⌈0.1 N⌉ smallest of values [..., N], [...]."""
+    worst = np.sort(values, axis=-1)[..., : math.ceil(values.shape[-1] / 10)]
+    return np.asarray(worst.mean(axis=-1))
 
 
-def spread(values: NDArray[np.float64]) -> float:
-    """Return the standard deviation (n - 1 in the denominator; 0 for one value)."""
-    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+def spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the standard deviation of values [..., N], [...] (N - 1 in the denominator; 0 for one value)."""
+    return np.asarray(values.std(axis=-1, ddof=1) if values.shape[-1] > 1 else np.zeros(values.shape[:-1]))
 
 
 @dataclass(frozen=True)

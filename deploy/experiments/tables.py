@@ -46,8 +46,8 @@ def result_rows(run: FinishedRun) -> Iterator[Row]:
                 "s": step,
                 "num_clients": len(table.client_ids),
                 **_means(table, step),
-                "worst_decile": sign * worst_decile(sign * judged[:, step]),
-                "spread": spread(judged[:, step]),
+                "worst_decile": sign * float(worst_decile(sign * judged[:, step])),
+                "spread": float(spread(judged[:, step])),
             }
 
 

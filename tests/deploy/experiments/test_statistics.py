@@ -125,6 +125,21 @@ def test_the_bootstrap_covers_what_it_estimates_and_is_repeatable():
     assert first.mean == pytest.approx(np.mean([each.std(ddof=1) for each in values]))
 
 
+@pytest.mark.parametrize("statistic", [spread, worst_decile])
+def test_the_bootstrap_is_that_of_drawing_seeds_and_then_their_clients_one_by_one(statistic):
+    """Seeds of different sizes; both ends of the interval agree to the noise of 4,000 draws."""
+    rng = np.random.default_rng(1)
+    values = [rng.normal(loc, 1.0, num) for loc, num in ((0.0, 12), (1.0, 25), (2.0, 7))]
+    one_by_one = np.empty(4000)
+    for draw in range(len(one_by_one)):
+        seeds = rng.integers(0, 3, 3)
+        one_by_one[draw] = np.mean([statistic(rng.choice(values[each], len(values[each]))) for each in seeds])
+
+    interval = two_stage_bootstrap(values, statistic, num_draws=4000)
+
+    assert [interval.low, interval.high] == pytest.approx(np.quantile(one_by_one, [0.025, 0.975]), abs=0.1)
+
+
 def test_the_bootstrap_of_equal_clients_has_no_width():
     interval = two_stage_bootstrap([np.full(7, 0.3)] * 3, worst_decile, num_draws=50)
 
