@@ -43,7 +43,7 @@ def adapted_points(place: Workplace, params: Mapping[str, Tensor]) -> Iterator[P
     model that the client trained alone.
     """
     evaluation, method = place.config.evaluation, place.config.method
-    if place.config.federation.aggregation == "none":
+    if place.config.federation.training == "local":
         params = trained_alone(place, params)
     step_size = evaluation.adapt_lr or method.inner_lr
     batches = adaptation_batches(place.data, evaluation, seed=place.config.seed)

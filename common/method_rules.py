@@ -9,7 +9,7 @@ _SEQUENTIAL = {
     "method.trained-part",
     "method.proximal-strength",
     "method.personal-strength",
-    "federation.aggregation",
+    "federation.training",
 }
 
 

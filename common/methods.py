@@ -1,15 +1,35 @@
 """The methods by name: each is a preset of run options over one and the same client and server code.
 
-A preset sets every option that tells methods apart (`METHOD_KEYS`), so that nothing of another method is left over from
-a configuration file; what is tuned (step sizes, batches, rounds, and the estimator where the method leaves it open)
-stays as it is. docs/methods.md compares them and says how each differs from its paper.
+A preset decides the options of `DEFINING_OPTIONS`, which tell methods apart, so that nothing of another method is left
+over from a configuration file, and what it names beside them. All else (step sizes, batches, rounds, the server's step,
+and the estimator where the method leaves it open) stays as it is. docs/methods.md compares the methods and says how
+each differs from its paper.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from nufed.common.config import Scalar, option_descriptions
-from nufed.common.errors import ConfigError, nearest_match_hint
+from nufed.common.config import RunConfig, Scalar, option_descriptions
+from nufed.common.registry import find_registered
+
+INNER_STEPS, ESTIMATOR = "method.num-inner-steps", "method.estimator"
+PROXIMAL, PERSONAL, SERVER_LR = "method.proximal-strength", "method.personal-strength", "federation.server-lr"
+
+DEFINING_OPTIONS = (
+    INNER_STEPS,
+    "method.objective",
+    "method.step-sizes",
+    "method.adapted-part",
+    "method.trained-part",
+    PROXIMAL,
+    PERSONAL,
+    "federation.training",
+)
+"""Options that every preset decides: they have their defaults where it does not say otherwise.
+
+An option belongs here if a method without it is another method, whatever its value is tuned to. What one method alone
+is about (the server's step of Reptile) is in that preset's `overrides`, and is left alone by all others.
+"""
 
 
 @dataclass(frozen=True)
@@ -20,19 +40,29 @@ class Method:
         summary: one line.
         source: authors, year, and where in the paper.
         overrides: flat option key -> value, where it differs from the default or must not be changed by a file.
+        tuned: those of `overrides` that the method leaves to its user; it stays the same method while they are not 0.
     """
 
     summary: str
     source: str
     overrides: Mapping[str, Scalar] = field(default_factory=dict)
+    tuned: frozenset[str] = frozenset()
 
     def options(self) -> dict[str, Scalar]:
         """Return flat option key -> value for all options that the preset decides."""
         described = option_descriptions()
-        return {**{key: described[key][0] for key in METHOD_KEYS}, **self.overrides}
+        return {**{key: described[key][0] for key in DEFINING_OPTIONS}, **self.overrides}
+
+    def departures(self, config: RunConfig) -> dict[str, tuple[Scalar, Scalar]]:
+        """Return key -> (what the method has, what the configuration has) where the two are not the same method."""
+        found = config.flat()
+        return {
+            key: (value, found[key])
+            for key, value in self.options().items()
+            if found[key] != value and not (key in self.tuned and found[key])
+        }
 
 
-INNER_STEPS, ESTIMATOR = "method.num-inner-steps", "method.estimator"
 FALLAH = "Fallah, Mokhtari and Ozdaglar 2020, Algorithm 1"
 JAMALI = "Jamali, Saber and Bae 2025"
 
@@ -64,17 +94,19 @@ METHODS: dict[str, Method] = {
     "local-only": Method(
         "no server: each client, known or new, trains alone for as many local steps before it is judged",
         "the baseline `local` of Li, Hu, Beirami and Smith 2021",
-        {INNER_STEPS: 0, "federation.aggregation": "none"},
+        {INNER_STEPS: 0, "federation.training": "local"},
     ),
     "fedprox": Method(
         "FedAvg whose local steps are pulled towards the server's model, μ = --set method.proximal-strength",
         "Li et al. 2020, MLSys, Algorithm 2",
-        {INNER_STEPS: 0, "method.proximal-strength": 0.1},
+        {INNER_STEPS: 0, PROXIMAL: 0.1},
+        frozenset({PROXIMAL}),
     ),
     "reptile": Method(
         "τ plain local steps; the server goes ε = --set federation.server-lr towards their mean",
         "Nichol, Achiam and Schulman 2018, Algorithm 2",
-        {INNER_STEPS: 0, "federation.server-lr": 0.5},
+        {INNER_STEPS: 0, SERVER_LR: 0.5},
+        frozenset({SERVER_LR}),
     ),
     "pfedme": Method(
         "Moreau envelopes: ν steps to ŵ, then λ (w - ŵ), λ = --set method.personal-strength; ŵ at test time too",
@@ -83,18 +115,21 @@ METHODS: dict[str, Method] = {
             INNER_STEPS: 5,
             ESTIMATOR: "exact",
             "method.objective": "moreau",
-            "method.personal-strength": 2.0,
+            PERSONAL: 2.0,
         },
+        frozenset({INNER_STEPS, PERSONAL}),
     ),
     "ditto": Method(
         "FedAvg, and a personal model held to it by λ = --set method.personal-strength at test time",
         "Li, Hu, Beirami and Smith 2021, Algorithm 1",
-        {INNER_STEPS: 0, "method.personal-strength": 0.5},
+        {INNER_STEPS: 0, PERSONAL: 0.5},
+        frozenset({PERSONAL}),
     ),
     "anil": Method(
         "ν = 3 fine-tuning steps of the last layer alone, in the objective and at test time",
         "Raghu et al. 2020, section 4",
         {INNER_STEPS: 3, ESTIMATOR: "exact", "method.adapted-part": "head"},
+        frozenset({INNER_STEPS}),
     ),
     "fedrep": Method(
         "the head is fitted in ν = 5 steps from one shared start, then the body takes a meta step",
@@ -105,16 +140,15 @@ METHODS: dict[str, Method] = {
             "method.adapted-part": "head",
             "method.trained-part": "body",
         },
+        frozenset({INNER_STEPS}),
     ),
     "meta-sgd": Method(
         "a learned fine-tuning step size for each parameter, ν = 1, used at test time too",
         "Li, Zhou, Chen and Li 2017, Algorithm 1",
         {INNER_STEPS: 1, ESTIMATOR: "exact", "method.step-sizes": "learned"},
+        frozenset({INNER_STEPS}),
     ),
 }
-
-METHOD_KEYS = sorted({key for method in METHODS.values() for key in method.overrides} - {ESTIMATOR})
-"""Options that every preset sets, to their defaults where it does not say otherwise."""
 
 
 def find_method(name: str) -> Method:
@@ -123,6 +157,36 @@ def find_method(name: str) -> Method:
     Raises:
         ConfigError: the name is unknown.
     """
-    if name not in METHODS:
-        raise ConfigError(f"Unknown method {name!r} (--method).{nearest_match_hint(name, METHODS)}")
-    return METHODS[name]
+    return find_registered(METHODS, name, what="method", option="--method")
+
+
+def preset_notes(name: str, given: Mapping[str, Scalar], config: RunConfig, *, typed: Collection[str]) -> list[str]:
+    """Return what a user must be told of a preset's place between other options; nothing where it changes no mind.
+
+    Args:
+        name: of the method.
+        given: flat key -> value of the options that were given below the preset, e.g. by a file.
+        config: of the run, with what was given above the preset.
+        typed: keys of what was given above the preset, e.g. by flags.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    method, found = find_method(name), config.flat()
+    decided = method.options()
+    lost = [
+        f"{key} {given[key]} → {value}"
+        for key, value in decided.items()
+        if key in given and given[key] != value == found[key]
+    ]
+    notes = [f"method {name} overrides what was given: {', '.join(lost)}"] if lost else []
+    described = option_descriptions()
+    of_others = {key for other in METHODS.values() for key in other.overrides} - decided.keys() - {ESTIMATOR}
+    kept = [f"{key}={found[key]}" for key in sorted(of_others & given.keys()) if found[key] != described[key][0]]
+    if kept:
+        notes.append(f"{', '.join(kept)} stays as given: method {name} leaves it open")
+    if departures := {key: both for key, both in method.departures(config).items() if key in typed}:
+        changed = ", ".join(f"{key}={ours} instead of {theirs}" for key, (theirs, ours) in departures.items())
+        other = next((known for known, each in METHODS.items() if not each.departures(config)), None)
+        notes.append(f"{changed}: this is no longer {name}" + (f", but {other}" if other else ""))
+    return notes

@@ -80,6 +80,7 @@ class Run:
             weighting=config.federation.weighting,
             server_lr=config.federation.server_lr,
             max_weight=config.federation.max_weight,
+            aggregation=config.federation.aggregation,
         )
         self._shape: CurveShape | None = None  # until the task is known
 
@@ -112,7 +113,7 @@ class Run:
     @property
     def _num_rounds(self) -> int:
         """The server updates to make; none where nothing is aggregated, and each client trains alone to be judged."""
-        return 0 if self.config.federation.aggregation == "none" else self.config.federation.num_rounds
+        return 0 if self.config.federation.training == "local" else self.config.federation.num_rounds
 
     def _start(self) -> _State:
         """Return the seeded initial model, or where the folder to resume stands."""

@@ -1,19 +1,22 @@
-"""The mean over clients: w_{k+1} = Σ p_i w_k^i, one reply at a time, the same bits in whatever order replies come.
+"""How the clients' models become one: rules by name, of which `mean` is w_{k+1} = Σ p_i w_k^i.
 
-Floating-point addition is not associative, so a running floating-point mean depends on who answers first. Here each
-value is rounded once to a grid 2^-g that is fixed before the round, and added up as a 64-bit integer, which is exact
-and therefore associative and commutative. See docs/decisions/0003-order-independent-mean.md for the precision.
+The mean takes one reply at a time, and has the same bits in whatever order they come. Floating-point addition is not
+associative, so a running floating-point mean depends on who answers first. Here each value is rounded once to a grid
+2^-g that is fixed before the round, and added up as a 64-bit integer, which is exact and therefore associative and
+commutative. See docs/decisions/0003-order-independent-mean.md for the precision.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from nufed.common.errors import ModelError, RunError
 from nufed.common.params import Params, largest_magnitude
+from nufed.common.registry import find_registered
 from nufed.common.wire import check_params
 
 DEFAULT_MAX_GROWTH = 1024.0
@@ -166,6 +169,37 @@ class RunningMean:
             exact = total.double().div_(self._weight).mul_(2.0**-bits)
             target.copy_(exact if sent.is_floating_point() else exact.round_())
         return mean.reshape(sent.shape)
+
+
+class Aggregation(Protocol):
+    """Makes one model of a round's replies, which come one by one in any order.
+
+    Attributes:
+        limits: largest magnitude accepted, by name.
+    """
+
+    limits: dict[str, float]
+
+    def fold(self, params: Mapping[str, Tensor], weight: int = 1) -> None:
+        """Take a reply; see `RunningMean.fold`, whose checks and errors every rule shares."""
+
+    def result(self) -> Params | None:
+        """Return the model, the same bits in whatever order replies came; None if there was no reply."""
+
+
+AggregationRule = Callable[[Mapping[str, Tensor], int, float], Aggregation]
+"""(w_k, bound of the sum of weights, max_growth) -> an aggregation without replies, for one round."""
+
+AGGREGATION_RULES: dict[str, AggregationRule] = {"mean": RunningMean}
+
+
+def find_aggregation(name: str) -> AggregationRule:
+    """Return the registered rule.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    return find_registered(AGGREGATION_RULES, name, what="aggregation rule", option="federation.aggregation")
 
 
 def _add_rounded(total: Tensor, values: Tensor, bits: int, weight: int) -> None:

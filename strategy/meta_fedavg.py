@@ -20,7 +20,7 @@ from nufed.common.examples import Group
 from nufed.common.message_schema import CurveShape
 from nufed.common.params import Params
 from nufed.common.wire import arrays_to_params, params_to_arrays
-from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, MAX_GROWTH
+from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, MAX_GROWTH, find_aggregation
 from nufed.strategy.exchange import iter_replies, sender_of
 from nufed.strategy.members import Member, Roster
 from nufed.strategy.participation import choose
@@ -66,6 +66,7 @@ class MetaFedAvg(Strategy):
         min_clients: int = 1,
         max_growth: float = DEFAULT_MAX_GROWTH,
         max_weight: float = DEFAULT_MAX_WEIGHT,
+        aggregation: str = "mean",
     ) -> None:
         """Set what stays the same over a run.
 
@@ -80,10 +81,12 @@ class MetaFedAvg(Strategy):
                 counts as diverged; at least 1, rounded up to powers of two.
             max_weight: with weights by examples, a client counts at most this many times the median of the clients'
                 numbers of examples; at least 1.
+            aggregation: how the clients' models become one, a key of `nufed.strategy.aggregation.AGGREGATION_RULES`.
 
         Raises:
-            ConfigError: an option is out of range.
+            ConfigError: an option is out of range or a name is unknown.
         """
+        find_aggregation(aggregation)
         for name, value, is_allowed, allowed in (
             ("participation_fraction", participation_fraction, 0 < participation_fraction <= 1, "above 0, at most 1"),
             ("weighting", weighting, weighting in get_args(Weighting), " or ".join(get_args(Weighting))),
@@ -103,6 +106,7 @@ class MetaFedAvg(Strategy):
         self.min_clients = min_clients
         self.max_growth = max_growth
         self.max_weight = max_weight
+        self.aggregation = aggregation
         self._roster = Roster()
         self._complaints: set[tuple[str, str]] = set()
         self._training: TrainingPhase | None = None  # between configure_train and aggregate_train
@@ -306,7 +310,9 @@ class MetaFedAvg(Strategy):
         chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
         asked = {client_id: participants[client_id] for client_id in chosen}
         announced = tuple(member.description.num_support for member in participants.values() if member.announced)
-        rule = AveragingRule(self.weighting, self.max_growth, self.server_lr, self.max_weight, announced)
+        rule = AveragingRule(
+            self.weighting, self.max_growth, self.server_lr, self.max_weight, announced, self.aggregation
+        )
         return TrainingPhase(outgoing, asked, self._complaints, rule, sent)
 
     def _close_training(self, phase: TrainingPhase) -> RoundResult:

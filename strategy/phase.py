@@ -14,7 +14,7 @@ from nufed.common.errors import WireError
 from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply, check_params
-from nufed.strategy.aggregation import RunningMean, server_step
+from nufed.strategy.aggregation import find_aggregation, server_step
 from nufed.strategy.exchange import time_to_live
 from nufed.strategy.ledger import Ledger
 from nufed.strategy.members import Member
@@ -37,6 +37,7 @@ class AveragingRule:
         server_lr: ε, how far w_k moves towards the mean.
         max_weight: medians of `announced` that a client may weigh.
         announced: examples of each client that takes part and has said how many it has.
+        aggregation: a key of `AGGREGATION_RULES`.
     """
 
     weighting: Weighting
@@ -44,6 +45,7 @@ class AveragingRule:
     server_lr: float = 1.0
     max_weight: float = DEFAULT_MAX_WEIGHT
     announced: tuple[int, ...] = ()
+    aggregation: str = "mean"
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class TrainingPhase(Phase):
         self._held: dict[str, TrainReply] = {}
         largest = UNANNOUNCED_EXAMPLES if self._limit is None else self._limit
         total = len(asked) if rule.weighting == "uniform" else sum(min(most, largest) for most in self._most.values())
-        self._mean = RunningMean(sent, total, rule.max_growth)
+        self._aggregation = find_aggregation(rule.aggregation)(sent, total, rule.max_growth)
 
     def close(self) -> RoundResult:
         """Return the round's result; w_{k+1} is w_k if no usable reply came.
@@ -182,8 +184,8 @@ class TrainingPhase(Phase):
         """
         limit = weight_limit((reply.num_examples for reply in self._held.values()), self._rule.max_weight)
         for client_id, reply in sorted(self._held.items()):
-            self._mean.fold(reply.params, self._capped(client_id, reply.num_examples, limit))
-        mean = self._mean.result()
+            self._aggregation.fold(reply.params, self._capped(client_id, reply.num_examples, limit))
+        mean = self._aggregation.result()
         assert mean is None or all(math.isfinite(largest_magnitude(w)) for w in mean.values())  # noqa: S101 - our bug
         return RoundResult(**self._close(), params=self._sent if mean is None else self._stepped(mean))
 
@@ -193,14 +195,14 @@ class TrainingPhase(Phase):
     def _accept(self, client_id: str, content: RecordDict) -> dict[str, MetricValue]:
         reply = TrainReply.from_records(content, self._sent)
         if self._rule.weighting == "uniform":
-            self._mean.fold(reply.params)
+            self._aggregation.fold(reply.params)
         else:
             self._check_examples(client_id, reply.num_examples)
             if self._limit is None:
-                check_params(reply.params, self._sent, self._mean.limits)
+                check_params(reply.params, self._sent, self._aggregation.limits)
                 self._held[client_id] = reply
             else:
-                self._mean.fold(reply.params, self._capped(client_id, reply.num_examples, self._limit))
+                self._aggregation.fold(reply.params, self._capped(client_id, reply.num_examples, self._limit))
             if not self._asked[client_id].announced:
                 self.learned[client_id] = reply.num_examples
         return {NUM_EXAMPLES: reply.num_examples, **reply.metrics}

@@ -1,8 +1,9 @@
 """Options of the rounds: participation, weighting and the server's step."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nufed.common.config.section import Section
 
@@ -21,10 +22,19 @@ class FederationConfig(Section):
         le=1e6,
         description="with weights by examples, a client counts at most this many times the median client",
     )
-    aggregation: Literal["mean", "none"] = Field(
-        "mean", description="none has no rounds: each client trains alone for as many steps (local-only)"
+    training: Literal["federated", "local"] = Field(
+        "federated", description="local has no rounds: each client trains alone for as many steps (local-only)"
     )
+    aggregation: str = Field("mean", description="how the server makes one model of the clients' models")
     server_lr: float = Field(
         1.0, gt=0, le=100, description="ε, how far a round moves the model towards the mean; 1 all the way"
     )
     round_timeout: float = Field(3600.0, gt=0, le=1e6, description="seconds to wait for the replies of a phase")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_aggregation_none(cls, values: Any) -> Any:
+        """Read files and runs of NuFed 0.1, where `aggregation = "none"` said that nothing is federated."""
+        if isinstance(values, Mapping) and values.get("aggregation") == "none":
+            return {**values, "aggregation": "mean", "training": "local"}
+        return values

@@ -57,6 +57,10 @@ class RunConfig(Section):
         """Return `{"seed": 0, "method.inner-lr": 0.1, …}`, as Flower carries it."""
         return dict(flatten(self.model_dump(by_alias=True)))
 
+    def given(self) -> dict[str, Scalar]:
+        """Return the flat keys and values that were given, and not left to their defaults."""
+        return dict(flatten(self.model_dump(by_alias=True, exclude_unset=True)))
+
     def replace(self, **changes: Scalar) -> Self:
         """Return a copy with flat keys changed; `__` stands for `.` and `_` for `-`.
 
@@ -68,7 +72,7 @@ class RunConfig(Section):
 
     def updated(self, changes: Mapping[str, Any]) -> Self:
         """Return a copy with flat keys changed, e.g. `{"method.inner-lr": 0.05}`."""
-        return self.parse({**self.flat(), **changes})
+        return self.parse({**self.given(), **changes})
 
     def to_json(self) -> str:
         """Return the complete configuration as indented JSON; `RunConfig.load` reads it back."""

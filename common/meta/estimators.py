@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nufed.common.config import MethodConfig
-from nufed.common.errors import ConfigError, nearest_match_hint
 from nufed.common.meta.exact import exact
 from nufed.common.meta.first_order import first_order
 from nufed.common.meta.hessian_free import Difference, hessian_free
 from nufed.common.meta.meta_gradient import MetaGradient
 from nufed.common.meta.parts import head_steps
 from nufed.common.meta.unrolled import unrolled
+from nufed.common.registry import find_registered
 from nufed.common.steps.eager_steps import eager_steps
 from nufed.common.steps.kept_graphs import Memory
 from nufed.common.steps.steps import MakeSteps
@@ -100,6 +100,4 @@ def find_estimator(name: str) -> Estimator:
     Raises:
         ConfigError: the name is unknown.
     """
-    if name not in ESTIMATORS:
-        raise ConfigError(f"Unknown estimator {name!r} (method.estimator).{nearest_match_hint(name, ESTIMATORS)}")
-    return ESTIMATORS[name]
+    return find_registered(ESTIMATORS, name, what="estimator", option="method.estimator")

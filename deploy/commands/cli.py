@@ -130,13 +130,13 @@ def simulate_command(
     find_engine(engine)
     if resume and output.out:
         raise ConfigError(f"--out {output.out} contradicts --resume {resume}, which goes on in its folder. Choose one.")
-    config = config_for_resuming(stored_config(resume), run) if resume else run.resolve()
+    config, notes = (config_for_resuming(stored_config(resume), run), []) if resume else run.resolve_with_notes()
     with machine.exported(), output.observer() as observer:
         settings = process_settings()
         if resume:
             check_resumable(resume, config)
         federation = prepare(config)
-        for note in federation.notes:
+        for note in (*notes, *federation.notes):
             observer.say(note)
         options = ServerOptions(out=output.out or settings.out, resume=resume, observer=observer)
         simulate(config, options, engine=engine)

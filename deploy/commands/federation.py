@@ -166,7 +166,8 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
     from nufed.deploy.network.direct_server import ServerEndpoint
     from nufed.server.run import ServerOptions
 
-    config, out, resume = _config(run, resuming.resume, serving.round_timeout), _out(output), resuming.resume
+    config, notes = _config(run, resuming.resume, serving.round_timeout)
+    out, resume = _out(output), resuming.resume
     if resuming.resume_or_start:
         found = _find_run(out, config, resume)
         if found and found.complete:
@@ -182,6 +183,8 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
             min_clients=serving.min_clients,
             connect_timeout=serving.wait,
         )
+        for note in notes:
+            observer.say(note)
         _serve(endpoint, options, config, stock_clients=serving.stock_clients)
 
 
@@ -314,15 +317,18 @@ def revoke_command(
     typer.echo(f"{name} is not admitted any more")
 
 
-def _config(run: RunOptions, resume: Path | None, round_timeout: float | None) -> RunConfig:
+def _config(run: RunOptions, resume: Path | None, round_timeout: float | None) -> tuple[RunConfig, list[str]]:
+    """Return the run's configuration, and what is to be said of it."""
     from nufed.deploy.commands.run_options import config_for_resuming
     from nufed.deploy.simulation.engines import check_resumable
     from nufed.server.run_folder import stored_config
 
-    config = config_for_resuming(stored_config(resume), run) if resume else run.resolve()
+    config, notes = (config_for_resuming(stored_config(resume), run), []) if resume else run.resolve_with_notes()
     if resume:
         check_resumable(resume, config)
-    return config if round_timeout is None else config.updated({"federation.round-timeout": round_timeout})
+    if round_timeout is not None:
+        config = config.updated({"federation.round-timeout": round_timeout})
+    return config, notes
 
 
 def _find_run(out: Path, config: RunConfig, resume: Path | None) -> "FoundRun | None":

@@ -11,7 +11,7 @@ import typer
 
 from nufed.common.config import RunConfig, Scalar, option_descriptions, to_kebab
 from nufed.common.errors import ConfigError
-from nufed.common.methods import METHODS, find_method
+from nufed.common.methods import METHODS, find_method, preset_notes
 from nufed.deploy.commands.option_groups import beginning_with, option
 
 FLAGS = {
@@ -95,7 +95,13 @@ class RunOptions:
         return cls(values["config"], given, tuple(values["assignments"] or ()), values["method"])
 
     def resolve(self, base: RunConfig | None = None) -> RunConfig:
-        """Return the run's configuration; later ones win: `base` or defaults, --config, --method, flags, --set.
+        """Return the run's configuration; see `resolve_with_notes`."""
+        return self.resolve_with_notes(base)[0]
+
+    def resolve_with_notes(self, base: RunConfig | None = None) -> tuple[RunConfig, list[str]]:
+        """Return the run's configuration and what its user must be told of the preset's place in it.
+
+        Later ones win: `base` or defaults, --config, --method, flags, --set.
 
         Raises:
             ConfigError: a method or option is unknown, a value is out of range, a file cannot be read, or a flag and
@@ -105,9 +111,10 @@ class RunOptions:
         preset = find_method(self.method).options() if self.method else {}
         changes = self.changes()
         try:
-            return config.updated({**preset, **changes})
+            resolved = config.updated({**preset, **changes})
         except ConfigError as error:
             raise ConfigError(self._in_flags(str(error))) from error
+        return resolved, preset_notes(self.method, config.given(), resolved, typed=changes) if self.method else []
 
     def changes(self) -> dict[str, str]:
         """Return flat key -> value as typed, from flags and --set.

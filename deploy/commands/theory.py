@@ -118,7 +118,7 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     from nufed.common.theory.constants import MetaStep
 
     nus = _parse_nus(inner_steps_list)
-    config = run.resolve()
+    config, notes = run.resolve_with_notes()
     _refuse_other_objectives(config)
     given = constants.constants()
     _refuse_both(run, given)
@@ -135,6 +135,8 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     if as_json:
         typer.echo(json.dumps(_as_json(source, advice), indent=2, ensure_ascii=False))
     else:
+        for note in notes:
+            typer.echo(note)
         _print(source, advice)
 
 

@@ -42,6 +42,8 @@ class Cell:
         """
         defaults = RunConfig().flat()
         changed = {key: value for key, value in self.config.flat().items() if value != defaults[key] and key != "name"}
+        if changed.pop("federation.training", None) == "local":
+            changed["federation.aggregation"] = "none"  # as NuFed 0.1 had it, whose finished cells keep their names
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
         return f"{self.entry}-{self.config.seed}-{digest}"
 

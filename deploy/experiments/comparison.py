@@ -11,7 +11,7 @@ import numpy as np
 
 from nufed.common.config import MethodConfig, RunConfig
 from nufed.common.examples import Group
-from nufed.common.methods import METHOD_KEYS
+from nufed.common.methods import DEFINING_OPTIONS, INNER_STEPS
 from nufed.deploy.experiments.finished import FinishedRun, Floats, Measure
 from nufed.deploy.experiments.statistics import (
     Censored,
@@ -199,7 +199,7 @@ def methods_with(comparison: Comparison, estimator: str) -> dict[int, str]:
 
 def _plain_methods(comparison: Comparison, belongs: Callable[[MethodConfig], bool]) -> dict[int, str]:
     defaults = RunConfig().flat()
-    same = [key for key in METHOD_KEYS if key != "method.num-inner-steps"]
+    same = {*DEFINING_OPTIONS, "federation.server-lr", "federation.aggregation"} - {INNER_STEPS}
     found: dict[int, str] = {}
     for name, runs in comparison.runs.items():
         config = next(iter(runs.values())).config

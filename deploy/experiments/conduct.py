@@ -110,6 +110,8 @@ def conduct(suite: Suite, workers: Workers, *, command: str) -> Experiment:
         KeyboardInterrupt: finished runs stay.
     """
     check_estimators([Cell(entry.key, entry.config(entry.points()[0])) for entry in suite.entries()])
+    for note in dict.fromkeys(note for entry in suite.entries() for note in entry.notes()):
+        workers.say(note)
     workers.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     choices = tune(suite, workers)

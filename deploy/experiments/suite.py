@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nufed.common.config import RunConfig, Scalar, to_kebab
 from nufed.common.errors import ConfigError, DataError, nearest_match_hint
-from nufed.common.methods import METHODS, find_method
+from nufed.common.methods import METHODS, find_method, preset_notes
 
 NAME = r"^[A-Za-z0-9._-]{1,64}$"
 FIRST_TUNING_SEED = 1000
@@ -213,6 +213,16 @@ class Entry:
             options |= {"evaluation.adapt-lr": followed.evaluation.adapt_lr or followed.method.inner_lr}
             options |= {key: float(theirs[key]) * factor for key, factor in self.method.scaled.items()}
         return RunConfig.parse({**options, **point, **self.suite.overrides})
+
+    def notes(self) -> list[str]:
+        """Return what must be told of a preset between the suite's options and what was typed over them.
+
+        What the suite's own file changes about a preset is its author's, who names it as they please.
+        """
+        if not self.method.preset:
+            return []
+        below = {**self.suite.options, **self.setting.options}
+        return preset_notes(self.method.preset, below, self.config(self.points()[0]), typed=self.suite.overrides)
 
 
 def checked(values: Mapping[str, Any], origin: str) -> Suite:

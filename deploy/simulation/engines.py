@@ -8,8 +8,9 @@ from pathlib import Path
 from flwr.serverapp import ServerApp
 
 from nufed.common.config import RunConfig
-from nufed.common.errors import ConfigError, RunError, nearest_match_hint
+from nufed.common.errors import ConfigError, RunError
 from nufed.common.examples import Federation
+from nufed.common.registry import find_registered
 from nufed.server.run import ServerOptions
 
 
@@ -42,8 +43,10 @@ def prepare(config: RunConfig) -> Federation:
     from nufed.common.meta.estimators import find_estimator
     from nufed.common.models import DTYPES, build_model
     from nufed.common.settings import process_settings
+    from nufed.strategy.aggregation import find_aggregation
 
     find_estimator(config.method.estimator)
+    find_aggregation(config.federation.aggregation)
     dtype = DTYPES[config.model.dtype]
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=process_settings())
     build_model(config.model, federation.task, seed=config.seed)
@@ -72,9 +75,7 @@ def find_engine(name: str) -> Callable[[RunConfig, ServerOptions], None]:
     Raises:
         ConfigError: the name is unknown.
     """
-    if name not in ENGINES:
-        raise ConfigError(f"Unknown engine {name!r} (--engine).{nearest_match_hint(name, ENGINES)}")
-    return ENGINES[name]
+    return find_registered(ENGINES, name, what="engine", option="--engine")
 
 
 def choose_engine(config: RunConfig) -> str:

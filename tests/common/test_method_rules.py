@@ -46,12 +46,26 @@ def test_plain_inner_steps_are_known_as_such():
 @pytest.mark.parametrize("name", METHODS)
 def test_what_many_clients_at_once_cannot_compute_is_listed(name):
     config = RunConfig().updated(METHODS[name].options())
-    known = {"fedavg", "reptile"} | {method for method in METHODS if "per-fedavg" in method or "meta-fedavg" in method}
+    known = {"method.num-inner-steps", "method.estimator", "federation.server-lr"}
 
-    assert bool(sequential_options(config)) == (name not in known)
+    assert bool(sequential_options(config)) == bool(METHODS[name].overrides.keys() - known)
+
+
+def test_how_the_server_aggregates_is_nothing_to_the_clients():
+    config = RunConfig().updated({"federation.aggregation": "median", "federation.server-lr": 0.5})
+
+    assert sequential_options(config) == []
 
 
 def test_the_options_are_listed_as_they_are_given():
     config = RunConfig().updated({**HEAD, "method.proximal-strength": 0.5})
 
     assert sequential_options(config) == ["method.adapted-part=head", "method.proximal-strength=0.5"]
+
+
+@pytest.mark.parametrize("values", [{"federation": {"aggregation": "none"}}, {"federation.aggregation": "none"}])
+def test_files_that_said_by_aggregation_that_nothing_is_federated_are_still_read(values):
+    expected = RunConfig().updated({"federation.training": "local"})
+
+    assert RunConfig.parse(values) == expected
+    assert RunConfig.parse({**RunConfig().flat(), "federation.aggregation": "none"}) == expected

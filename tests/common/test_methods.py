@@ -6,7 +6,7 @@ import pytest
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
-from nufed.common.methods import METHODS, find_method
+from nufed.common.methods import DEFINING_OPTIONS, METHODS, Method, find_method, preset_notes
 
 OTHER = {"method.num-inner-steps": 7, "method.estimator": "unrolled", "method.inner-lr": 0.02, "seed": 3}
 
@@ -31,9 +31,8 @@ def test_nothing_of_an_earlier_method_is_left_over(name):
 
     for earlier in METHODS:
         found = configured(earlier).updated(find_method(name).options())
-        leaves_estimator_open = "method.estimator" not in find_method(name).overrides
-        assert found.replace(method__estimator="exact") == expected.replace(method__estimator="exact")
-        assert leaves_estimator_open or found.method.estimator == expected.method.estimator
+        left_open = {"method.estimator", "federation.server-lr"} - find_method(name).overrides.keys()
+        assert found.updated({key: expected.flat()[key] for key in left_open}) == expected
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -53,6 +52,39 @@ def test_no_two_methods_are_the_same():
 
 def test_meta_fedavg_takes_any_estimator():
     assert configured("meta-fedavg-5", **OTHER).method.estimator == "unrolled"
+
+
+def test_a_new_preset_with_a_new_key_changes_no_other_preset(monkeypatch):
+    before = {name: method.options() for name, method in METHODS.items()}
+
+    monkeypatch.setitem(METHODS, "made-up", Method("patient", "2026", {"federation.round-timeout": 5.0}))
+
+    assert {name: METHODS[name].options() for name in before} == before
+    assert all(before[name].keys() == {*DEFINING_OPTIONS, *METHODS[name].overrides} for name in before)
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "expected"),
+    [
+        ("fedavg", {"method.num-inner-steps": 3}, "3 instead of 0: this is no longer fedavg, but meta-fedavg-3"),
+        ("fedavg", {"method.num-inner-steps": 4}, "4 instead of 0: this is no longer fedavg"),
+        ("fedavg", {"method.proximal-strength": 2.0}, "this is no longer fedavg, but fedprox"),
+        ("per-fedavg", {"method.estimator": "first-order"}, "no longer per-fedavg, but per-fedavg-fo"),
+        ("fedprox", {"method.proximal-strength": 0.0}, "this is no longer fedprox, but fedavg"),
+        ("local-only", {"federation.training": "federated"}, "this is no longer local-only, but fedavg"),
+    ],
+)
+def test_a_preset_that_is_changed_into_another_method_says_so(name, typed, expected):
+    (note,) = preset_notes(name, {}, configured(name).updated(typed), typed=typed)
+
+    assert note.endswith(expected)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.tuned])
+def test_what_a_method_leaves_to_its_user_is_no_departure(name):
+    typed = {key: 4 if key == "method.num-inner-steps" else 0.25 for key in find_method(name).tuned}
+
+    assert preset_notes(name, {}, configured(name).updated(typed), typed=typed) == []
 
 
 def test_an_unknown_method_is_refused():

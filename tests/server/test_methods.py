@@ -28,7 +28,8 @@ SMALL = {
     "evaluation.interval": 0,
     "evaluation.num-adapt-steps": 5,
 }
-OF_OTHER_KINDS = ["fedprox", "reptile", "pfedme", "ditto", "anil", "fedrep", "meta-sgd", "local-only"]
+PLAIN = {"method.num-inner-steps", "method.estimator"}
+OF_OTHER_KINDS = [name for name, method in METHODS.items() if method.overrides.keys() - PLAIN]
 
 
 def configured(name, **changes):
@@ -80,7 +81,7 @@ def test_many_clients_at_once_give_the_numbers_of_one_at_a_time(name, tmp_path):
         assert results[0] == results[1]
 
 
-def test_without_aggregation_there_is_no_round_and_the_model_stays_the_initial_one(tmp_path):
+def test_where_nothing_is_federated_there_is_no_round_and_the_model_stays_the_initial_one(tmp_path):
     config = configured("local-only")
 
     folder = run(tmp_path, config)

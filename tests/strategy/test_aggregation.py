@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nufed.common.errors import ModelError, RunError, WireError
-from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, RunningMean, fixed_point_for
+from nufed.strategy.aggregation import (
+    AGGREGATION_RULES,
+    DEFAULT_MAX_GROWTH,
+    RunningMean,
+    find_aggregation,
+    fixed_point_for,
+)
 
 
 def mean_of(replies, weights=None, sent=None, **options):
@@ -73,6 +79,28 @@ def test_the_mean_of_one_client_or_of_equal_clients_is_that_model(dtype):
     assert same_bits(mean_of([model]), model)
     assert same_bits(mean_of([model] * 7, [3] * 7), model)
     torch.testing.assert_close(mean_of([model] * 7), model, rtol=0, atol=2**-48)
+
+
+@pytest.mark.parametrize("rule", AGGREGATION_RULES)
+def test_every_rule_is_blind_to_the_order_of_replies_and_stays_among_them(rule):
+    generator = torch.Generator().manual_seed(0)
+    replies = [{"w": torch.randn(50, generator=generator), "n": torch.tensor([k, 7])} for k in range(5)]
+
+    def made_of(order):
+        aggregation = find_aggregation(rule)(replies[0], 6, DEFAULT_MAX_GROWTH)
+        assert aggregation.result() is None
+        for number in order:
+            aggregation.fold(replies[number])
+        with pytest.raises(WireError):
+            aggregation.fold({"w": torch.full((50,), torch.nan), "n": torch.tensor([0, 7])})
+        return aggregation.result()
+
+    found = made_of(range(5))
+    assert same_bits(found, made_of([3, 1, 4, 0, 2]))
+    every = torch.stack([reply["w"] for reply in replies])
+    assert (every.amin(0) - 1e-6 <= found["w"]).all()
+    assert (found["w"] <= every.amax(0) + 1e-6).all()
+    assert found["n"].tolist() == [2, 7]
 
 
 def test_nothing_folded_is_no_mean():

@@ -276,6 +276,7 @@ def test_a_model_that_is_not_finite_does_not_start_a_round():
         ({"participation_fraction": 0.0}, "participation_fraction=0.0"),
         ({"participation_fraction": 1.5}, "participation_fraction=1.5"),
         ({"weighting": "size"}, "weighting='size'.*uniform or examples"),
+        ({"aggregation": "maen"}, r"Unknown aggregation rule 'maen' .*Did you mean 'mean'"),
         ({"evaluation_interval": -1}, "evaluation_interval=-1"),
         ({"min_clients": 0}, "min_clients=0"),
         ({"max_growth": 0.5}, "max_growth=0.5"),

@@ -39,6 +39,26 @@ def test_a_method_stands_above_the_file_and_below_flags_and_set(tmp_path):
     assert (changed.num_inner_steps, changed.estimator) == (2, "exact")
 
 
+def test_a_method_leaves_what_a_file_says_of_the_server_alone_and_says_what_it_overrides(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("[federation]\nserver-lr = 0.7\n[method]\nnum-inner-steps = 3\n")
+
+    config, notes = RunOptions(file, method="per-fedavg").resolve_with_notes()
+
+    assert (config.federation.server_lr, config.method.num_inner_steps) == (0.7, 1)
+    assert notes == [
+        "method per-fedavg overrides what was given: method.num-inner-steps 3 → 1",
+        "federation.server-lr=0.7 stays as given: method per-fedavg leaves it open",
+    ]
+
+
+def test_a_method_says_nothing_where_it_overrides_defaults_or_flags_decide(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("seed = 3\n")
+
+    assert RunOptions(file, {"estimator": "unrolled"}, method="fedavg").resolve_with_notes()[1] == []
+
+
 def test_an_unknown_method_is_refused_naming_the_nearest():
     with pytest.raises(ConfigError, match=r"Unknown method 'fedavgg' \(--method\)\. Did you mean 'fedavg'"):
         RunOptions(method="fedavgg").resolve()

@@ -1,5 +1,6 @@
 """What suites may say, what they make of it, and how step sizes are chosen."""
 
+import hashlib
 import json
 import math
 
@@ -117,6 +118,12 @@ def test_cells_with_equal_options_share_a_folder_and_others_do_not():
     assert Cell("a", config).name == Cell("a", config.updated({"name": "other"})).name
     assert Cell("a", config).name != Cell("a", config.updated({"seed": 1})).name
     assert Cell("a", config).name != Cell("a", config.updated({"method.inner-lr": 0.3})).name
+
+
+def test_finished_cells_of_clients_that_train_alone_keep_the_name_that_the_first_release_gave_them():
+    digest = hashlib.sha256(b'{"federation.aggregation": "none"}').hexdigest()[:12]
+
+    assert Cell("a", RunConfig().updated({"federation.training": "local"})).name == f"a-0-{digest}"
 
 
 def test_a_cell_is_done_only_if_it_was_run_with_the_same_options(tmp_path):
