@@ -4,13 +4,16 @@ Tensors are stored as safetensors, never pickled. Our own metadata is one JSON v
 library writes several keys in an order that differs from process to process and equal runs must give equal bytes.
 """
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape as glob_escape
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -21,6 +24,9 @@ from nufed.common.errors import RunError
 from nufed.common.params import Params
 
 METADATA_KEY = "nufed"
+_SEAL = re.compile(rb'\\"sha256\\": \\"(.{64})\\"')  # as it stands in the header: JSON in a string of JSON
+_NO_SEAL = "0" * 64
+_CHUNK = 2**20
 
 
 @contextmanager
@@ -46,6 +52,14 @@ def replace_durably(path: Path, write: Callable[[Path], None]) -> None:
             _sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path, names: Iterable[str]) -> None:
+    """Remove what writers of these files left behind when they were killed; call it where nobody else writes them."""
+    with writing(folder):
+        for name in names:
+            for partial in folder.glob(f".{glob_escape(name)}.*.part"):
+                partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -76,11 +90,47 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(json_ready(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path, params: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write named tensors and JSON metadata durably as safetensors; equal content gives equal bytes."""
+def write_tensors(
+    path: Path, params: Mapping[str, Tensor], metadata: Mapping[str, Any], *, sealed: bool = False
+) -> None:
+    """Write named tensors and JSON metadata durably as safetensors; equal content gives equal bytes.
+
+    Args:
+        path: where to.
+        params: the tensors; not changed.
+        metadata: JSON values.
+        sealed: add `sha256` to the metadata, a checksum of all other bytes of the file; `is_sealed` checks it.
+    """
     content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in params.items()}
-    text = json.dumps(json_ready({**metadata, "names": list(params)}), allow_nan=False)
-    replace_durably(path, lambda partial: _save_tensors(partial, content, text))
+    seal = {"sha256": _NO_SEAL} if sealed else {}
+    text = json.dumps(json_ready({**metadata, "names": list(params), **seal}), allow_nan=False)
+
+    def write(partial: Path) -> None:
+        _save_tensors(partial, content, text)
+        if sealed:
+            _seal(partial)
+
+    replace_durably(path, write)
+
+
+def is_sealed(path: Path) -> bool:
+    """Return whether a file of tensors bears the checksum of its content; False for one without any checksum.
+
+    Raises:
+        RunError: the checksum and the content differ, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            found = _find_seal(file)
+            if found is None:
+                return False
+            start, seal = found
+            whole = seal == _checksum(file, start)
+    except OSError as error:
+        raise RunError(f"Expected to read {path}, but the system refused ({error.strerror}).") from error
+    if not whole:
+        raise RunError(f"Expected {path} as it was written, but its checksum does not fit its content. {_ADVICE}")
+    return True
 
 
 def read_tensors(path: Path) -> tuple[Params, dict[str, Any]]:
@@ -131,6 +181,39 @@ def _metadata(path: Path, stored: Mapping[str, str] | None) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise RunError(f"Expected a table of metadata in {path}, but found {type(metadata).__name__}. {_ADVICE}")
     return metadata
+
+
+def _seal(path: Path) -> None:
+    """Put the checksum into a file that was written with none in its place."""
+    with path.open("r+b") as file:
+        found = _find_seal(file)
+        if found is None:
+            raise AssertionError("the metadata that were written have a place for the checksum")
+        start, _ = found
+        seal = _checksum(file, start)
+        file.seek(start)
+        file.write(seal)
+
+
+def _find_seal(file: IO[bytes]) -> tuple[int, bytes] | None:
+    """Return where a safetensors file has its checksum, and the checksum; None if it has none."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")  # of the header that follows
+    found = list(_SEAL.finditer(file.read(min(length, size))))
+    return (8 + found[-1].start(1), found[-1][1]) if found else None
+
+
+def _checksum(file: IO[bytes], start: int) -> bytes:
+    """Return the SHA-256 of a file in hexadecimal, with its checksum at `start` counted as zeros."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    digest.update(file.read(start))
+    digest.update(_NO_SEAL.encode())
+    file.seek(start + len(_NO_SEAL))
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest().encode()
 
 
 def _save_tensors(path: Path, content: dict[str, Tensor], metadata: str) -> None:

@@ -8,6 +8,15 @@
     ├── RunError               exit code 6: a run cannot start, go on, or be written down
     └── PeerError              exit code 7: the other machine refuses us, or is not the one we expect
 
+Two of them tell how a run ended, and go with the `status` in its summary.json:
+
+    RunError
+    └── NothingTrainedError    exit code 8, `nothing-trained`: no round had a reply that could be used
+    ModelError
+    └── DivergedError          exit code 9, `diverged`: the model, or most clients' fine-tuning, left the finite numbers
+
+A run that is `complete` ends with exit code 0; one that was `interrupted` (Ctrl-C, SIGTERM) with 130, and can go on.
+
 A message says what was expected, what came, and what to do, in that order.
 """
 
@@ -55,6 +64,18 @@ class PeerError(NufedError):
     """The other machine refuses us, or is not the one we expect."""
 
     exit_code = 7
+
+
+class NothingTrainedError(RunError):
+    """No round of a run had a reply that could be used; the server's model is the one it started from."""
+
+    exit_code = 8
+
+
+class DivergedError(ModelError):
+    """The server's model, or the fine-tuning of most clients, left the finite numbers."""
+
+    exit_code = 9
 
 
 LISTED = 20

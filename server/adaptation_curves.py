@@ -17,6 +17,9 @@ from nufed.common.examples import Group
 from nufed.common.wire import ClientDescription, EvaluateReply
 
 Curve = tuple[float, ...]
+Measure = Literal["accuracy", "loss"]
+
+_KEYS = ("test-loss", "test-accuracy", "validation-loss", "validation-accuracy")
 
 _ROUNDING = 1e-12  # error of a mean of numbers in [0, 1]
 
@@ -24,6 +27,9 @@ _ROUNDING = 1e-12  # error of a mean of numbers in [0, 1]
 @dataclass(frozen=True, kw_only=True)
 class ClientCurves:
     """One client's curves: element s is after s fine-tuning steps on its support split.
+
+    A client has diverged at s if its test loss there is not finite. Its accuracy is NaN then: of outputs that are NaN,
+    the largest is the first, so that what was counted is how many examples belong to class 0.
 
     Attributes:
         client_id: stable name.
@@ -49,7 +55,12 @@ class ClientCurves:
 
     @classmethod
     def from_reply(
-        cls, description: ClientDescription, reply: EvaluateReply, *, num_adapt_steps: int
+        cls,
+        description: ClientDescription,
+        reply: EvaluateReply,
+        *,
+        num_adapt_steps: int,
+        measure: Measure = "loss",
     ) -> "ClientCurves":
         """Return the curves that a client answered with.
 
@@ -57,15 +68,18 @@ class ClientCurves:
             description: who the client is.
             reply: what it answered.
             num_adapt_steps: S; every curve must have S + 1 elements.
+            measure: what the task is judged by, which the reply must have.
 
         Raises:
-            WireError: `test-loss` is missing, or a curve has another length or is no list.
+            WireError: a curve that is needed is missing, or a curve has another length or is no list.
         """
         length = num_adapt_steps + 1
-        test_loss = _curve(reply, "test-loss", description.client_id, length)
-        if test_loss is None:
+        curves = {key: _curve(reply, key, description.client_id, length) for key in _KEYS}
+        test_loss = curves["test-loss"]
+        if test_loss is None or curves[f"test-{measure}"] is None:
+            missing = "test-loss" if test_loss is None else f"test-{measure}"
             raise WireError(
-                f"client {description.client_id!r} answered without 'test-loss'; expected a list of {length} numbers; "
+                f"client {description.client_id!r} answered without {missing!r}; expected a list of {length} numbers; "
                 "the client runs another app or version"
             )
         return cls(
@@ -75,33 +89,42 @@ class ClientCurves:
             num_validation=description.num_validation,
             num_test=description.num_test,
             test_loss=test_loss,
-            test_accuracy=_curve(reply, "test-accuracy", description.client_id, length),
-            validation_loss=_curve(reply, "validation-loss", description.client_id, length),
-            validation_accuracy=_curve(reply, "validation-accuracy", description.client_id, length),
+            test_accuracy=_where_finite(curves["test-accuracy"], test_loss),
+            validation_loss=curves["validation-loss"],
+            validation_accuracy=_where_finite(curves["validation-accuracy"], curves["validation-loss"]),
         )
+
+    def has_diverged(self, step: int) -> bool:
+        """Return whether fine-tuning has left the finite numbers after `step` steps."""
+        return not math.isfinite(self.test_loss[step])
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCurves:
-    """A group's curves: element s is after s fine-tuning steps; NaN where a client's number is NaN.
+    """A group's curves: element s is after s fine-tuning steps.
+
+    Means and spread are over the clients that have not diverged at s, and NaN where none is left.
 
     Attributes:
         num_clients: clients in the group that answered.
+        num_diverged: how many of them have diverged at s.
         measure: what `worst_decile`, `spread`, `gain` and `area` are about; `loss` for regression.
         accuracy: A(s), unweighted mean over clients; None for regression.
         accuracy_weighted: mean weighted by test examples; None for regression.
         loss: unweighted mean over clients.
         loss_weighted: mean weighted by test examples.
-        worst_decile: W(s), mean over the ⌈0.1 n⌉ clients that are worst at s.
+        worst_decile: W(s), mean over the ⌈0.1 n⌉ clients that are worst at s; NaN where a client has diverged.
         spread: standard deviation over clients (n - 1 in the denominator; 0 for one client).
-        gain: A(s*) - A(0), or how far the loss fell from 0 to s* for regression: positive is better.
+        gain: A(s*) - A(0), or how far the loss fell from 0 to s* for regression: positive is better. Over the clients
+            that have diverged at neither.
         area: mean over s = 0..S of A(s), or of the loss for regression.
         validation_accuracy: unweighted mean over the clients that have a validation split; None without any.
         validation_loss: likewise.
     """
 
     num_clients: int
-    measure: Literal["accuracy", "loss"]
+    num_diverged: tuple[int, ...]
+    measure: Measure
     accuracy: Curve | None
     accuracy_weighted: Curve | None
     loss: Curve
@@ -118,7 +141,9 @@ class GroupCurves:
         return asdict(self)
 
 
-def group_curves(clients: Iterable[ClientCurves], group: Group, *, primary_step: int) -> GroupCurves | None:
+def group_curves(
+    clients: Iterable[ClientCurves], group: Group, *, primary_step: int, measure: Measure | None = None
+) -> GroupCurves | None:
     """Return the curves of the clients of one group, or None if none of them answered.
 
     The result does not depend on the order of `clients`.
@@ -127,12 +152,15 @@ def group_curves(clients: Iterable[ClientCurves], group: Group, *, primary_step:
         clients: curves of equal length, of any groups.
         group: which clients to take.
         primary_step: s*, the step that the gain is quoted at.
+        measure: what the task is judged by; None takes accuracy if any of the clients has one.
     """
     members = sorted((client for client in clients if client.group == group), key=lambda client: client.client_id)
     if not members:
         return None
-    with np.errstate(invalid="ignore", over="ignore"):  # a client that diverged shows as NaN or inf, not as a warning
-        return _summarize(members, primary_step)
+    if measure is None:
+        measure = "loss" if all(client.test_accuracy is None for client in members) else "accuracy"
+    with np.errstate(invalid="ignore"):  # what no client is left for shows as NaN, not as a warning
+        return _summarize(members, primary_step, measure)
 
 
 def rounds_to_target(evaluations: Sequence[tuple[int, float]], target: float, window: int = 3) -> int | None:
@@ -150,23 +178,24 @@ def rounds_to_target(evaluations: Sequence[tuple[int, float]], target: float, wi
     return None
 
 
-def _summarize(members: Sequence[ClientCurves], primary_step: int) -> GroupCurves:
+def _summarize(members: Sequence[ClientCurves], primary_step: int, measure: Measure) -> GroupCurves:
     weights = np.array([client.num_test for client in members], dtype=np.float64)
-    losses = np.array([client.test_loss for client in members], dtype=np.float64)
-    accuracies = _stack([client.test_accuracy for client in members], all_needed=True)
+    losses = _finite(np.array([client.test_loss for client in members], dtype=np.float64))
+    accuracies = _stack([client.test_accuracy for client in members], losses) if measure == "accuracy" else None
     judged, sign = (losses, -1.0) if accuracies is None else (accuracies, 1.0)
-    mean = judged.mean(axis=0)
+    both = judged[np.isfinite(judged[:, [0, primary_step]]).all(axis=1)]
     return GroupCurves(
         num_clients=len(members),
-        measure="loss" if accuracies is None else "accuracy",
+        num_diverged=tuple(int(count) for count in np.isnan(losses).sum(axis=0)),
+        measure=measure,
         accuracy=_mean(accuracies),
         accuracy_weighted=_mean(accuracies, weights),
-        loss=_tuple(losses.mean(axis=0)),
-        loss_weighted=_tuple(_weighted(losses, weights)),
+        loss=_tuple(_mean_of_finite(losses)),
+        loss_weighted=_tuple(_mean_of_finite(losses, weights)),
         worst_decile=_tuple(sign * _worst_decile(sign * judged)),
         spread=_tuple(_spread(judged)),
-        gain=float(sign * (mean[primary_step] - mean[0])),
-        area=float(mean.mean()),
+        gain=float(sign * (_mean_of_finite(both)[primary_step] - _mean_of_finite(both)[0])),
+        area=float(_mean_of_finite(judged).mean()),
         validation_accuracy=_mean(_stack([client.validation_accuracy for client in members])),
         validation_loss=_mean(_stack([client.validation_loss for client in members])),
     )
@@ -185,21 +214,36 @@ def _curve(reply: EvaluateReply, key: str, client_id: str, length: int) -> Curve
     return tuple(float(number) for number in value)
 
 
-def _stack(curves: Sequence[Curve | None], *, all_needed: bool = False) -> NDArray[np.float64] | None:
+def _where_finite(curve: Curve | None, loss: Curve | None) -> Curve | None:
+    """Return an accuracy curve with NaN where the loss is not finite."""
+    if curve is None or loss is None:
+        return curve
+    return tuple(value if math.isfinite(of) else math.nan for value, of in zip(curve, loss, strict=True))
+
+
+def _stack(curves: Sequence[Curve | None], of: NDArray[np.float64] | None = None) -> NDArray[np.float64] | None:
+    """Return the curves that there are, [n, S+1]; with `of`, all of them, NaN where there is none or `of` is NaN."""
+    if of is not None:
+        missing = (math.nan,) * of.shape[1]
+        rows = np.array([missing if curve is None else curve for curve in curves], dtype=np.float64)
+        return _finite(np.where(np.isnan(of), np.nan, rows))
     present = [curve for curve in curves if curve is not None]
-    if not present or (all_needed and len(present) < len(curves)):
-        return None
-    return np.array(present, dtype=np.float64)
+    return _finite(np.array(present, dtype=np.float64)) if present else None
+
+
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _mean(curves: NDArray[np.float64] | None, weights: NDArray[np.float64] | None = None) -> Curve | None:
-    if curves is None:
-        return None
-    return _tuple(curves.mean(axis=0) if weights is None else _weighted(curves, weights))
+    return None if curves is None else _tuple(_mean_of_finite(curves, weights))
 
 
-def _weighted(curves: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray((curves * weights[:, None]).sum(axis=0) / weights.sum())
+def _mean_of_finite(curves: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Return the mean over the clients that have a number at s; NaN where none has."""
+    present = np.isfinite(curves)
+    shares = present if weights is None else present * weights[:, None]
+    return np.asarray((np.where(present, curves, 0.0) * shares).sum(axis=0) / shares.sum(axis=0))
 
 
 def _worst_decile(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -209,9 +253,10 @@ def _worst_decile(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _spread(curves: NDArray[np.float64]) -> NDArray[np.float64]:
-    if len(curves) == 1:
-        return np.zeros(curves.shape[1])
-    return np.asarray(curves.std(axis=0, ddof=1))
+    """Return the standard deviation over the clients that have a number at s; 0 for one, NaN for none."""
+    means, count = _mean_of_finite(curves), np.isfinite(curves).sum(axis=0)
+    squares = np.where(np.isfinite(curves), (curves - means) ** 2, 0.0).sum(axis=0)
+    return np.where(count > 0, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
 
 
 def _tuple(values: NDArray[np.float64]) -> Curve:

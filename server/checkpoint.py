@@ -1,7 +1,9 @@
 """What a run needs to go on after a crash: the server's model, the round it belongs to, and what was seen so far.
 
 Everything else that a run depends on follows from its configuration: random streams are derived from the seed and
-the round (common/rng.py), and clients keep nothing between rounds.
+the round (common/rng.py), and clients keep nothing between rounds. So that a run goes on as itself or not at all, a
+checkpoint bears a checksum of itself and says which options and which log it belongs to; `nufed.server.resuming`
+compares.
 """
 
 from collections.abc import Mapping
@@ -11,12 +13,41 @@ from typing import Any
 
 from torch import Tensor
 
-from nufed.common.durable_file import read_metadata, read_tensors, write_tensors
-from nufed.common.errors import RunError
+from nufed.common.config import RunConfig
+from nufed.common.durable_file import is_sealed, read_metadata, read_tensors, write_tensors
+from nufed.common.errors import ConfigError, RunError
 from nufed.common.params import Params
 
 CHECKPOINT = "checkpoint.safetensors"
-FORMAT = "nufed-checkpoint-1"
+FORMAT = "nufed-checkpoint-2"
+FORMAT_WITHOUT_CHECKSUMS = "nufed-checkpoint-1"
+"""Of NuFed 0.1."""
+
+
+@dataclass(frozen=True)
+class LogMark:
+    """How much of metrics.jsonl there was when a checkpoint was made.
+
+    Attributes:
+        size: bytes from the start.
+        sha256: of these bytes, in hexadecimal.
+    """
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint belongs to.
+
+    Attributes:
+        configs: the run's options; also those it is about to have, while config.json is being replaced.
+        log: of the run's metrics.jsonl.
+    """
+
+    configs: tuple[RunConfig, ...]
+    log: LogMark
 
 
 @dataclass(frozen=True)
@@ -27,14 +58,23 @@ class Checkpoint:
         round: k, server updates done; 0 before the first.
         params: w_k.
         history: JSON values that the summary needs, e.g. the evaluations and costs so far.
+        origin: what it belongs to; None if it does not say, as those of NuFed 0.1.
     """
 
     round: int
     params: Params
     history: dict[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
 
 
-def save_checkpoint(folder: Path, *, round: int, params: Mapping[str, Tensor], history: Mapping[str, Any]) -> None:  # noqa: A002 - the vocabulary's word
+def save_checkpoint(
+    folder: Path,
+    *,
+    round: int,  # noqa: A002 - the vocabulary's word
+    params: Mapping[str, Tensor],
+    history: Mapping[str, Any],
+    origin: Origin | None = None,
+) -> None:
     """Replace the folder's checkpoint; a crash at any moment leaves the old one or the new one, whole.
 
     Args:
@@ -42,29 +82,35 @@ def save_checkpoint(folder: Path, *, round: int, params: Mapping[str, Tensor], h
         round: k, server updates done.
         params: w_k.
         history: JSON values; NaN and infinities come back as None.
+        origin: what it belongs to.
     """
-    write_tensors(folder / CHECKPOINT, params, {"format": FORMAT, "round": round, "history": history})
+    metadata: dict[str, Any] = {"format": FORMAT, "round": round, "history": history}
+    if origin:
+        metadata["configs"] = [config.flat() for config in origin.configs]
+        metadata["log"] = vars(origin.log)
+    write_tensors(folder / CHECKPOINT, params, metadata, sealed=True)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """Return the folder's checkpoint, or None if it has none yet.
 
     Raises:
-        RunError: it is torn or was not written by NuFed.
+        RunError: it is torn or changed, or was not written by NuFed.
     """
     path = folder / CHECKPOINT
     if not path.exists():
         return None
+    sealed = is_sealed(path)
     params, metadata = read_tensors(path)
-    round_done, history = _checked(path, metadata)
-    return Checkpoint(round_done, params, history)
+    round_done, history = _checked(path, metadata, sealed=sealed)
+    return Checkpoint(round_done, params, history, _origin(path, metadata))
 
 
 def checkpoint_round(folder: Path) -> int | None:
     """Return the round of the folder's checkpoint without reading its arrays, or None if it has none yet.
 
     Raises:
-        RunError: it is torn or was not written by NuFed.
+        RunError: its metadata are torn or were not written by NuFed.
     """
     path = folder / CHECKPOINT
     if not path.exists():
@@ -72,11 +118,30 @@ def checkpoint_round(folder: Path) -> int | None:
     return _checked(path, read_metadata(path))[0]
 
 
-def _checked(path: Path, metadata: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+def _checked(path: Path, metadata: Mapping[str, Any], *, sealed: bool | None = None) -> tuple[int, dict[str, Any]]:
     stored_format, round_done, history = (metadata.get(key) for key in ("format", "round", "history"))
-    if stored_format != FORMAT or not isinstance(round_done, int) or not isinstance(history, dict):
+    is_known = stored_format in (FORMAT, FORMAT_WITHOUT_CHECKSUMS)
+    if not is_known or not isinstance(round_done, int) or not isinstance(history, dict):
         raise RunError(
             f"Expected a checkpoint of format {FORMAT} in {path}, but found format {stored_format!r}, "
             f"round {round_done!r}. Resume with the version of NuFed that wrote it, or start a new run."
         )
+    if sealed is not None and sealed != (stored_format == FORMAT):
+        raise RunError(f"Expected the checkpoint's checksum in {path}, but it has none: it was changed. {_ADVICE}")
     return round_done, history
+
+
+def _origin(path: Path, metadata: Mapping[str, Any]) -> Origin | None:
+    if "configs" not in metadata:
+        return None
+    try:
+        configs = tuple(RunConfig.parse(options) for options in metadata["configs"])
+        return Origin(configs, LogMark(**metadata["log"]))
+    except (ConfigError, KeyError, TypeError) as error:
+        raise RunError(
+            f"Expected the options of a run in {path}, but {error}. Resume with the version of NuFed that wrote it, or "
+            "start a new run."
+        ) from error
+
+
+_ADVICE = "Put back a copy that is whole, or start a new run."

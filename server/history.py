@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nufed.common.errors import RunError
 from nufed.server.adaptation_curves import Curve
 
 
@@ -18,6 +19,7 @@ class Totals:
         rejected: replies that were refused.
         failed: replies that were errors.
         missing: replies that did not come in time.
+        rounds_without_reply: rounds in which no reply could be used, so that the model stayed as it was.
         seconds: wall time of rounds and their evaluations.
     """
 
@@ -28,11 +30,13 @@ class Totals:
     rejected: int = 0
     failed: int = 0
     missing: int = 0
+    rounds_without_reply: int = 0
     seconds: float = 0.0
 
     def plus(self, record: dict[str, Any]) -> "Totals":
         """Return the sums with one round's record added."""
-        return Totals(**{name: value + record[name] for name, value in vars(self).items()})
+        added = {**record, "rounds_without_reply": int(record["replied"] == 0)}
+        return Totals(**{name: value + added[name] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,9 @@ class History:
         return replace(self, totals=self.totals.plus(record))
 
     def after_evaluation(self, round_done: int, curve: Curve) -> "History":
-        """Return the history with one evaluation added."""
-        return replace(self, evaluations=(*self.evaluations, (round_done, curve)))
+        """Return the history with one evaluation added, in the place of an earlier one of the same round."""
+        earlier = tuple(each for each in self.evaluations if each[0] != round_done)
+        return replace(self, evaluations=(*earlier, (round_done, curve)))
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; `from_json` reads them back."""
@@ -62,9 +67,19 @@ class History:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "History":
-        """Read a history back; numbers that were not finite come back as NaN."""
-        evaluations = tuple(
-            (done, tuple(float("nan") if number is None else number for number in curve))
-            for done, curve in values["evaluations"]
-        )
-        return cls(Totals(**values["totals"]), evaluations)
+        """Read a history back; numbers that were not finite come back as NaN.
+
+        Raises:
+            RunError: it is no history.
+        """
+        try:
+            evaluations = tuple(
+                (int(done), tuple(float("nan") if number is None else float(number) for number in curve))
+                for done, curve in values["evaluations"]
+            )
+            return cls(Totals(**values["totals"]), evaluations)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"Expected sums and evaluations in a checkpoint's history, but {error}. Resume with the version of "
+                "NuFed that wrote it, or start a new run."
+            ) from error

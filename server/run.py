@@ -1,8 +1,10 @@
 """A run from its first round to its summary: the server's side of algorithm.md §2.1, written down round by round."""
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +15,7 @@ from flwr.serverapp import Grid
 
 from nufed.common.config import RunConfig
 from nufed.common.data import describe_task
-from nufed.common.errors import RunError, WireError
+from nufed.common.errors import DivergedError, NothingTrainedError, NufedError, RunError, WireError
 from nufed.common.examples import Group
 from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
 from nufed.common.meta.estimators import find_estimator
@@ -22,14 +24,32 @@ from nufed.common.models import build_model
 from nufed.common.params import Params, model_params
 from nufed.common.settings import process_settings
 from nufed.common.wire import FINAL, EvaluateReply
-from nufed.server.adaptation_curves import ClientCurves, GroupCurves, group_curves, rounds_to_target
-from nufed.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nufed.server.adaptation_curves import (
+    ClientCurves,
+    GroupCurves,
+    Measure,
+    group_curves,
+)
+from nufed.server.checkpoint import Checkpoint
 from nufed.server.figures import draw_curves
 from nufed.server.history import History
 from nufed.server.observer import RunObserver, SilentObserver
+from nufed.server.outcome import (
+    MOST_DIVERGED,
+    Status,
+    commonest_reason,
+    earlier_curves,
+    final_evaluation,
+    lacks_answers,
+    share_diverged,
+)
+from nufed.server.resuming import ResumePoint, resume_point
 from nufed.server.run_folder import RunFolder
+from nufed.server.summary import curves_json, progress_curve, run_summary
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult
+
+_log = logging.getLogger(__name__)
 
 GROUPS: tuple[Group, ...] = ("participating", "new")
 
@@ -60,12 +80,21 @@ class ServerOptions:
 
 @dataclass(frozen=True)
 class _State:
-    """Where a run stands after `round` server updates, and the last evaluation of all or some of its clients."""
+    """Where a run stands.
+
+    Attributes:
+        round: server updates done.
+        params: w_k.
+        history: sums and evaluations so far.
+        curves: of the last evaluation of all or some of the clients.
+        problems: why replies of the last phase were not used, by client id.
+    """
 
     round: int
     params: Params
     history: History
     curves: Sequence[ClientCurves] = ()
+    problems: Mapping[str, str] = field(default_factory=dict)
 
 
 class Run:
@@ -83,32 +112,43 @@ class Run:
             aggregation=config.federation.aggregation,
         )
         self._shape: CurveShape | None = None  # until the task is known
+        self.measure: Measure = "accuracy"  # until the task is known
 
     def conduct(self) -> None:
         """Train, evaluate, and write everything down.
 
         Raises:
+            NothingTrainedError: no round had a reply that could be used.
+            DivergedError: the model, or most clients' fine-tuning, left the finite numbers.
             NufedError: the run cannot start or go on; finished rounds are in the folder and can be resumed.
             KeyboardInterrupt: after what there is was written, marked as interrupted.
         """
-        start = self._start()
+        state = self._start()
         expected = self.config.data.num_clients + self.config.data.num_new_clients
         num_clients = expected if self.options.min_clients is None else self.options.min_clients
         self.strategy.discover(self.grid, expected=num_clients, timeout=self.options.connect_timeout)
-        with self._folder() as folder:
-            self.options.observer.on_start(self.config, folder.path, first_round=start.round + 1)
-            state = start
+        if self.options.resume and state.round == self._num_rounds and lacks_answers(self.options.resume):
+            self._repeat_final_evaluation(state, self.options.resume)
+            return
+        with self._folder(state.round) as folder:
+            self.options.observer.on_start(self.config, folder.path, first_round=state.round + 1)
             try:
-                if state.round == 0 and self._num_rounds:
-                    state = self._evaluated_at_start(state)
-                while state.round < self._num_rounds:
-                    state, record = self._advance(state, folder)
-                    self.options.observer.on_round(record)
-                state = self._evaluate(state, "all", state.round, final=True)[0]
+                for reached in self._rounds(state, folder):
+                    state = reached
+                self._check_trained(state)
+                state = self._evaluated_at_end(state)
             except KeyboardInterrupt:
-                self._write(folder, state, status="interrupted")
+                self._write(folder, state, "interrupted")
                 raise
-            self._write(folder, state, status="complete")
+            except (NothingTrainedError, DivergedError) as error:
+                status: Status = "diverged" if isinstance(error, DivergedError) else "nothing-trained"
+                self._write(folder, state, status, str(error))
+                raise
+            except NufedError as error:
+                with suppress(RunError):  # what is wrong with the disk now is not what ended the run
+                    self._write(folder, state, "interrupted", str(error))
+                raise
+            self._finish(folder, state)
 
     @property
     def _num_rounds(self) -> int:
@@ -116,30 +156,77 @@ class Run:
         return 0 if self.config.federation.training == "local" else self.config.federation.num_rounds
 
     def _start(self) -> _State:
-        """Return the seeded initial model, or where the folder to resume stands."""
+        """Return the seeded initial model, or where the folder to resume stands; what is noted there is said."""
         find_estimator(self.config.method.estimator)
         if (threads := process_settings().num_threads) != torch.get_num_threads():
             torch.set_num_threads(threads)
         task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
         self._shape = CurveShape(self.config.evaluation.num_adapt_steps + 1, task.kind == "classification")
+        self.measure = "loss" if task.kind == "regression" else "accuracy"
         initial = initial_params(
             model_params(build_model(self.config.model, task, seed=self.config.seed)), self.config.method
         )
-        checkpoint = load_checkpoint(self.options.resume) if self.options.resume else None
-        if checkpoint is None:
+        point = resume_point(self.options.resume) if self.options.resume else ResumePoint(None)
+        for note in point.notes:
+            _log.warning("%s.", note)
+        if point.checkpoint is None:
             return _State(0, initial, History())
-        return _resumed(checkpoint, initial, self.config)
+        return _resumed(point.checkpoint, initial, self.config, point.rounds_without_reply)
 
-    def _folder(self) -> RunFolder:
+    def _folder(self, at_round: int) -> RunFolder:
         if self.options.resume:
-            return RunFolder.open_existing(self.options.resume, config=self.config)
+            return RunFolder.open_existing(self.options.resume, config=self.config, at_round=at_round)
         return RunFolder.create(
             self.options.out, self.config, now=datetime.now().astimezone(), engine=self.options.engine
         )
 
+    def _rounds(self, state: _State, folder: RunFolder) -> Iterator[_State]:
+        """Yield the state after the first evaluation, and after each round, which the observer has heard of by then."""
+        if state.round == 0 and self._num_rounds:
+            yield (state := self._evaluated_at_start(state))
+        while state.round < self._num_rounds:
+            state, record = self._advance(state, folder)
+            yield state
+            self.options.observer.on_round(record)
+
+    def _check_trained(self, state: _State) -> None:
+        if state.round and state.history.totals.rounds_without_reply == state.round:
+            raise NothingTrainedError(
+                f"Expected replies that can be used, but in none of {state.round} rounds was there one, and the model "
+                f"is untouched ({commonest_reason(state.problems)}). Put right what the clients say, and start a new "
+                "run."
+            )
+
     def _evaluated_at_start(self, state: _State) -> _State:
         """Return the state with the adaptation curves of the initial model, if there are evaluations on the way."""
         return self._evaluate(state, "participating", 0)[0] if self.config.evaluation.interval else state
+
+    def _evaluated_at_end(self, state: _State) -> _State:
+        """Return the state with the curves of all clients; those that keep a personal model make it of this model.
+
+        Raises:
+            RunError: nobody answered.
+        """
+        after, record = self._evaluate(state, "all", state.round, final=True)
+        if not after.curves:
+            raise RunError(
+                f"Expected clients to judge the final model, but none did ({commonest_reason(record['problems'])}). "
+                "The rounds are done: resume the run to repeat the evaluation alone."
+            )
+        return after
+
+    def _repeat_final_evaluation(self, state: _State, path: Path) -> None:
+        """Judge the final model again; of those that do not answer, the curves that they gave before are kept.
+
+        Until it is done the old results stay, so that it can be cut short without harm.
+        """
+        with RunFolder.open_existing(path, config=self.config, at_round=state.round, keep_results=True) as folder:
+            self.options.observer.on_start(self.config, folder.path, first_round=state.round + 1)
+            earlier = earlier_curves(folder.path)
+            state, _ = self._evaluate(state, "all", state.round, final=True)
+            answered = {client.client_id for client in state.curves}
+            kept = [client for client in earlier if client.client_id not in answered]
+            self._finish(folder, self._judged(state, state.round, [*state.curves, *kept], state.problems))
 
     def _advance(self, state: _State, folder: RunFolder) -> tuple[_State, dict[str, Any]]:
         """Return the state after one more round and the round's record; by then both are on the disk.
@@ -148,16 +235,17 @@ class Run:
         """
         started, timeout = time.perf_counter(), self.config.federation.round_timeout
         result = self.strategy.train_round(self.grid, state.params, state.round + 1, timeout=timeout)
-        after, evaluation = _State(result.round, result.params, state.history, state.curves), None
+        after, evaluation = _State(result.round, result.params, state.history, state.curves, result.problems), None
         interval = self.config.evaluation.interval
         if interval and result.round % interval == 0:
             after, evaluation = self._evaluate(after, "participating", result.round)
+            after = replace(after, problems=result.problems)
         record = _round_record(result, evaluation, time.perf_counter() - started)
-        after = _State(after.round, after.params, after.history.after_round(record), after.curves)
+        after = replace(after, history=after.history.after_round(record))
         is_durable = not self.options.is_disposable or after.round == self._num_rounds
         folder.append_round(record, durable=is_durable)
         if is_durable:
-            save_checkpoint(folder.path, round=after.round, params=after.params, history=after.history.to_json())
+            folder.save_checkpoint(round=after.round, params=after.params, history=after.history.to_json())
         return after, record
 
     def _evaluate(
@@ -177,12 +265,18 @@ class Run:
             shape=self._shape,
         )
         curves, problems = self._client_curves(result)
-        participating = group_curves(curves, "participating", primary_step=self.config.evaluation.primary_step)
-        record = {"participating": _json(participating), "problems": problems, "seconds": result.seconds}
-        history = state.history
-        if participating and (not history.evaluations or history.evaluations[-1][0] != round_done):
-            history = history.after_evaluation(round_done, participating.accuracy or participating.loss)
-        return _State(state.round, state.params, history, curves), record
+        participating = curves_json(self._group(curves, "participating"))
+        record = {"participating": participating, "problems": problems, "seconds": result.seconds}
+        return self._judged(state, round_done, curves, problems), record
+
+    def _judged(
+        self, state: _State, round_done: int, curves: Sequence[ClientCurves], problems: Mapping[str, str]
+    ) -> _State:
+        """Return the state with the curves of an evaluation, and its mean in the history."""
+        participating, history = self._group(curves, "participating"), state.history
+        if participating and (curve := progress_curve(participating)):
+            history = history.after_evaluation(round_done, curve)
+        return replace(state, history=history, curves=curves, problems=problems)
 
     def _client_curves(self, result: EvaluationResult) -> tuple[list[ClientCurves], dict[str, str]]:
         """Return the curves of the clients that answered with curves, and why the others did not, by client id."""
@@ -191,36 +285,71 @@ class Run:
             reply = EvaluateReply(int(cast("int", metrics[NUM_EXAMPLES])), metrics)
             try:
                 description = self.strategy.members[client_id].description
-                curves.append(ClientCurves.from_reply(description, reply, num_adapt_steps=steps))
+                curves.append(ClientCurves.from_reply(description, reply, num_adapt_steps=steps, measure=self.measure))
             except WireError as error:
                 problems[client_id] = str(error)
         return curves, problems
 
-    def _write(self, folder: RunFolder, state: _State, *, status: str) -> None:
-        """Write what a finished or interrupted run leaves."""
-        groups = {group: self._group(state, group) for group in GROUPS}
-        folder.write_clients(state.curves)
-        folder.write_model(state.params, state.round)
-        if not self.options.is_disposable:
+    def _finish(self, folder: RunFolder, state: _State) -> None:
+        """Write what a run leaves whose final evaluation is done.
+
+        Raises:
+            DivergedError: fine-tuning has diverged for most clients.
+        """
+        step = self.config.evaluation.primary_step
+        if share_diverged(state.curves, step) > MOST_DIVERGED:
+            number = sum(client.has_diverged(step) for client in state.curves)
+            error = DivergedError(
+                f"Expected fine-tuning to stay finite, but {number} of {len(state.curves)} clients have diverged after "
+                f"{step} steps. Lower --inner-lr (or evaluation.adapt-lr), or --local-lr, in a new run."
+            )
+            self._write(folder, state, "diverged", str(error))
+            raise error
+        self._write(folder, state, "complete")
+
+    def _write(self, folder: RunFolder, state: _State, status: Status, reason: str | None = None) -> None:
+        """Write what a run leaves: its results first, the picture of them last."""
+        curves = [] if status == "nothing-trained" else state.curves
+        groups = {group: self._group(curves, group) for group in GROUPS}
+        evaluation = None
+        if status == "nothing-trained":
+            folder.remove_results()
+        else:
+            table = folder.write_clients(curves)
+            folder.write_model(state.params, state.round)
+            if status in ("complete", "diverged") and state.round == self._num_rounds:
+                known = {name: member.description.group for name, member in self.strategy.members.items()}
+                evaluation = final_evaluation(self.config, known, curves, state.problems, table)
+        summary = run_summary(self.config, state.round, state.history, groups, evaluation)
+        summary |= {"status": status, "reason": reason}
+        folder.write_summary(summary)
+        if status != "nothing-trained" and not self.options.is_disposable:
+            self._draw(folder, state, groups)
+        self.options.observer.on_finish(summary, folder.path)
+
+    def _draw(self, folder: RunFolder, state: _State, groups: Mapping[Group, GroupCurves | None]) -> None:
+        """Leave curves.png; a run is no less complete without it."""
+        try:
             folder.write_figures(
                 draw_curves(state.history.evaluations, groups["participating"], groups["new"], config=self.config)
             )
-        summary = _summary(self.config, state, groups, status)
-        folder.write_summary(summary)
-        self.options.observer.on_finish(summary, folder.path)
+        except (NufedError, OSError, MemoryError, ValueError, ArithmeticError, RuntimeError) as error:
+            _log.warning("The picture of this run could not be left, its other results are whole: %s", error)
 
-    def _group(self, state: _State, group: Group) -> GroupCurves | None:
-        return group_curves(state.curves, group, primary_step=self.config.evaluation.primary_step)
+    def _group(self, curves: Sequence[ClientCurves], group: Group) -> GroupCurves | None:
+        return group_curves(curves, group, primary_step=self.config.evaluation.primary_step, measure=self.measure)
 
 
-def _resumed(checkpoint: Checkpoint, initial: Params, config: RunConfig) -> _State:
+def _resumed(checkpoint: Checkpoint, initial: Params, config: RunConfig, rounds_without_reply: int) -> _State:
     shapes = {name: tensor.shape for name, tensor in initial.items()}
     if {name: tensor.shape for name, tensor in checkpoint.params.items()} != shapes:
         raise RunError(
             f"Expected a checkpoint of model {config.model.name!r} (hidden-sizes {config.model.hidden_sizes!r}), but "
             "its arrays differ. Resume with the options of the run's config.json."
         )
-    return _State(checkpoint.round, checkpoint.params, History.from_json(checkpoint.history))
+    history = History.from_json(checkpoint.history)
+    totals = replace(history.totals, rounds_without_reply=rounds_without_reply)  # which NuFed 0.1 did not count
+    return _State(checkpoint.round, checkpoint.params, replace(history, totals=totals))
 
 
 def _round_record(result: RoundResult, evaluation: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
@@ -246,28 +375,3 @@ def _round_record(result: RoundResult, evaluation: dict[str, Any] | None, second
 def _total(per_client: Mapping[str, Mapping[str, MetricValue]], key: str) -> int:
     """Return the sum of a count over clients; those of other apps may not report it."""
     return sum(count for metrics in per_client.values() if isinstance(count := metrics.get(key), int))
-
-
-def _summary(
-    config: RunConfig, state: _State, groups: Mapping[Group, GroupCurves | None], status: str
-) -> dict[str, Any]:
-    """Return the content of summary.json."""
-    step, target = config.evaluation.primary_step, config.evaluation.target_accuracy
-    at_step = [(done, curve[step]) for done, curve in state.history.evaluations]
-    totals = vars(state.history.totals)
-    return {
-        "status": status,
-        "rounds": state.round,
-        "primary_step": step,
-        "num_inner_steps": config.method.num_inner_steps,
-        **{group: _json(curves) for group, curves in groups.items()},
-        "target_accuracy": target or None,
-        "rounds_to_target": rounds_to_target(at_step, target) if target else None,
-        "costs": {name: totals[name] for name in ("gradient_evaluations", "hvps", "bytes_up", "bytes_down")},
-        "problems": {name: totals[name] for name in ("rejected", "failed", "missing")},
-        "seconds": totals["seconds"],
-    }
-
-
-def _json(curves: GroupCurves | None) -> dict[str, Any] | None:
-    return curves.to_json() if curves else None

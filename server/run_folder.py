@@ -6,22 +6,19 @@ metrics.jsonl          one JSON object per round, flushed to disk round by round
 checkpoint.safetensors the last finished round (server/checkpoint.py); `--resume` starts from it
 clients.csv            one line per client: its adaptation curve
 model.safetensors      the server's model
+summary.json           final numbers, and how the run ended (server/outcome.py)
 curves.png             progress over rounds, and the adaptation curves
-summary.json           final numbers, status `complete` or `interrupted`
 """
 
-import csv
-import io
-import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +27,8 @@ from torch import Tensor
 from nufed.common import __version__
 from nufed.common.config import RunConfig
 from nufed.common.durable_file import (
-    json_ready,
     read_tensors,
+    remove_partials,
     write_bytes,
     write_json,
     write_tensors,
@@ -40,17 +37,21 @@ from nufed.common.durable_file import (
 )
 from nufed.common.errors import RunError
 from nufed.common.params import Params
-from nufed.server.adaptation_curves import ClientCurves, Curve
-from nufed.server.checkpoint import checkpoint_round
+from nufed.server.adaptation_curves import ClientCurves
+from nufed.server.checkpoint import CHECKPOINT, Origin, save_checkpoint
+from nufed.server.clients_table import CLIENTS, clients_csv
+from nufed.server.outcome import SUMMARY
+from nufed.server.resuming import CONFIG, resume_point, stored_config
+from nufed.server.run_log import METRICS, RunLog, log_mark
 
-CONFIG, ENVIRONMENT, METRICS, CLIENTS = "config.json", "environment.json", "metrics.jsonl", "clients.csv"
-MODEL, CURVES, SUMMARY = "model.safetensors", "curves.png", "summary.json"
+ENVIRONMENT, MODEL, CURVES = "environment.json", "model.safetensors", "curves.png"
 MODEL_FORMAT = "nufed-model-1"
+_WRITTEN_WHOLE = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, CLIENTS, MODEL, SUMMARY, CURVES)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Holds a run's folder and its open metrics file between rounds; use it in a `with` block, or close it.
+    """Holds a run's folder and its open log between rounds; use it in a `with` block, or close it.
 
     Until then no other process can write to the folder (on systems with file locks).
 
@@ -61,7 +62,7 @@ class RunFolder:
 
     path: Path
     config: RunConfig
-    _metrics: IO[bytes]
+    _log: RunLog
     _held: ExitStack
 
     @classmethod
@@ -78,32 +79,53 @@ class RunFolder:
             write_json(
                 path / ENVIRONMENT, {"started": now.isoformat(timespec="seconds"), "engine": engine, **environment()}
             )
-            return cls(path, config, _opened(path, held), held.pop_all())
+            return cls(path, config, RunLog(path / METRICS, held), held.pop_all())
 
     @classmethod
-    def open_existing(cls, path: Path, *, config: RunConfig | None = None) -> "RunFolder":
+    def open_existing(
+        cls, path: Path, *, config: RunConfig | None = None, at_round: int | None = None, keep_results: bool = False
+    ) -> "RunFolder":
         """Open a run's folder to go on after its checkpoint.
 
         Rounds in metrics.jsonl that lie beyond the checkpoint, and a last line that was cut short, are dropped: they
-        will be computed again. The old summary goes too, because it will not be true any more.
+        will be computed again. What a killed process was about to write is removed.
 
         Args:
             path: the run folder.
             config: options to go on with, e.g. with more rounds; None keeps those of config.json.
+            at_round: the round that the caller goes on after; None takes that of the checkpoint.
+            keep_results: whether the old summary stays until it is replaced; otherwise it goes, because it will not be
+                true any more.
 
         Raises:
-            RunError: the folder is not a run's, its checkpoint or metrics are torn, or another process writes to it.
+            RunError: the folder is not a run's, its files are torn or do not belong together, or another process
+                writes to it or has gone on with it.
         """
         stored = stored_config(path)
         with ExitStack() as held:
             held.enter_context(_locked(path))
+            point = resume_point(path)
+            if at_round not in (None, point.round):
+                raise RunError(
+                    f"Expected the run in {path} at round {at_round}, but it is at round {point.round}: another "
+                    "process has gone on with it. Give the command again."
+                )
+            remove_partials(path, _WRITTEN_WHOLE)
             if config is not None and config != stored:
+                if checkpoint := point.checkpoint:  # fits both until config.json is replaced
+                    save_checkpoint(
+                        path,
+                        round=checkpoint.round,
+                        params=checkpoint.params,
+                        history=checkpoint.history,
+                        origin=Origin((stored, config), log_mark(point.log)),
+                    )
                 write_text(path / CONFIG, config.to_json())
-            kept = _rounds_up_to(path / METRICS, checkpoint_round(path) or 0)
-            write_bytes(path / METRICS, kept)
-            with writing(path / METRICS):
-                (path / SUMMARY).unlink(missing_ok=True)
-            return cls(path, config or stored, _opened(path, held), held.pop_all())
+            if not keep_results:
+                with writing(path / SUMMARY):
+                    (path / SUMMARY).unlink(missing_ok=True)
+            log = RunLog(path / METRICS, held, len(point.log))
+            return cls(path, config or stored, log, held.pop_all())
 
     def __enter__(self) -> "RunFolder":
         """Return the folder itself."""
@@ -119,16 +141,25 @@ class RunFolder:
 
     def append_round(self, record: Mapping[str, Any], *, durable: bool = True) -> None:
         """Add one line to metrics.jsonl and, if `durable`, wait for the disk; NaN and infinities become null."""
-        line = json.dumps(json_ready(record), allow_nan=False, ensure_ascii=False) + "\n"
-        with writing(self.path / METRICS):
-            self._metrics.write(line.encode())
-            if durable:
-                os.fsync(self._metrics.fileno())
+        self._log.append(record, durable=durable)
 
-    def write_clients(self, curves: Iterable[ClientCurves]) -> None:
-        """Write clients.csv: participating clients first, each group by client id."""
+    def save_checkpoint(self, *, round: int, params: Mapping[str, Tensor], history: Mapping[str, Any]) -> None:  # noqa: A002 - the vocabulary's word
+        """Replace the checkpoint by one of this run after the rounds that were appended."""
+        origin = Origin((self.config,), self._log.mark)
+        save_checkpoint(self.path, round=round, params=params, history=history, origin=origin)
+
+    def write_clients(self, curves: Iterable[ClientCurves]) -> bytes:
+        """Write clients.csv, participating clients first, each group by client id, and return its content."""
         ordered = sorted(curves, key=lambda client: (client.group != "participating", client.client_id))
-        write_text(self.path / CLIENTS, clients_csv(ordered))
+        content = clients_csv(ordered).encode()
+        write_bytes(self.path / CLIENTS, content)
+        return content
+
+    def remove_results(self) -> None:
+        """Remove what an earlier part of the run has left of a model and its evaluation."""
+        for name in (CLIENTS, MODEL, CURVES):
+            with writing(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
 
     def write_model(self, params: Mapping[str, Tensor], round: int) -> None:  # noqa: A002 - the vocabulary's word
         """Write the server's model after `round` server updates; `load_model` reads it back."""
@@ -166,18 +197,6 @@ def environment() -> dict[str, str | int]:
     }
 
 
-def stored_config(path: Path) -> RunConfig:
-    """Return the options of an existing run folder.
-
-    Raises:
-        RunError: the folder is not a run's.
-    """
-    if not (path / CONFIG).is_file():
-        what = "is a folder without config.json" if path.is_dir() else "does not exist"
-        raise RunError(f"Expected a run folder at {path}, but it {what}. Give --resume a folder that a run left.")
-    return RunConfig.load(path / CONFIG)
-
-
 def load_model(path: Path) -> tuple[Params, dict[str, Any]]:
     """Return the parameters and the metadata (`round`, `config`, `version`) of a model.safetensors.
 
@@ -197,40 +216,6 @@ def load_model(path: Path) -> tuple[Params, dict[str, Any]]:
     return params, metadata
 
 
-def clients_csv(clients: Sequence[ClientCurves]) -> str:
-    """Return one line per client; curves that no client has make no columns, and missing ones leave cells empty."""
-    curves_by_name: dict[str, list[Curve | None]] = {
-        "accuracy": [client.test_accuracy for client in clients],
-        "loss": [client.test_loss for client in clients],
-        "validation_accuracy": [client.validation_accuracy for client in clients],
-        "validation_loss": [client.validation_loss for client in clients],
-    }
-    columns = {
-        name: _columns(curves) for name, curves in curves_by_name.items() if any(curve is not None for curve in curves)
-    }
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    header = ["client_id", "group", "num_support", "num_validation", "num_test"]
-    writer.writerow([*header, *(f"{name}_{step}" for name, rows in columns.items() for step in range(len(rows[0])))])
-    for index, client in enumerate(clients):
-        sizes = [client.num_support, client.num_validation, client.num_test]
-        writer.writerow(
-            [client.client_id, client.group, *sizes, *(x for rows in columns.values() for x in rows[index])]
-        )
-    return text.getvalue()
-
-
-def _columns(curves: Sequence[Curve | None]) -> list[Sequence[float | str]]:
-    length = max(len(curve) for curve in curves if curve is not None)
-    return [curve if curve is not None else [""] * length for curve in curves]
-
-
-def _opened(path: Path, held: ExitStack) -> IO[bytes]:
-    """Return a run's metrics, to be written to until `held` is closed."""
-    with writing(path / METRICS):
-        return held.enter_context((path / METRICS).open("ab", buffering=0))
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other processes from the folder, where the system has file locks.
@@ -243,7 +228,8 @@ def _locked(path: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    with writing(path):
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
             try:
@@ -274,22 +260,3 @@ def _make_unique(out: Path, name: str) -> Path:
             "Give --out a folder that can be written to."
         ) from error
     raise AssertionError("count() does not end")
-
-
-def _rounds_up_to(path: Path, last: int) -> bytes:
-    """Return the whole lines of metrics.jsonl whose round is at most `last`."""
-    kept = []
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not line.endswith(b"\n"):
-            break
-        try:
-            done = json.loads(line)["round"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"Expected one JSON object with a round in line {number} of {path}, but {error}. "
-                "Put the line right or delete it, then resume."
-            ) from error
-        if done <= last:
-            kept.append(line)
-    return b"".join(kept)

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nufed.common.errors import ModelError, RunError
+from nufed.common.errors import DivergedError, ModelError, RunError
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.registry import find_registered
 from nufed.common.wire import check_params
@@ -41,7 +41,7 @@ def server_step(sent: Mapping[str, Tensor], mean: Params, server_lr: float) -> P
         server_lr: ε, above 0.
 
     Raises:
-        ModelError: the step leaves the range of the parameters' type.
+        DivergedError: the step leaves the range of the parameters' type.
     """
     if server_lr == 1:
         return mean
@@ -51,7 +51,7 @@ def server_step(sent: Mapping[str, Tensor], mean: Params, server_lr: float) -> P
         after = before + server_lr * (tensor.double() - before)
         moved[name] = (after if tensor.is_floating_point() else after.round()).to(tensor.dtype)
         if not math.isfinite(largest_magnitude(moved[name])):
-            raise ModelError(
+            raise DivergedError(
                 f"Expected a server step of size {server_lr:g} to stay finite, but array {name!r} does not. Lower "
                 "federation.server-lr."
             )
@@ -82,13 +82,16 @@ def fixed_point_for(sent: Tensor, total_weight: int, max_growth: float = DEFAULT
         max_growth: at least 1.
 
     Raises:
-        ModelError: the tensor is complex, not finite, or an integer tensor too large to be added up.
+        DivergedError: the tensor is not finite.
+        ModelError: it is complex, or an integer tensor too large to be added up.
     """
     if sent.is_complex():
         raise ModelError(f"Expected real parameters, got {sent.dtype}. Send real and imaginary parts as two arrays.")
     largest = largest_magnitude(sent)
     if not math.isfinite(largest):
-        raise ModelError("Expected a finite model to start a round from, got NaN or infinite values. Lower local-lr.")
+        raise DivergedError(
+            "Expected a finite model to start a round from, got NaN or infinite values. Lower --local-lr."
+        )
     weight_bits = _ceil_log2(total_weight)
     exponent = min(_ceil_log2(max(1.0, largest)) + _ceil_log2(max_growth), _MAX_EXPONENT)
     if sent.is_floating_point():

@@ -124,8 +124,8 @@ def simulate_command(
     """Run a whole federation on this machine."""
     from nufed.common.settings import process_settings
     from nufed.deploy.simulation.engines import check_resumable, find_engine, prepare, simulate
+    from nufed.server.resuming import stored_config
     from nufed.server.run import ServerOptions
-    from nufed.server.run_folder import stored_config
 
     find_engine(engine)
     if resume and output.out:

@@ -321,7 +321,7 @@ def _config(run: RunOptions, resume: Path | None, round_timeout: float | None) -
     """Return the run's configuration, and what is to be said of it."""
     from nufed.deploy.commands.run_options import config_for_resuming
     from nufed.deploy.simulation.engines import check_resumable
-    from nufed.server.run_folder import stored_config
+    from nufed.server.resuming import stored_config
 
     config, notes = (config_for_resuming(stored_config(resume), run), []) if resume else run.resolve_with_notes()
     if resume:

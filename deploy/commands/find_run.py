@@ -7,7 +7,7 @@ from pathlib import Path
 from nufed.common.config import RunConfig
 from nufed.deploy.simulation.engines import run_status
 from nufed.server.checkpoint import checkpoint_round
-from nufed.server.run_folder import CONFIG, stored_config
+from nufed.server.resuming import CONFIG, stored_config
 
 _NUM_ROUNDS = "federation.num-rounds"
 

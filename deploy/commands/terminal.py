@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nufed.common.config import RunConfig
-from nufed.common.errors import ConfigError
+from nufed.common.errors import LISTED, ConfigError
 from nufed.deploy.commands.option_groups import option
 from nufed.deploy.commands.tables import PIPE_WIDTH
 from nufed.server.observer import RunObserver
@@ -227,16 +227,17 @@ def summary_table(summary: Mapping[str, Any]) -> Table | None:
         table.add_column(f"s = {step}\nworst", justify="right", no_wrap=True)
     for name, group in groups.items():
         means = [_number(group[measure][step], measure) for step in steps]
+        diverged = [group.get("num_diverged", [0] * (last + 1))[step] for step in steps]
         worst = [_number(group["worst_decile"][step], measure) for step in (0, last)]
         table.add_row(name, str(group["num_clients"]), *means, *worst)
+        if any(diverged):
+            table.add_row("  of them diverged", "", *map(str, diverged))
     return table
 
 
 def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """Return the last lines of a run's output: status, target, replies that were not used, and the folder."""
-    lines = []
-    if summary["status"] == "interrupted":
-        lines.append(f"Interrupted after round {summary['rounds']}. To go on, give the same command --resume {folder}")
+    lines = [*_ending(summary, folder)]
     if summary.get("target_accuracy"):
         reached = summary["rounds_to_target"]
         when = f"after round {reached}" if reached is not None else f"in none of {summary['rounds']} rounds"
@@ -248,6 +249,28 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
             "If models grew beyond bounds: lower --local-lr or --inner-lr, or set method.max-grad-norm, e.g. to 3."
         )
     return [*lines, f"{summary['seconds']:.1f} s, {folder}"]
+
+
+def _ending(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """Yield how a run ended, where that is not as it should be; the reason of an error is told by the error."""
+    rounds, idle = summary["rounds"], summary.get("rounds_without_reply", 0)
+    if summary["status"] == "interrupted":
+        yield f"Interrupted after round {rounds}. To go on, give the same command --resume {folder}"
+    if summary["status"] == "nothing-trained":
+        yield f"Nothing was trained: no reply could be used in any of {rounds} rounds."
+    elif idle:
+        yield f"In {idle} of {rounds} rounds no reply could be used; they left the model as it was."
+    if summary["status"] == "diverged":
+        yield f"Diverged after round {rounds}."
+    if any(any((summary.get(group) or {}).get("num_diverged", ())) for group in ("participating", "new")):
+        yield "Means are over the clients that have not diverged."
+    evaluation = summary.get("final_evaluation") or {}
+    absent, never_seen = evaluation.get("absent") or {}, evaluation.get("never_seen") or 0
+    if summary["status"] == "complete" and (absent or never_seen):
+        names = [f"{client_id} ({reason})" for client_id, reason in list(absent.items())[:LISTED]]
+        names += [f"{len(absent) - LISTED} more"] if len(absent) > LISTED else []
+        names += [f"{never_seen} that never came"] if never_seen else []
+        yield f"Not in the final evaluation: {', '.join(names)}. To ask again, give the same command --resume {folder}"
 
 
 def _step_names(step: int, summary: Mapping[str, Any], last: int) -> str:

@@ -18,7 +18,7 @@ from nufed.deploy.experiments.cells import HVP_COST
 from nufed.deploy.experiments.tuning import read_summary
 from nufed.server.checkpoint import load_checkpoint
 from nufed.server.history import History
-from nufed.server.run_folder import stored_config
+from nufed.server.resuming import stored_config
 
 Floats = NDArray[np.float64]
 Measure = Literal["accuracy", "loss"]

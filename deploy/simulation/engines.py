@@ -1,6 +1,5 @@
 """A whole federation on one machine: checks what was asked for, then hands both apps to an engine."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from flwr.serverapp import ServerApp
 
 from nufed.common.config import RunConfig
-from nufed.common.errors import ConfigError, RunError
+from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError, RunError
 from nufed.common.examples import Federation
 from nufed.common.registry import find_registered
 from nufed.server.run import ServerOptions
@@ -54,18 +53,29 @@ def prepare(config: RunConfig) -> Federation:
 
 
 def check_resumable(folder: Path, config: RunConfig) -> None:
-    """Refuse a run that has nothing left to do.
+    """Refuse a run that cannot go on, or has nothing left to do.
+
+    A complete run goes on where clients did not answer its final evaluation, which is all that is repeated then.
 
     Raises:
         ConfigError: fewer rounds are asked for than are done.
-        RunError: the run is complete, or its checkpoint is torn.
+        RunError: the run is complete, or its checkpoint, options and log do not belong together.
+        NothingTrainedError: all rounds are done, and none had a reply that could be used.
+        DivergedError: all rounds are done, and it diverged.
     """
-    from nufed.server.checkpoint import checkpoint_round
+    from nufed.server.outcome import lacks_answers, read_outcome
+    from nufed.server.resuming import resume_point
 
-    done, asked = checkpoint_round(folder) or 0, config.federation.num_rounds
+    done, asked = resume_point(folder).round, config.federation.num_rounds
     if asked < done:
         raise ConfigError(f"--rounds={asked} is fewer than the {done} rounds that {folder} has done. Ask for more.")
-    if asked == done and run_status(folder) == "complete":
+    if asked > done or (outcome := read_outcome(folder)) is None:
+        return
+    if outcome["status"] == "nothing-trained":
+        raise NothingTrainedError(f"The run in {folder} is over and has trained nothing. {outcome.get('reason')}")
+    if outcome["status"] == "diverged":
+        raise DivergedError(f"The run in {folder} is over: it diverged. {outcome.get('reason')}")
+    if outcome["status"] == "complete" and not lacks_answers(folder):
         raise RunError(f"Expected a run with rounds left in {folder}, but all {done} are done. Ask for more: --rounds.")
 
 
@@ -150,18 +160,12 @@ def _num_nodes(config: RunConfig) -> int:
 
 
 def run_status(folder: Path) -> str | None:
-    """Return `complete` or `interrupted`, or None for a run that is going on or was killed.
+    """Return how a run ended (nufed.server.outcome), or None for a run that is going on or was killed.
 
     Raises:
         RunError: the run's summary cannot be read.
     """
-    from nufed.server.run_folder import SUMMARY
+    from nufed.server.outcome import read_outcome
 
-    summary = folder / SUMMARY
-    try:
-        status = json.loads(summary.read_text(encoding="utf-8"))["status"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"Expected a run's summary in {summary}, but {error}. Delete it, then resume.") from error
-    return str(status)
+    outcome = read_outcome(folder)
+    return None if outcome is None else str(outcome["status"])

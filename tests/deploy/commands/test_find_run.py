@@ -8,7 +8,6 @@ import pytest
 from nufed.common.config import RunConfig
 from nufed.deploy.commands.cli import main
 from nufed.deploy.commands.find_run import FoundRun, find_run
-from nufed.server.checkpoint import save_checkpoint
 from nufed.server.run_folder import RunFolder
 
 CONFIG = RunConfig().updated({"name": "hospitals", "federation.num-rounds": 3})
@@ -18,7 +17,9 @@ NOON = datetime(2031, 5, 6, 12, tzinfo=UTC)
 def leave_run(out, config=CONFIG, *, rounds_done=1, status=None, hours=0):
     """Leave the folder of a run that got as far as `rounds_done` and ended with `status`, or was killed."""
     with RunFolder.create(out, config, now=NOON + timedelta(hours=hours)) as folder:
-        save_checkpoint(folder.path, round=rounds_done, params={}, history={})
+        for number in range(1, rounds_done + 1):
+            folder.append_round({"round": number})
+        folder.save_checkpoint(round=rounds_done, params={}, history={})
         if status:
             folder.write_summary({"status": status})
         return folder.path

@@ -1,0 +1,137 @@
+"""How a run ended: the `status` of its summary.json, and what goes with it.
+
+complete         all rounds and the final evaluation are done: exit code 0
+interrupted      stopped from outside or by an error (its own exit code) before that; it can go on (`--resume`): 130
+nothing-trained  no round had a reply that could be used, so that there is nothing to evaluate: exit code 8
+diverged         the server's model, or most clients' fine-tuning, left the finite numbers: exit code 9
+
+A run that is going on, or was killed, has no summary.json.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from nufed.common.config import RunConfig
+from nufed.common.errors import RunError
+from nufed.common.examples import Group
+from nufed.server.adaptation_curves import ClientCurves
+from nufed.server.clients_table import CLIENTS, read_clients_csv
+
+Status = Literal["complete", "interrupted", "nothing-trained", "diverged"]
+SUMMARY = "summary.json"
+
+MOST_DIVERGED = 0.5
+"""The share of clients above which a run counts as diverged."""
+
+
+@dataclass(frozen=True)
+class FinalEvaluation:
+    """Who answered the final evaluation, and who did not.
+
+    Attributes:
+        answered: clients whose curves there are.
+        absent: why there are none of the others, by client id.
+        never_seen: clients that the configuration names beyond those that ever said who they are.
+        clients_sha256: of clients.csv, so that a repeated evaluation knows that the file is what this one has left.
+    """
+
+    answered: int
+    absent: Mapping[str, str] = field(default_factory=dict)
+    never_seen: int = 0
+    clients_sha256: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everybody answered."""
+        return not self.absent and not self.never_seen
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+
+def final_evaluation(
+    config: RunConfig,
+    groups: Mapping[str, Group],
+    curves: Sequence[ClientCurves],
+    problems: Mapping[str, str],
+    clients_csv: bytes,
+) -> FinalEvaluation:
+    """Return who answered.
+
+    Args:
+        config: says how many clients there should be.
+        groups: of the clients that ever said who they are, by id.
+        curves: of those that answered.
+        problems: why others did not, as far as they were asked.
+        clients_csv: content of the file that the curves were written to.
+    """
+    answered = {client.client_id for client in curves}
+    absent = {name: problems.get(name, "not connected") for name in sorted(groups) if name not in answered}
+    known = Counter({**groups, **{client.client_id: client.group for client in curves}}.values())
+    expected: dict[Group, int] = {"participating": config.data.num_clients, "new": config.data.num_new_clients}
+    never_seen = sum(max(0, number - known[group]) for group, number in expected.items())
+    return FinalEvaluation(len(answered), absent, never_seen, hashlib.sha256(clients_csv).hexdigest())
+
+
+def share_diverged(curves: Sequence[ClientCurves], step: int) -> float:
+    """Return the share of clients that have diverged after `step` fine-tuning steps; 0 without clients."""
+    return sum(client.has_diverged(step) for client in curves) / max(1, len(curves))
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a run's summary.json, or None for a run that is going on or was killed.
+
+    Raises:
+        RunError: it cannot be read, or has no status.
+    """
+    path = folder / SUMMARY
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        str(summary["status"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"Expected a run's summary in {path}, but {error}. Delete it, then resume.") from error
+    return dict(summary)
+
+
+def lacks_answers(folder: Path) -> bool:
+    """Return whether a run is complete but for clients that did not answer its final evaluation."""
+    summary = read_outcome(folder)
+    if summary is None or summary["status"] != "complete":
+        return False
+    found = summary.get("final_evaluation") or {}
+    return bool(found.get("absent") or found.get("never_seen"))
+
+
+def earlier_curves(folder: Path) -> list[ClientCurves]:
+    """Return the curves of the clients that answered the final evaluation of a complete run.
+
+    Raises:
+        RunError: clients.csv is not what that evaluation has left.
+    """
+    summary, path = read_outcome(folder), folder / CLIENTS
+    expected = ((summary or {}).get("final_evaluation") or {}).get("clients_sha256")
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise RunError(
+            f"Expected {path} as the final evaluation left it, but it was changed. Put it back, or delete "
+            f"{folder / SUMMARY} to have all clients judged again."
+        )
+    return read_clients_csv(content.decode())
+
+
+def commonest_reason(problems: Mapping[str, str]) -> str:
+    """Return why most of the clients' replies were not used, with one client's name."""
+    if not problems:
+        return "nobody was asked"
+    reason, number = Counter(problems.values()).most_common(1)[0]
+    name = next(name for name, each in problems.items() if each == reason)
+    others = f" and {number - 1} more" if number > 1 else ""
+    return f"{name}{others}: {reason}"

@@ -1,0 +1,52 @@
+"""What summary.json and the rounds' records say of evaluations."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nufed.common.config import RunConfig
+from nufed.common.examples import Group
+from nufed.server.adaptation_curves import Curve, GroupCurves, rounds_to_target
+from nufed.server.history import History
+from nufed.server.outcome import MOST_DIVERGED, FinalEvaluation
+
+
+def progress_curve(group: GroupCurves) -> Curve | None:
+    """Return the curve that progress is told by: NaN where most clients have diverged, so that it reaches no target."""
+    curve = group.accuracy if group.measure == "accuracy" else group.loss
+    most = MOST_DIVERGED * group.num_clients
+    return curve and tuple(
+        math.nan if diverged > most else value for value, diverged in zip(curve, group.num_diverged, strict=True)
+    )
+
+
+def run_summary(
+    config: RunConfig,
+    round: int,  # noqa: A002 - the vocabulary's word
+    history: History,
+    groups: Mapping[Group, GroupCurves | None],
+    evaluation: FinalEvaluation | None,
+) -> dict[str, Any]:
+    """Return the content of summary.json but for how the run ended."""
+    step, target = config.evaluation.primary_step, config.evaluation.target_accuracy
+    at_step = [(done, curve[step]) for done, curve in history.evaluations]
+    totals = vars(history.totals)
+    return {
+        "status": "complete",
+        "rounds": round,
+        "rounds_without_reply": totals["rounds_without_reply"],
+        "primary_step": step,
+        "num_inner_steps": config.method.num_inner_steps,
+        **{group: curves_json(curves) for group, curves in groups.items()},
+        "target_accuracy": target or None,
+        "rounds_to_target": rounds_to_target(at_step, target) if target else None,
+        "costs": {name: totals[name] for name in ("gradient_evaluations", "hvps", "bytes_up", "bytes_down")},
+        "problems": {name: totals[name] for name in ("rejected", "failed", "missing")},
+        "final_evaluation": evaluation.to_json() if evaluation else None,
+        "seconds": totals["seconds"],
+    }
+
+
+def curves_json(curves: GroupCurves | None) -> dict[str, Any] | None:
+    """Return a group's curves as JSON values; None where nobody answered."""
+    return curves.to_json() if curves else None
