@@ -14,10 +14,13 @@ from typing import Any
 
 from nufed.common.config import RunConfig
 from nufed.common.durable_file import write_json
-from nufed.common.errors import ConfigError, ModelError, RunError
+from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError, RunError
 from nufed.common.meta.estimators import ESTIMATORS
 
 CELLS, DONE = "cells", "done.json"
+ENDINGS = {DivergedError: "diverged", NothingTrainedError: "trained nothing"}
+"""How a run ended that has no results."""
+
 HVP_COST = 2.4
 """Gradients that a Hessian-vector product costs (algorithm.md §3)."""
 
@@ -61,14 +64,24 @@ class Outcome:
     """What became of a cell.
 
     Attributes:
-        folder: the run folder; None if the run could not be finished because it diverged.
-        problem: why, then.
+        folder: the run folder; None if the run diverged or trained nothing, so that it has no results.
+        problem: how it ended and why, then.
         seconds: wall time.
     """
 
     folder: Path | None
     problem: str
     seconds: float
+
+    @property
+    def ending(self) -> str:
+        """Return `diverged` or `trained nothing` for a run without results."""
+        return ending_of(self.problem)
+
+
+def ending_of(problem: str) -> str:
+    """Return how a run without results ended; before NuFed 0.2 all that were recorded had diverged."""
+    return next((name for name in ENDINGS.values() if problem.startswith(f"{name}: ")), "diverged")
 
 
 def step_cost(config: RunConfig) -> float:
@@ -104,7 +117,7 @@ def outcome_of(cell: Cell, out: Path) -> Outcome | None:
 def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
     """Run a cell from the start and record it.
 
-    A run that diverges until the server has no finite model left is an outcome, not an error of the suite.
+    A run that diverges, or of which no reply can be used, is an outcome without results, not an error of the suite.
 
     Args:
         cell: what to run.
@@ -125,8 +138,8 @@ def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
     prepare(cell.config)
     try:
         simulate(cell.config, ServerOptions(out=place, is_disposable=True), engine=engine)
-    except ModelError as error:
-        problem = str(error)
+    except (DivergedError, NothingTrainedError) as error:
+        problem = f"{ENDINGS[type(error)]}: {error}"
     finally:
         forget_workplaces()
     seconds = time.perf_counter() - started

@@ -30,7 +30,7 @@ class Experiment:
         suite: as it was run.
         choices: entry -> chosen step sizes.
         runs: finished final runs.
-        diverged: entry and seed of each final run that diverged, and why.
+        diverged: entry and seed of each final run that diverged or trained nothing, and why.
         record: how it was done: command, machine, time.
     """
 
@@ -171,7 +171,8 @@ def _collect(
                 continue
             runs.append(read_run(outcome.folder, method=entry.method.name, setting=entry.setting.name))
     if not runs:
-        raise RunError("Expected a run of the suite to finish, but all diverged. Lower its step sizes.")
+        reason = next(iter(diverged.values()))
+        raise RunError(f"Expected a run of the suite to have results, but none has. The first {reason}")
     return Experiment(suite, choices, runs, diverged, {})
 
 

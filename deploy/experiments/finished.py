@@ -106,6 +106,8 @@ def read_run(folder: Path, *, method: str = "", setting: str = "") -> FinishedRu
         RunError: it is no folder of a finished run.
     """
     config, summary = stored_config(folder), read_summary(folder)
+    if summary.get("status") == "nothing-trained":
+        raise RunError(f"Expected a run with results in {folder}, but it has trained nothing. {summary.get('reason')}")
     try:
         groups, progress = _read_clients(folder / "clients.csv"), _read_progress(folder, summary)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:

@@ -33,6 +33,7 @@ from nufed.deploy.experiments.report_tables import (
     tuning_table,
 )
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
+from nufed.deploy.experiments.wording import left_out
 
 Drawn = Mapping[str, tuple[str, bytes]]
 
@@ -118,8 +119,7 @@ def _verdict(story: Story) -> str:
         f"“Better” only where the interval excludes 0.{signs}</p></section>"
     )
     if story.diverged:
-        names = ", ".join(story.diverged)
-        parts.append(f"<p class=warning>Diverged and therefore left out: {escape(names)}.</p>")
+        parts.append(f"<p class=warning>{escape(left_out(story.diverged))}</p>")
     if len(main.runs) > 1:
         for group in main.groups:
             parts.append(_section(GROUP_NAMES[group].capitalize(), _table(standing_table(main, group)), _STANDING))

@@ -18,7 +18,7 @@ from nufed.deploy.experiments.report_tables import (
 from nufed.deploy.experiments.runner import duration
 from nufed.deploy.experiments.statistics import t_interval
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
-from nufed.deploy.experiments.wording import estimate, steps
+from nufed.deploy.experiments.wording import estimate, left_out, steps
 
 OVERVIEW = "overview"
 
@@ -52,7 +52,7 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     if story.choices and any(choice.scored for choice in story.choices.values()):
         parts += ["Step sizes:", markdown_table(tuning_table(story))]
     if story.diverged:
-        parts.append(f"Diverged: {', '.join(story.diverged)}.")
+        parts.append(left_out(story.diverged))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -77,7 +77,7 @@ class _Clock:
         left = (time.monotonic() - self._started) * self._weight_left / self._weight_done
         method = cell.config.method
         what = f"{cell.entry}, α = {method.inner_lr:g}, β = {method.local_lr:g}, seed {cell.config.seed}"
-        how = "diverged" if outcome.folder is None else f"{outcome.seconds:.1f} s"
+        how = outcome.ending if outcome.folder is None else f"{outcome.seconds:.1f} s"
         return f"{self._num_done}/{self._total}  {what}: {how}; {duration(left)} left"
 
 

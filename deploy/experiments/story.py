@@ -17,7 +17,7 @@ from nufed.deploy.experiments.hypotheses import Finding, Graded, judge
 from nufed.deploy.experiments.statistics import Corrected, holm, t_interval
 from nufed.deploy.experiments.tuning import Choice
 from nufed.deploy.experiments.wording import difference, estimate, judgement, number, p_value, steps
-from nufed.server.run_folder import CONFIG
+from nufed.server.resuming import CONFIG
 
 GROUP_NAMES: dict[Group, str] = {"new": "new clients", "participating": "participating clients"}
 
@@ -48,7 +48,7 @@ class Story:
         about: what is compared; empty for a single run.
         settings: comparisons; the last one is the main one.
         choices: what was tuned; empty for a single run.
-        diverged: final runs that diverged.
+        diverged: why, for the final runs that diverged or trained nothing.
         record: how it was done.
     """
 
@@ -120,7 +120,7 @@ def read_story(folder: Path) -> Story:
 
 
 def story_of(experiment: Experiment) -> Story:
-    """Return the story of an experiment; settings of which every run diverged are left out."""
+    """Return the story of an experiment; settings of which no run has results are left out."""
     suite = experiment.suite
     labels = {method.name: method.label or method.name for method in suite.methods}
     roles = {"reference": suite.reference, "baseline": suite.baseline, "target": suite.target}

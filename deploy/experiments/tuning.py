@@ -66,7 +66,9 @@ def tuning_cells(entry: Entry, point: Mapping[str, Any], followed: RunConfig | N
 
 
 def validation_score(summary: Mapping[str, Any]) -> float:
-    """Return the validation A(s*) of the participating clients of a finished run, or minus the loss; -inf for NaN.
+    """Return the validation A(s*) of the participating clients of a finished run, or minus the loss.
+
+    It is -inf for NaN, and where a client has diverged at s*: the others alone would do better.
 
     Raises:
         RunError: the clients have no validation split.
@@ -79,8 +81,9 @@ def validation_score(summary: Mapping[str, Any]) -> float:
             "Expected participating clients to have validation examples to choose step sizes on, but none has. "
             "Raise data.validation-fraction, or leave the suite's grid empty."
         )
-    value = curve[summary["primary_step"]]
-    return sign * value if value is not None and math.isfinite(value) else -math.inf
+    step = summary["primary_step"]
+    value, has_diverged = curve[step], any(group.get("num_diverged", ())[step : step + 1])
+    return sign * value if value is not None and math.isfinite(value) and not has_diverged else -math.inf
 
 
 def at_edge(point: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:

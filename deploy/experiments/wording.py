@@ -1,7 +1,9 @@
 """Numbers and verdicts in words, the same in the terminal, in HTML and in Markdown."""
 
 import math
+from collections.abc import Mapping
 
+from nufed.deploy.experiments.cells import ending_of
 from nufed.deploy.experiments.finished import Measure
 from nufed.deploy.experiments.statistics import Corrected, Interval
 
@@ -11,6 +13,14 @@ def number(value: float, measure: Measure) -> str:
     if not math.isfinite(value):
         return "diverged"
     return f"{100 * value:.1f} %" if measure == "accuracy" else f"{value:.3g}"
+
+
+def left_out(problems: Mapping[str, str]) -> str:
+    """Return which runs have no results and how they ended, from their problems by name."""
+    names: dict[str, list[str]] = {}
+    for name, problem in problems.items():
+        names.setdefault(ending_of(problem), []).append(name)
+    return "Left out: " + "; ".join(f"{', '.join(runs)} ({ending})" for ending, runs in names.items()) + "."
 
 
 def estimate(interval: Interval, measure: Measure) -> str:
