@@ -11,13 +11,14 @@ ARGS ?=
 NEXT := .venv-flwr-next
 FLWR_NEXT ?= 1.41.0
 BENCHMARKS ?= meta_gradient peak_memory hessian_free_error round evaluation aggregation wire growth engines deployment
+FUZZ_MINUTES ?= 10
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test test-flwr-next bench check format lint types docs release clean
+.PHONY: help install demo smoke test fuzz test-flwr-next bench check format lint types docs release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 16
@@ -80,6 +81,9 @@ docs: $(VENV)/.dev  ## build the documentation into site/, strictly: dead links 
 
 release: $(VENV)/.release  ## build wheel and source distribution, check them, and try the wheel in an empty environment
 	TORCH="$(TORCH)" bash .ci/release $(BIN)
+
+fuzz: $(VENV)/.dev  ## read made-up files, messages and options for FUZZ_MINUTES (10) minutes
+	$(BIN)/python -m tests.fuzz $(FUZZ_MINUTES)
 
 test-flwr-next: $(NEXT)/.installed  ## run the tests of the direct runtime on a newer Flower, in a venv of its own
 	$(NEXT)/bin/python -m pytest tests/deploy/network/test_fleet_*.py

@@ -21,6 +21,7 @@ from nufed.common import __version__
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.data.private.load import is_slice
 from nufed.common.data.private.preparation import Preparation
+from nufed.common.data.private.rows import refusal
 from nufed.common.durable_file import read_metadata, read_tensors, write_tensors
 from nufed.common.errors import ConfigError, ModelError, RunError, WireError
 from nufed.common.examples import TaskInfo
@@ -111,9 +112,10 @@ def personalize(place: Workplace, params: Mapping[str, Tensor]) -> PersonalModel
         preparation=place.preparation,
     )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in point.values()):
-        raise ModelError(
+        raise refusal(
+            ModelError,
             f"expected fine-tuning to stay finite, but after {personal.num_steps} steps of size "
-            f"{personal.step_size:g} it is not; lower the step size (--lr, evaluation.adapt-lr)"
+            f"{personal.step_size:g} it is not; lower the step size (--lr, evaluation.adapt-lr)",
         )
     return personal
 
@@ -261,9 +263,10 @@ def check_arrays(arrays: Mapping[str, Tensor], reference: Mapping[str, Tensor], 
     try:
         check_params(arrays, reference, math.inf)
     except WireError as error:
-        raise ModelError(
+        raise refusal(
+            ModelError,
             f"expected the parameters of a {type(model).__name__} as the run's options describe it, but {error}; give "
-            "the model and the options of one run"
+            "the model and the options of one run",
         ) from error
 
 

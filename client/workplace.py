@@ -1,6 +1,7 @@
 """What a client process keeps between messages: its data, its model and the losses made of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,9 +12,10 @@ from nufed.common.config import ModelConfig, RunConfig, Scalar
 from nufed.common.data import load_federation
 from nufed.common.data.private.load import Membership, load_private
 from nufed.common.data.private.preparation import Preparation
-from nufed.common.errors import ConfigError
+from nufed.common.data.private.rows import refusal
+from nufed.common.errors import ConfigError, NufedError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
-from nufed.common.models import build_model
+from nufed.common.models import MODELS, build_model
 from nufed.common.settings import Settings
 from nufed.common.steps.compile_choice import settle_compile
 from nufed.common.task import LossFn, make_loss
@@ -84,21 +86,38 @@ def _membership(node_config: Mapping[str, Scalar]) -> Membership:
     """Return who a deployed client is, by `data`, `client-id` and `group` of its node's configuration."""
     group = node_config.get("group")
     if group not in (None, "participating", "new"):
-        raise ConfigError(f"Expected group=participating or group=new in this node's configuration, got {group!r}.")
+        raise refusal(
+            ConfigError,
+            "Expected group=participating or group=new in this node's configuration. Correct it.",
+            "the node's configuration has group=%r",
+            group,
+        )
     groups: dict[Scalar | None, Group] = {"participating": "participating", "new": "new"}
     return Membership(str(node_config["data"]), str(node_config.get("client-id", "")), groups.get(group))
 
 
 @lru_cache(maxsize=8)
 def _config(run_items: Items) -> RunConfig:
-    return RunConfig.parse(dict(run_items))
+    with _of_the_run():
+        return RunConfig.parse(dict(run_items))
 
 
 @lru_cache(maxsize=8)
 def _models(config: ModelConfig, task: TaskInfo, seed: int, device: str) -> tuple[nn.Module, nn.Module]:
     """Return the model twice, in training and in evaluation mode; all clients of a process share them."""
-    training, evaluation = (build_model(config, task, seed=seed).to(device) for _ in range(2))
+    with _of_the_run() if config.name in MODELS else nullcontext():
+        training, evaluation = (build_model(config, task, seed=seed).to(device) for _ in range(2))
     return training.train(), evaluation.eval()
+
+
+@contextmanager
+def _of_the_run() -> Iterator[None]:
+    """Let errors inside be told to the server: they speak of the options that it sent, and of nothing else."""
+    try:
+        yield
+    except NufedError as error:
+        error.sendable = True
+        raise
 
 
 def _simulated_client(

@@ -25,9 +25,16 @@ from difflib import get_close_matches
 
 
 class NufedError(Exception):
-    """A problem whose message tells the user what to do."""
+    """A problem whose message tells the user what to do.
+
+    Attributes:
+        exit_code: of a command that fails with it.
+        sendable: whether a client with data of its own may send the message to the server: it holds counts and the
+            run's own names alone. Nothing else is sent (client/discretion.py).
+    """
 
     exit_code = 1
+    sendable = False
 
 
 class ConfigError(NufedError):
@@ -52,6 +59,7 @@ class WireError(NufedError):
     """A message between server and client is not what was agreed."""
 
     exit_code = 5
+    sendable = True  # a client raises it about what the server sent
 
 
 class RunError(NufedError):

@@ -5,11 +5,18 @@ import signal
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # A shell's background job ignores Ctrl-C, and so would every process that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+_UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("suite", _UNHURRIED)
+settings.register_profile("fuzz", _UNHURRIED, max_examples=1000)  # `make fuzz`, pass after pass (tests/fuzz)
+settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True, scope="session")

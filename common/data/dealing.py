@@ -124,5 +124,14 @@ def _choose(hands: list[Hand], num_wanted: int, which: str, config: DataConfig, 
             f"{f', of which {left_out}' if small else ''}; lower these numbers"
         )
     order = numpy_generator(seed, "data", "users", which).permutation(len(usable))[:num_wanted]
-    notes = (f"of {len(hands)} users of {config.source}, {left_out}; they are left out",) if small else ()
+    notes: tuple[str, ...] = ()
+    if small:
+        notes = (f"of {len(hands)} users of {config.source}, {left_out}; they are left out",)
+    if spare := len(usable) - num_wanted:
+        told = (
+            f"{num_wanted} of {len(usable)} users of {config.source} are the {which} clients of this run, drawn by its "
+            f"seed; {spare} take no part (data.num-clients={config.num_clients}, "
+            f"data.num-new-clients={config.num_new_clients})"
+        )
+        notes = (*notes, told)
     return _Chosen([usable[index] for index in order], notes)

@@ -10,27 +10,44 @@ Everything else is taken as it is: standardize tabular features before writing t
 those of the file. Archives are read without pickle, so opening one runs no code.
 """
 
-import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy_format
 
+from nufed.common.data.archive import open_archive
 from nufed.common.data.pool import Array, Pool, SourceRequest, Table
-from nufed.common.data.raw import as_array, as_targets, check_inputs, image_layout
+from nufed.common.data.raw import as_array, as_targets, check_inputs, class_notes, count_classes, image_layout
 from nufed.common.errors import DataError
 from nufed.common.examples import TaskInfo, TaskKind
 
 Arrays = dict[str, Array]
+ReadTargets = Callable[[Array, str], Array]
+"""Targets as stored, what to call them -> class numbers [N] or values [N, K]."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An archive, checked: its tables by the endings of their arrays' names, the training part first."""
+
+    tables: dict[str, Table]
+    arrays: Arrays
+
+    @property
+    def train(self) -> Table:
+        """Return the part to train on."""
+        return next(iter(self.tables.values()))
 
 
 def describe(request: SourceRequest) -> TaskInfo:
     """Return the task from the targets and the header of the inputs; the inputs are not read."""
     path = _path(request)
-    with _open(path) as archive:
-        suffix = _suffixes(path, archive.files)[0]
-        arrays = _read(path, archive, [name for name in archive.files if name.startswith(("y", "class_names"))])
-    return _task(path, arrays, _layout_in_header(path, f"x{suffix}").shape[1:])
+    with open_archive(path, _MISSING) as archive:
+        suffix = _suffixes(path, archive.names)[0]
+        arrays = {name: archive.read(name) for name in archive.names if name.startswith(("y", "class_names"))}
+        layout = image_layout(archive.empty_like(f"x{suffix}"))
+    return _task(path, arrays, layout.shape[1:])
 
 
 def load(request: SourceRequest) -> Pool:
@@ -40,11 +57,28 @@ def load(request: SourceRequest) -> Pool:
         DataError: the file or an array is missing or malformed, or inputs lack values.
     """
     path = _path(request)
-    with _open(path) as archive:
-        suffixes = _suffixes(path, archive.files)
-        arrays = _read(path, archive, archive.files)
+    parts = read_parts(path)
+    tables, task = parts.tables, _task(path, parts.arrays, parts.train.inputs.shape[1:])
+    targets = [table.targets for table in tables.values()]
+    notes = class_notes(task, targets, request.config.source) if "class_names" not in parts.arrays else ()
+    return Pool(task, train=parts.train, test=tables.get("_test"), new=tables.get("_new"), notes=notes)
+
+
+def read_parts(path: Path, read_targets: ReadTargets = lambda stored, what: as_targets(stored, what)[1]) -> Parts:
+    """Return the archive at a path.
+
+    Args:
+        path: of the file.
+        read_targets: turns what stands in `y` into targets.
+
+    Raises:
+        DataError: the file or an array is missing or malformed, or inputs lack values.
+    """
+    with open_archive(path, _MISSING) as archive:
+        suffixes = _suffixes(path, archive.names)
+        arrays = {name: archive.read(name) for name in archive.names}
     _check_user_arrays(path, arrays, suffixes)
-    parts = {suffix: _table(path, arrays, suffix) for suffix in suffixes}
+    parts = {suffix: _table(path, arrays, suffix, read_targets) for suffix in suffixes}
     first = parts[suffixes[0]]
     for suffix, part in parts.items():
         if part.inputs.shape[1:] != first.inputs.shape[1:]:
@@ -52,46 +86,31 @@ def load(request: SourceRequest) -> Pool:
                 f"expected x{suffix} in {path} to have inputs of shape {list(first.inputs.shape[1:])}, as the other "
                 f"part, but got {list(part.inputs.shape[1:])}; bring them to one shape"
             )
-    return Pool(
-        _task(path, arrays, first.inputs.shape[1:]),
-        train=first,
-        test=parts.get("_test"),
-        new=parts.get("_new"),
-    )
+    return Parts(parts, arrays)
+
+
+def names_in(path: Path, arrays: Arrays, key: str) -> tuple[str, ...]:
+    """Return the names in an array such as `class_names`.
+
+    Raises:
+        DataError: it is no list of names.
+    """
+    names = arrays[key]
+    if names.ndim != 1 or names.dtype.kind not in "USiu":
+        raise DataError(
+            f"expected {key} in {path} to be names of shape [K], but got {names.dtype} of shape {list(names.shape)}; "
+            "write a list of text"
+        )
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8", "backslashreplace")
+    return tuple(map(str, names))
+
+
+_MISSING = "check data.source=npz:PATH"
 
 
 def _path(request: SourceRequest) -> Path:
     return Path(request.argument).expanduser().absolute()
-
-
-def _open(path: Path) -> "np.lib.npyio.NpzFile":
-    if not path.is_file():
-        raise DataError(f"expected a NumPy archive at {path}, but there is no such file; check data.source=npz:PATH")
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"expected a NumPy archive, but {path} is none; write it with numpy.savez_compressed")
-    return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
-
-
-def _read(path: Path, archive: "np.lib.npyio.NpzFile", names: list[str]) -> Arrays:
-    arrays = {}
-    for name in names:
-        try:
-            arrays[name] = archive[name]
-        except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise DataError(
-                f"expected {name!r} in {path} to be a plain array, but it cannot be read ({error}); "
-                "write arrays of numbers or strings, not objects"
-            ) from error
-    return arrays
-
-
-def _layout_in_header(path: Path, name: str) -> Array:
-    """Return an array without rows that is otherwise like the one in the archive."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-        version = npy_format.read_magic(member)
-        read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, _, dtype = read_header(member)
-    return image_layout(np.empty((0, *shape[1:]), dtype))
 
 
 def _suffixes(path: Path, names: list[str]) -> list[str]:
@@ -132,10 +151,10 @@ def _check_user_arrays(path: Path, arrays: Arrays, suffixes: list[str]) -> None:
             )
 
 
-def _table(path: Path, arrays: Arrays, suffix: str) -> Table:
+def _table(path: Path, arrays: Arrays, suffix: str, read_targets: ReadTargets) -> Table:
     inputs = image_layout(as_array(arrays[f"x{suffix}"], f"x{suffix} in {path}"))
-    _, targets = as_targets(as_array(arrays[f"y{suffix}"], f"y{suffix} in {path}"), f"y{suffix} in {path}")
-    features = tuple(map(str, arrays["feature_names"])) if "feature_names" in arrays else ()
+    targets = read_targets(arrays[f"y{suffix}"], f"y{suffix} in {path}")
+    features = names_in(path, arrays, "feature_names") if "feature_names" in arrays else ()
     check_inputs(inputs, f"x{suffix} in {path}", features if inputs.shape[1:] == (len(features),) else ())
     users = arrays.get(f"user{suffix}")
     for name, array in ((f"y{suffix}", targets), (f"user{suffix}", users)):
@@ -152,14 +171,15 @@ def _table(path: Path, arrays: Arrays, suffix: str) -> Table:
 def _users(path: Path, arrays: Arrays, suffix: str) -> tuple[Array, tuple[str, ...]]:
     """Return (index of the user of each row [N], names); training and test part share their users."""
     users = arrays[f"user{suffix}"]
-    names = arrays.get("user_new_names" if suffix == "_new" else "user_names")
-    if names is not None and users.dtype.kind in "iu":
+    key = "user_new_names" if suffix == "_new" else "user_names"
+    if key in arrays and users.dtype.kind in "iu":
+        names = names_in(path, arrays, key)
         if len(users) and not 0 <= users.min() <= users.max() < len(names):
             raise DataError(
                 f"expected user{suffix} in {path} to number the {len(names)} names from 0, but got numbers from "
                 f"{users.min()} to {users.max()}; renumber them"
             )
-        return users.astype(np.int64), tuple(map(str, names))
+        return users.astype(np.int64), names
     together = [
         arrays[key]
         for key in (["user_new"] if suffix == "_new" else ["user", "user_train", "user_test"])
@@ -171,7 +191,7 @@ def _users(path: Path, arrays: Arrays, suffix: str) -> tuple[Array, tuple[str, .
 
 def _task(path: Path, arrays: Arrays, input_shape: tuple[int, ...]) -> TaskInfo:
     kinds: dict[str, tuple[TaskKind, Array]] = {
-        name: as_targets(as_array(array, f"{name} in {path}"), f"{name} in {path}")
+        name: as_targets(array, f"{name} in {path}")
         for name, array in arrays.items()
         if name in ("y", "y_train", "y_test", "y_new")
     }
@@ -180,9 +200,12 @@ def _task(path: Path, arrays: Arrays, input_shape: tuple[int, ...]) -> TaskInfo:
     kind, targets = next(iter(kinds.values()))
     if kind == "regression":
         return TaskInfo(kind, tuple(input_shape), targets.shape[1])
-    num_classes = 1 + max(int(part.max(initial=0)) for _, part in kinds.values())
-    names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else tuple(map(str, range(num_classes)))
-    if len(names) < num_classes:
+    numbers = [part for _, part in kinds.values()]
+    if "class_names" not in arrays:
+        num_classes = count_classes(numbers, f"y in {path}", "or give class_names, a name for each")
+        return TaskInfo(kind, tuple(input_shape), num_classes, tuple(map(str, range(num_classes))))
+    names = names_in(path, arrays, "class_names")
+    if len(names) < 1 + max(int(part.max(initial=0)) for part in numbers):
         raise DataError(
             f"expected class numbers below {len(names)}, the length of class_names in {path}, but some are beyond; "
             "name every class"

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from nufed.common.config import DataConfig
+from nufed.common.data.cast import cast, input_name, target_name
 from nufed.common.examples import ClientData, Examples, TaskInfo
 from nufed.common.settings import Settings
 
@@ -59,12 +60,20 @@ class Table:
         return len(self.targets)
 
     def examples(self, rows: Rows, task: TaskInfo, dtype: torch.dtype) -> Examples:
-        """Return the tensors of `rows`: inputs [M, *task.input_shape], targets int64 or [M, K] of `dtype`."""
-        inputs = torch.from_numpy(np.ascontiguousarray(self.inputs[rows])).to(dtype)
+        """Return the tensors of `rows`: inputs [M, *task.input_shape], targets int64 or [M, K] of `dtype`.
+
+        They share no memory with this table.
+
+        Raises:
+            DataError: a number is beyond the range of `dtype`.
+        """
+        inputs = cast(self.inputs[rows], dtype, input_name)
         if self.inputs.dtype == np.uint8 and self.inputs.ndim >= 3:
             inputs.div_(255)
-        targets = torch.from_numpy(np.ascontiguousarray(self.targets[rows]))
-        targets = targets.to(torch.int64 if task.kind == "classification" else dtype)
+        if task.kind == "classification":
+            targets = torch.from_numpy(np.ascontiguousarray(self.targets[rows])).to(torch.int64)
+        else:
+            targets = cast(self.targets[rows], dtype, target_name)
         return Examples(inputs.reshape(len(rows), *task.input_shape), targets)
 
 

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from nufed.common.data.cast import cast, input_name, target_name
 from nufed.common.data.hand import SMALLEST_CLIENT
 from nufed.common.data.pool import Array, DealtFederation, Pool, SourceRequest, Table
-from nufed.common.data.raw import as_array, as_targets, check_inputs, image_layout
+from nufed.common.data.raw import as_array, as_targets, check_inputs, class_notes, count_classes, image_layout
 from nufed.common.errors import DataError
 from nufed.common.examples import ClientData, Examples, Federation, TaskInfo, TaskKind
 from nufed.common.user_code import load_function
@@ -42,7 +43,7 @@ def load(request: SourceRequest) -> Pool | DealtFederation:
             f"{type(made).__name__ if not isinstance(made, Mapping) else 'an empty one'}; see common/data/"
             "user_defined.py"
         )
-    return _pool(made)
+    return _pool(made, request.config.source)
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class _Given:
         return f"{self.kind}, {number} inputs {list(shapes[0])}, targets {list(shapes[1])}"
 
 
-def _pool(made: Mapping[Any, Any]) -> Pool:
-    clients = [_given(str(name), value) for name, value in made.items()]
+def _pool(made: Mapping[Any, Any], source: str) -> Pool:
+    # Who takes part is drawn from the clients in order, which must not depend on how the function filled its dict.
+    clients = sorted((_given(str(name), value) for name, value in made.items()), key=lambda client: client.name)
     if len({client.name for client in clients}) < len(clients):
         raise DataError("expected client names that differ as text, but two are the same; rename one of them")
     first = clients[0]
@@ -79,12 +81,12 @@ def _pool(made: Mapping[Any, Any]) -> Pool:
         np.repeat(np.arange(len(clients)), [len(client.targets) for client in clients]),
         tuple(client.name for client in clients),
     )
-    num_classes = int(table.targets.max()) + 1
     if first.kind == "regression":
         task = TaskInfo(first.kind, first.inputs.shape[1:], first.targets.shape[1])
     else:
+        num_classes = count_classes([table.targets], f"the targets of {source}")
         task = TaskInfo(first.kind, first.inputs.shape[1:], num_classes, tuple(map(str, range(num_classes))))
-    return Pool(task, table, by_user_only=True)
+    return Pool(task, table, by_user_only=True, notes=class_notes(task, [table.targets], source))
 
 
 def _given(name: str, value: Any) -> _Given:
@@ -93,7 +95,7 @@ def _given(name: str, value: Any) -> _Given:
             f"expected client {name!r} to be a pair (inputs, targets), but got {type(value).__name__}; return a pair"
         )
     inputs = image_layout(as_array(value[0], f"inputs of client {name!r}"))
-    kind, targets = as_targets(as_array(value[1], f"targets of client {name!r}"), f"targets of client {name!r}")
+    kind, targets = as_targets(value[1], f"targets of client {name!r}")
     check_inputs(inputs, f"inputs of client {name!r}")
     if len(inputs) != len(targets):
         raise DataError(
@@ -140,7 +142,7 @@ def _check_client(client: ClientData, task: TaskInfo) -> None:
             if split == "validation":
                 continue
             raise DataError(f"expected at least 1 example in the {what}, but it is empty; leave this client out")
-        kind, targets = as_targets(as_array(examples.targets, f"targets in the {what}"), f"targets in the {what}")
+        kind, targets = as_targets(examples.targets, f"targets in the {what}")
         inputs = as_array(examples.inputs, f"inputs in the {what}")
         check_inputs(inputs, f"inputs in the {what}")
         outputs = int(targets.max()) + 1 if kind == "classification" else targets.shape[1]
@@ -154,7 +156,9 @@ def _check_client(client: ClientData, task: TaskInfo) -> None:
 
 
 def _cast(examples: Examples, task: TaskInfo, dtype: torch.dtype) -> Examples:
-    targets = examples.targets.to(torch.int64 if task.kind == "classification" else dtype)
-    if task.kind == "regression":
-        targets = targets.reshape(len(targets), task.num_outputs)
-    return Examples(examples.inputs.to(dtype), targets)
+    """Return copies, which a model may change without changing what the function holds."""
+    inputs = cast(as_array(examples.inputs, "inputs"), dtype, input_name)
+    if task.kind == "classification":
+        return Examples(inputs, examples.targets.to(torch.int64, copy=True))
+    targets = cast(as_array(examples.targets, "targets"), dtype, target_name)
+    return Examples(inputs, targets.reshape(len(targets), task.num_outputs))

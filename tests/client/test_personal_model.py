@@ -320,7 +320,7 @@ def test_a_client_says_which_group_it_belongs_to(tmp_path):
     groups = [ask("query", TABLE, {**node, **more}).content["config"]["group"] for more in ({}, {"group": "new"})]
 
     assert groups == ["participating", "new"]
-    with pytest.raises(ConfigError, match=r"group=new .*got 'old'"):
+    with pytest.raises(ConfigError, match="group=participating or group=new"):
         ask("query", TABLE, {**node, "group": "old"})
 
 
@@ -330,5 +330,7 @@ def test_nothing_trains_on_data_that_the_run_does_not_expect(tmp_path, params):
     run = TABLE.updated({"data.class-names": "no,maybe"})
 
     for kind in ("query", "train", "evaluate"):
-        with pytest.raises(DataError, match=r"client 'a': expected the run's classes in column 'y' \(no, maybe\)"):
+        with pytest.raises(
+            DataError, match=r"client 'a': expected the run's classes in the label column \(no, maybe\)"
+        ):
             ask(kind, run, node, params)

@@ -170,15 +170,15 @@ def numbers_in(text):
     return set(re.findall(r"\d+\.\d+", text))
 
 
-@pytest.mark.parametrize("column", ["a", "y"])
-def test_errors_do_not_quote_the_data(tmp_path, column):
-    """What is wrong is said by column, count and row."""
+@pytest.mark.parametrize(("column", "told"), [("a", "column 'a'"), ("y", "label column")])
+def test_errors_do_not_quote_the_data(tmp_path, column, told):
+    """What is wrong is said by the run's own names and counts."""
     run, spec = csv(tmp_path)
     frame = pd.read_csv(tmp_path / "t.csv")
     frame[column] = [f"Ann-Smith-{value}" for value in frame[column]]
     frame.to_csv(tmp_path / "t.csv", index=False)
 
-    with pytest.raises(NufedError, match=f"column '{column}'") as caught:
+    with pytest.raises(NufedError, match=told) as caught:
         ask("query", run, {"data": spec, "client-id": "site-a"})
 
     assert "Ann-Smith" not in str(caught.value)
@@ -195,7 +195,7 @@ def test_what_a_library_raises_is_told_without_its_words(tmp_path, monkeypatch, 
     monkeypatch.setattr(nufed.client.app, "adaptation_curves", fail)
     params = initial_model(run, {"data": spec, "client-id": "site-a"})
 
-    with pytest.raises(RunError, match=r"ValueError was raised \(test_privacy.py, line \d+\)") as caught:
+    with pytest.raises(RunError, match=r"ValueError was raised \(app.py, line \d+\)") as caught:
         ask("evaluate", run, {"data": spec, "client-id": "site-a"}, params)
 
     assert "Ann-Smith" not in str(caught.value)

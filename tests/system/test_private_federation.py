@@ -89,7 +89,7 @@ def test_a_client_with_other_data_is_named_and_nothing_is_trained(tmp_path):
 
         sites[1].wait_for("perhaps")
 
-    said = "client 'site-1': expected the run's classes in column 'y' (no, yes), but"
+    said = "client 'site-1': expected the run's classes in the label column (no, yes), but"
     assert said in " ".join(server.output.split())
     assert "perhaps" not in server.output
     assert said in sites[1].output

@@ -5,26 +5,31 @@ where it says who made each example, user=NAME says which of them this client is
 it must be the run's.
 
 A function is called with the run's `TaskInfo` and returns `(inputs [N, ...], targets [N] or [N, K])`, arrays or
-tensors: whole numbers are classes, floats values to predict; targets may be None where they are not known.
+tensors; targets may be None where they are not known. Targets of both are whole numbers (classes), floats (values to
+predict) or text (names of the run's classes).
 """
 
-import traceback
-import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nufed.common.config import DataConfig
 from nufed.common.data import npz
-from nufed.common.data.pool import Array, SourceRequest, Table
-from nufed.common.data.private.rows import PrivateRows, number_rows, tell_here
+from nufed.common.data.archive import open_archive
+from nufed.common.data.pool import Array, Table
+from nufed.common.data.private.cells import Markers, NameColumn
+from nufed.common.data.private.rows import PrivateRows, listed, number_rows, refusal, shown_names, tell_here
 from nufed.common.data.private.spec import PrivateSpec
-from nufed.common.data.private.task import split_names
-from nufed.common.data.raw import as_array, as_targets, check_inputs, image_layout
+from nufed.common.data.private.task import canonical, split_names
+from nufed.common.data.raw import as_array, as_targets, check_inputs, image_layout, plain_array
 from nufed.common.errors import ConfigError, DataError, NufedError
 from nufed.common.examples import TaskInfo
-from nufed.common.settings import Settings
 from nufed.common.user_code import load_function
+
+_MISSING = "check --data"
 
 
 def read_archive(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, labelled: bool) -> PrivateRows:
@@ -40,13 +45,13 @@ def read_archive(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, label
         ConfigError: it is not said, or not rightly, whose examples are this client's.
         DataError: the file cannot be read, or its names are not the run's.
     """
-    if not labelled and (unlabelled := _inputs_alone(spec.path)) is not None:
-        return PrivateRows(unlabelled, None, number_rows(unlabelled))
-    pool = npz.load(SourceRequest(config, 0, Settings(), spec.argument))
-    _check_names(spec.path, task, config)
-    train = _own(pool.train, spec)
-    test = None if pool.test is None else _rows(_own(pool.test, spec))
-    rows = _rows(train)
+    with _explained("an archive of examples"):
+        if not labelled and (unlabelled := _inputs_alone(spec.path)) is not None:
+            return PrivateRows(unlabelled, None, number_rows(unlabelled))
+        parts = npz.read_parts(spec.path, lambda stored, what: _targets(stored, what, task))
+        _check_names(spec.path, parts.arrays, task, config)
+    test = None if "_test" not in parts.tables else _rows(_own(parts.tables["_test"], spec))
+    rows = _rows(_own(parts.train, spec))
     return PrivateRows(rows.inputs, rows.targets, rows.numbers, test=test)
 
 
@@ -60,29 +65,75 @@ def read_function(spec: PrivateSpec, task: TaskInfo) -> PrivateRows:
     function = load_function(spec.argument, "--data", DataError)
     try:
         made = function(task)
-    except DataError as error:
-        if error.__cause__ is None or isinstance(error.__cause__, NufedError):
-            raise
-        tell_here("%s", error)  # the words of the user's code may hold values
-        raise DataError(
-            f"expected {spec.text} to return examples, but it raised {_place(error.__cause__)}; this client's own log "
-            "says more. Correct it there"
+    except NufedError as error:
+        cause = error.__cause__ or error
+        raise refusal(
+            DataError,
+            "expected the function that --data names to return examples, but it raised something; this client's own "
+            "log says what. Correct it there",
+            "%s (%s)",  # the words of the user's code may hold values
+            error,
+            type(cause).__name__,
         ) from error
     if not isinstance(made, tuple | list) or len(made) != 2:
-        raise DataError(
-            f"expected {spec.text} to return a pair (inputs, targets), but got {type(made).__name__}; return a pair"
+        raise refusal(
+            DataError,
+            "expected the function that --data names to return a pair (inputs, targets), but got something else; "
+            "return a pair",
+            "%s returned %s",
+            spec.argument,
+            type(made).__name__,
         )
-    inputs = image_layout(as_array(made[0], f"the inputs of {spec.text}"))
-    check_inputs(inputs, f"the inputs of {spec.text}")
-    if made[1] is None:
-        return PrivateRows(inputs, None, number_rows(inputs))
-    _, targets = as_targets(as_array(made[1], f"the targets of {spec.text}"), f"the targets of {spec.text}")
+    with _explained("examples from the function that --data names"):
+        inputs = image_layout(as_array(made[0], "the inputs"))
+        check_inputs(inputs, "the inputs")
+        if made[1] is None:
+            return PrivateRows(inputs, None, number_rows(inputs))
+        targets = _targets(made[1], "the targets", task)
     if len(inputs) != len(targets):
-        raise DataError(
-            f"expected as many targets as inputs from {spec.text}, but got {len(targets)} and {len(inputs)}; give "
-            "every example one target"
+        raise refusal(
+            DataError,
+            f"expected as many targets as inputs, but got {len(targets)} and {len(inputs)}; give every example one "
+            "target",
         )
     return PrivateRows(inputs, targets, number_rows(inputs))
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Let an error about arrays stay here, where its words name files and what is in them; the server hears `what`."""
+    try:
+        yield
+    except DataError as error:
+        if error.sendable:
+            raise
+        raise refusal(
+            DataError,
+            f"expected {what} that the run can use, but got something else; this client's own log says what is wrong",
+            "%s",
+            error,
+        ) from error
+
+
+def _targets(values: Any, what: str, task: TaskInfo) -> Array:
+    """Return class numbers [N] or values [N, K]; text is the names of classes."""
+    stored = plain_array(values, what)
+    if task.kind == "regression" or stored.dtype.kind not in "US" or stored.ndim != 1:
+        return as_targets(stored, what)[1]
+    column = NameColumn(task.class_names, Markers())
+    names = np.char.decode(stored, "utf-8", "backslashreplace") if stored.dtype.kind == "S" else stored
+    codes = column.read(names.tolist(), 1)
+    if others := int(np.isnan(codes).sum()):
+        first = int(np.flatnonzero(np.isnan(codes))[0])
+        raise refusal(
+            DataError,
+            f"expected the run's classes as targets ({shown_names(task.class_names)}), but {others} of {len(codes)} "
+            "are others; correct them",
+            "example %d has the label %r",
+            first + 1,
+            names[first],
+        )
+    return codes.astype(np.int64)
 
 
 def _rows(table: Table) -> PrivateRows:
@@ -94,23 +145,16 @@ def _own(table: Table, spec: PrivateSpec) -> Table:
     user = spec.options.get("user")
     if table.users is None:
         if user is not None:
-            raise ConfigError(
-                f"--data: user={user!r}, but {spec.path} does not say who made its examples. Leave it out."
-            )
+            raise refusal(ConfigError, "--data: user= is given, but the archive does not say who made its examples.")
         return table
-    if user is None:
-        if len(np.unique(table.users)) > 1:
-            tell_here("users of %s: %s", spec.path, ", ".join(table.user_names))
-            raise ConfigError(
-                f"--data {spec.text} holds the examples of {len(table.user_names)} users. Type ?user=NAME behind the "
-                "path; this client's own log has the names."
-            )
+    if user is None and len(np.unique(table.users)) <= 1:
         return table
     if user not in table.user_names:
-        tell_here("users of %s: %s", spec.path, ", ".join(table.user_names))
-        raise ConfigError(
-            f"--data: user={user!r} is none of the {len(table.user_names)} users in {spec.path}. This client's own log "
-            "has their names."
+        tell_here("users of %s: %s", spec.path, listed(table.user_names))
+        count = len(table.user_names)
+        given = f"--data names the examples of {count} users" if user is None else f"user= is none of the {count} users"
+        raise refusal(
+            ConfigError, f"{given}. Type ?user=NAME behind the path; this client's own log has their names."
         )
     rows = np.flatnonzero(table.users == table.user_names.index(user))
     return Table(table.inputs[rows], table.targets[rows])
@@ -118,33 +162,27 @@ def _own(table: Table, spec: PrivateSpec) -> Table:
 
 def _inputs_alone(path: Path) -> Array | None:
     """Return `x` of an archive without `y`; None for any other file, which the ordinary way reads or refuses."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return None
-    with np.load(path, allow_pickle=False) as archive:
-        if "x" not in archive.files or "y" in archive.files:
+    with open_archive(path, _MISSING) as archive:
+        if "x" not in archive.names or "y" in archive.names:
             return None
-        try:
-            stored = archive["x"]
-        except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise DataError(f"expected 'x' in {path} to be a plain array of numbers; write it again") from error
+        stored = archive.read("x")
     inputs = image_layout(as_array(stored, f"x in {path}"))
     check_inputs(inputs, f"x in {path}")
     return inputs
 
 
-def _check_names(path: Path, task: TaskInfo, config: DataConfig) -> None:
+def _check_names(path: Path, arrays: npz.Arrays, task: TaskInfo, config: DataConfig) -> None:
     """Refuse an archive whose classes or features are not called as the run's."""
     expected = {"class_names": task.class_names, "feature_names": split_names(config.feature_names, "feature-names")}
-    with np.load(path, allow_pickle=False) as archive:
-        for key, names in expected.items():
-            found = tuple(map(str, archive[key])) if key in archive.files else names
-            if names and found != names:
-                raise DataError(
-                    f"expected the {key.replace('_', ' ')} of {path} to be the run's ({', '.join(names)}), but got "
-                    f"{', '.join(found)}; renumber or rename them"
-                )
-
-
-def _place(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} ({Path(frame.filename).name}, line {frame.lineno})"
+    for key, names in expected.items():
+        found = npz.names_in(path, arrays, key) if key in arrays else names
+        if names and tuple(map(canonical, found)) != tuple(map(canonical, names)):
+            raise refusal(
+                DataError,
+                f"expected the {key.replace('_', ' ')} of the archive to be the run's ({shown_names(names)}), but they "
+                "are others, or in another order; renumber or rename them",
+                "%s of %s: %s",
+                key,
+                path,
+                listed(found),
+            )

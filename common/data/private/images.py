@@ -10,16 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from nufed.common.data.pool import Array
-from nufed.common.data.private.rows import PrivateRows, number_rows, tell_here
+from nufed.common.data.private.rows import PrivateRows, listed, number_rows, refusal, shown_names, tell_here
 from nufed.common.data.private.spec import PrivateSpec
+from nufed.common.data.private.task import canonical
 from nufed.common.errors import ConfigError, DataError
 from nufed.common.examples import TaskInfo
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision's ImageFolder."""
+
+_ENDINGS = ", ".join(EXTENSIONS)
+
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+"""Decoders that are tried, whatever a file is called; others start programs or read further files."""
+
+_MOST_PIXELS = 2**26
 
 _MODES = {1: "L", 3: "RGB"}
 
@@ -37,37 +45,74 @@ def read_images(spec: PrivateSpec, task: TaskInfo, *, labelled: bool) -> Private
         DataError: a folder is no class of the run, or an image cannot be read or has another size or other channels.
     """
     if len(task.input_shape) != 3 or task.input_shape[0] not in _MODES or task.kind != "classification":
-        raise ConfigError(
-            f"--data {spec.text} gives images with classes, but the run expects {task.kind} of inputs of shape "
-            f"{list(task.input_shape)}. Name data of that form, or have the run declare 1,H,W or 3,H,W."
+        raise refusal(
+            ConfigError,
+            f"--data gives images with classes, but the run expects {task.kind} of inputs of shape "
+            f"{list(task.input_shape)}. Name data of that form, or have the run declare 1,H,W or 3,H,W.",
         )
     folder = spec.path
     if not folder.is_dir():
-        raise DataError(f"expected a folder of images at {folder}, but there is none; check --data")
+        raise refusal(
+            DataError,
+            "expected a folder of images where --data says, but there is none; check --data",
+            "there is no folder %s",
+            folder,
+        )
+    try:
+        return _read_folder(folder, _Reader(spec, task), task, labelled=labelled)
+    except OSError as error:
+        raise refusal(
+            DataError,
+            "expected a folder of images that can be read, but the system refuses; check its permissions",
+            "%s",
+            error,
+        ) from error
+
+
+def _read_folder(folder: Path, reader: "_Reader", task: TaskInfo, *, labelled: bool) -> PrivateRows:
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    reader = _Reader(spec, task)
     if not classes and not labelled:
         inputs = reader.read(_files(folder), "the folder")
         return PrivateRows(inputs, None, number_rows(inputs))
-    _check_classes(folder, classes, task)
-    parts = [reader.read(_files(path), f"class {path.name!r}") for path in classes]
-    targets = np.repeat([task.class_names.index(path.name) for path in classes], [len(part) for part in parts])
+    _check_classes(classes, task)
+    codes = {canonical(name): code for code, name in enumerate(task.class_names)}
+    own = [codes[canonical(path.name)] for path in classes]
+    parts = [
+        reader.read(_files(path), f"class {task.class_names[code]!r}") for code, path in zip(own, classes, strict=True)
+    ]
     inputs = np.concatenate(parts)
-    return PrivateRows(inputs, targets.astype(np.int64), number_rows(inputs))
+    return PrivateRows(inputs, np.repeat(own, list(map(len, parts))).astype(np.int64), number_rows(inputs))
 
 
-def _check_classes(folder: Path, classes: Sequence[Path], task: TaskInfo) -> None:
+def _check_classes(classes: Sequence[Path], task: TaskInfo) -> None:
     if not classes:
-        raise DataError(f"expected one folder per class in {folder}, but it has no folders; sort the images into them")
-    if unknown := [path.name for path in classes if path.name not in task.class_names]:
-        raise DataError(
-            f"expected folders named after the run's classes ({', '.join(task.class_names)}), but got "
-            f"{', '.join(unknown)}; rename them or take them out"
+        raise refusal(
+            DataError, "expected one folder of images per class, but there are no folders; sort the images into them"
+        )
+    known = set(map(canonical, task.class_names))
+    if unknown := [path.name for path in classes if canonical(path.name) not in known]:
+        raise refusal(
+            DataError,
+            f"expected folders named after the run's classes ({shown_names(task.class_names)}), but {len(unknown)} of "
+            f"{len(classes)} are not; rename them or take them out. This client's own log has their names",
+            "folders that are no class of the run: %s",
+            listed(unknown),
+        )
+    if len({canonical(path.name) for path in classes}) < len(classes):
+        raise refusal(
+            DataError,
+            "expected one folder per class, but two of them are spellings of one name; put their images together",
+            "folders: %s",
+            listed([path.name for path in classes]),
         )
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    if left_out := len(files) - len(images):
+        tell_here("%d of %d files in %s are left out: they do not end in %s", left_out, len(files), folder, _ENDINGS)
+    return images
 
 
 class _Reader:
@@ -84,31 +129,42 @@ class _Reader:
         images = np.empty((len(files), self._channels, self._height, self._width), np.uint8)
         for index, path in enumerate(files):
             try:
-                with Image.open(path) as image:
+                with Image.open(path, formats=_FORMATS) as image:
                     pixels = np.asarray(self._converted(image))
-            except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-                raise _refused(path, f"image {index + 1} of {where}", "it cannot be decoded", "replace it") from error
             except _WrongFormError as error:
                 raise _refused(path, f"image {index + 1} of {where}", str(error), error.advice) from error
+            except Exception as error:  # damaged files raise anything
+                raise _refused(path, f"image {index + 1} of {where}", "it cannot be decoded", "replace it") from error
             images[index] = pixels[None] if self._channels == 1 else pixels.transpose(2, 0, 1)
         return images
 
     def _converted(self, image: Any) -> Any:
-        if image.mode == "P" and "transparency" not in image.info:  # a palette is a way of writing, not of looking
+        self._check_form(image)
+        if image.mode == "P":
             image = image.convert("RGB")
-        if image.mode == "1" or (self._gray and image.mode == "RGB"):
-            image = image.convert("L")
         if image.mode != _MODES[self._channels]:
-            advice = "gray=1 makes color images grey" if image.mode == "RGB" else "convert the files"
-            raise _WrongFormError(f"it has the form {image.mode}, not {_MODES[self._channels]}", advice)
-        if self._size and image.size != self._size:
-            image = image.resize(self._size, Image.Resampling.BILINEAR)
-        if image.size != (self._width, self._height):
+            image = image.convert("L")
+        return image.resize(self._size, Image.Resampling.BILINEAR) if self._size else image
+
+    def _check_form(self, image: Any) -> None:
+        """Refuse by the file's head what cannot become an image of the run; nothing is decoded for that."""
+        # A palette, or one bit, is a way of writing, not of looking.
+        mode = "RGB" if image.mode == "P" and "transparency" not in image.info else image.mode
+        if mode == "1" or (self._gray and mode == "RGB"):
+            mode = "L"
+        if mode != _MODES[self._channels]:
+            advice = "gray=1 makes color images grey" if mode == "RGB" else "convert the files"
+            raise _WrongFormError(f"it has the form {mode}, not {_MODES[self._channels]}", advice)
+        width, height = self._size or image.size
+        if (width, height) != (self._width, self._height):
             raise _WrongFormError(
-                f"it is {image.size[1]} x {image.size[0]} pixels (height x width), not {self._height} x {self._width}",
+                f"it is {height} x {width} pixels (height x width), not {self._height} x {self._width}",
                 f"size={self._height},{self._width} scales all images",
             )
-        return image
+        if image.size[0] * image.size[1] > _MOST_PIXELS:
+            raise _WrongFormError(f"it has more than {_MOST_PIXELS} pixels", "scale it before")
+        if image.format == "TIFF" and image.n_frames > 1:
+            raise _WrongFormError(f"it has {image.n_frames} pages", "write each page as a file")
 
 
 class _WrongFormError(Exception):
@@ -121,10 +177,13 @@ class _WrongFormError(Exception):
 
 
 def _refused(path: Path, which: str, problem: str, advice: str) -> DataError:
-    tell_here("%s is %s", which, path)
-    return DataError(
+    return refusal(
+        DataError,
         f"expected images of the run's form, but of {which}, by name: {problem}; {advice}, and this client's own log "
-        "names the file"
+        "names the file",
+        "%s is %s",
+        which,
+        path,
     )
 
 

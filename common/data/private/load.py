@@ -1,8 +1,8 @@
 """A deployed client's own data, named by a SPEC on its command line; it is read here and goes nowhere.
 
-csv:PATH?label=COL        a table (private_table.py); parquet:PATH?label=COL likewise
-images:FOLDER             one folder of images per class (private_images.py)
-npz:PATH                  a NumPy archive (private_arrays.py); python:module:function likewise from the user's code
+csv:PATH?label=COL        a table (table.py); parquet:PATH?label=COL likewise
+images:FOLDER             one folder of images per class (images.py)
+npz:PATH                  a NumPy archive (arrays.py); python:module:function likewise from the user's code
 digits#3/20               client 3 (from 0) of the 20 participating ones of a named source, for trials: it has the
                           client id and the examples that `nufed simulate --clients 20` gives it; 20 and above are new
 
@@ -10,22 +10,24 @@ Before anything is computed with it, it is compared with what the run expects: s
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from nufed.common.config import DataConfig, RunConfig
+from nufed.common.data.cast import cast, target_name
 from nufed.common.data.federation import describe_task, load_client
 from nufed.common.data.hand import Hand, split_hand, too_small
-from nufed.common.data.pool import Array, Table
+from nufed.common.data.pool import Table
 from nufed.common.data.private.arrays import read_archive, read_function
 from nufed.common.data.private.images import read_images
 from nufed.common.data.private.preparation import Policy, Preparation, fit_preparation
-from nufed.common.data.private.rows import PrivateRows, check_rows
+from nufed.common.data.private.rows import PrivateRows, check_rows, refusal, told_column
 from nufed.common.data.private.spec import PrivateSpec, parse_spec
 from nufed.common.data.private.table import MISSING, SCALES, read_table
-from nufed.common.data.private.task import declared_scaling
+from nufed.common.data.private.task import Column, declared_scaling
 from nufed.common.errors import ConfigError, DataError, NufedError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
 from nufed.common.settings import Settings
@@ -88,7 +90,7 @@ def load_private(member: Membership, config: RunConfig, settings: Settings) -> P
     if match := _SLICE.fullmatch(member.spec):
         return _slice_of_source(member, match, config, settings)
     if not member.client_id:
-        raise ConfigError(f"--data {member.spec} needs a stable name for this client. Type --name NAME.")
+        raise refusal(ConfigError, "--data needs a stable name for this client. Type --name NAME.")
     task = describe_task(config.data, settings, seed=config.seed)
     try:
         spec = parse_spec(member.spec)
@@ -96,7 +98,9 @@ def load_private(member: Membership, config: RunConfig, settings: Settings) -> P
         check_rows(rows, task)
         return _split(rows, spec, member, task, config)
     except NufedError as error:
-        raise type(error)(f"client {member.client_id!r}: {error}") from error
+        named = type(error)(f"client {member.client_id!r}: {error}")
+        named.sendable = error.sendable
+        raise named from error
 
 
 def load_rows(
@@ -121,15 +125,18 @@ def load_rows(
         return PrivateRows(test.inputs.numpy(), test.targets.numpy(), numbers), test
     spec = parse_spec(spec_text)
     if preparation:
-        spec = _prepared_elsewhere(spec, preparation)
+        spec = _prepared_elsewhere(spec)
     rows = _read(spec, task, config.data, labelled=False)
     check_rows(rows, task)
-    inputs = rows.inputs
-    if rows.columns:
-        inputs = (preparation or _preparation_without_support(rows, spec, config.data)).apply(inputs)
     targets = np.zeros(len(rows), np.int64) if rows.targets is None else rows.targets
     dtype = getattr(torch, config.model.dtype)
-    return rows, Table(inputs, targets).examples(np.arange(len(rows)), task, dtype)
+    read_as = torch.float64 if rows.columns else dtype
+    examples = Table(rows.inputs, targets).examples(np.arange(len(rows)), task, read_as)
+    if not rows.columns:
+        return rows, examples
+    preparation = preparation or _preparation_without_support(rows, spec, config.data)
+    _check_filled(rows, preparation)
+    return rows, _prepared(examples, rows.columns, preparation, task, dtype)
 
 
 def _slice_of_source(
@@ -137,23 +144,28 @@ def _slice_of_source(
 ) -> PrivateClient:
     source, index, count = match["source"], int(match["index"]), int(match["count"])
     if (source, count) != (config.data.source, config.data.num_clients):
-        raise ConfigError(
-            f"--data {member.spec} is a slice of {source!r} dealt to {count} clients, but the server runs "
+        raise refusal(
+            ConfigError,
+            f"--data is a slice of another source, or of one dealt to {count} clients, but the server runs "
             f"{config.data.source!r} with {config.data.num_clients}. "
-            f"Type --data {config.data.source}#{index}/{config.data.num_clients}."
+            f"Type --data {config.data.source}#{index}/{config.data.num_clients}.",
+            "--data is a slice of %r",
+            source,
         )
     total = count + config.data.num_new_clients
     if index >= total:
-        raise DataError(
-            f"--data {member.spec} names client {index}, but the run has clients 0 to {total - 1} ({count} "
-            f"participating, {config.data.num_new_clients} new). Choose one of them."
+        raise refusal(
+            DataError,
+            f"--data names client {index} of a slice, but the run has clients 0 to {total - 1} ({count} participating, "
+            f"{config.data.num_new_clients} new). Choose one of them.",
         )
     dtype = getattr(torch, config.model.dtype)
     data = load_client(config.data, index, seed=config.seed, dtype=dtype, settings=settings)
     if member.group not in (None, data.group):
-        raise ConfigError(
-            f"--data {member.spec} is a {data.group} client of the run, not a {member.group} one. Choose another slice "
-            f"(new clients are {count} to {total - 1}), or leave --new out."
+        raise refusal(
+            ConfigError,
+            f"--data names client {index}, a {data.group} client of the run, not a {member.group} one. Choose another "
+            f"slice (new clients are {count} to {total - 1}), or leave --new out.",
         )
     return PrivateClient(describe_task(config.data, settings, seed=config.seed), data)
 
@@ -173,7 +185,7 @@ def _split(
 ) -> PrivateClient:
     """Return the client's splits, seeded by the run's seed and the client's name; tables are prepared."""
     if rows.targets is None:
-        raise DataError(f"expected labels in {spec.text}, but there are none; the client cannot be trained or judged")
+        raise refusal(DataError, "expected labels, but there are none; a client without cannot be trained or judged")
     hand = Hand(
         member.client_id, member.group or "participating", Table(rows.inputs, rows.targets), np.arange(len(rows))
     )
@@ -181,8 +193,8 @@ def _split(
         test = Table(rows.test.inputs, rows.test.targets)
         hand = Hand(hand.client_id, hand.group, hand.table, hand.rows, test, np.arange(len(test)))
     if problem := too_small(hand):
-        raise DataError(
-            f"expected enough examples to train on and to be judged on, but {spec.text} {problem}; add examples"
+        raise refusal(
+            DataError, f"expected enough examples to train on and to be judged on, but the client {problem}; add some"
         )
     dtype = getattr(torch, config.model.dtype)
     # Statistics of a table's columns are computed in float64, whatever the model's precision.
@@ -190,14 +202,20 @@ def _split(
     if not rows.columns:
         return PrivateClient(task, data)
     preparation = fit_preparation(rows.columns, _policy(spec, config.data), data.support.inputs.numpy())
-    parts = [_prepared(part, preparation, task, dtype) for part in (data.support, data.validation, data.test)]
+    parts = [
+        _prepared(part, rows.columns, preparation, task, dtype) for part in (data.support, data.validation, data.test)
+    ]
     return PrivateClient(task, ClientData(data.client_id, data.group, *parts), preparation)
 
 
-def _prepared(examples: Examples, preparation: Preparation, task: TaskInfo, dtype: torch.dtype) -> Examples:
-    inputs: Array = preparation.apply(examples.inputs.numpy())
-    targets = examples.targets if task.kind == "classification" else examples.targets.to(dtype)
-    return Examples(torch.from_numpy(inputs).to(dtype), targets)
+def _prepared(
+    examples: Examples, columns: Sequence[Column], preparation: Preparation, task: TaskInfo, dtype: torch.dtype
+) -> Examples:
+    told = [told_column(column, index) for index, column in enumerate(columns) for _ in range(column.width)]
+    inputs = cast(preparation.apply(examples.inputs.numpy()), dtype, told.__getitem__)
+    if task.kind == "classification":
+        return Examples(inputs, examples.targets)
+    return Examples(inputs, cast(examples.targets.numpy(), dtype, target_name))
 
 
 def _policy(spec: PrivateSpec, config: DataConfig) -> Policy:
@@ -206,23 +224,38 @@ def _policy(spec: PrivateSpec, config: DataConfig) -> Policy:
     return Policy(spec.choice("missing", MISSING, "error"), scale, run_scaling)
 
 
-def _prepared_elsewhere(spec: PrivateSpec, preparation: Preparation) -> PrivateSpec:
+def _prepared_elsewhere(spec: PrivateSpec) -> PrivateSpec:
     """Return the spec for reading alone: what is missing is filled in and scaled as the personal model says."""
     if typed := [name for name in ("missing", "scale") if name in spec.options]:
-        raise ConfigError(
-            f"--data: {typed[0]}= contradicts the personal model, which brings its own preparation. Leave it out."
+        raise refusal(
+            ConfigError,
+            f"--data: {typed[0]}= contradicts the personal model, which brings its own preparation. Leave it out.",
         )
     if spec.kind not in ("csv", "parquet"):
-        raise ConfigError(f"--data {spec.text} is no table, but the personal model was made of one. Name a table.")
-    fills = not np.isnan(preparation.fill).any()
-    return PrivateSpec(spec.text, spec.kind, spec.argument, {**spec.options, "missing": "zero" if fills else "error"})
+        raise refusal(ConfigError, "--data names no table, but the personal model was made of one. Name a table.")
+    return PrivateSpec(spec.text, spec.kind, spec.argument, {**spec.options, "missing": "zero"})
+
+
+def _check_filled(rows: PrivateRows, preparation: Preparation) -> None:
+    """Refuse empty cells that a personal model has nothing for."""
+    empty = np.isnan(preparation.apply(rows.inputs)).any(1)
+    if empty.any():
+        raise refusal(
+            DataError,
+            "expected a value in every cell, because the model was made with missing=error or drop and has nothing to "
+            f"fill in, but {int(empty.sum())} of {len(rows)} rows lack one; fill them in, leave these rows out, or "
+            "make the personal model again with missing=mean, median, zero or run",
+            "the first row with an empty cell is row %d",
+            rows.numbers[np.flatnonzero(empty)[0]],
+        )
 
 
 def _preparation_without_support(rows: PrivateRows, spec: PrivateSpec, config: DataConfig) -> Preparation:
     policy = _policy(spec, config)
     if policy.needs_support:
-        raise ConfigError(
+        raise refusal(
+            ConfigError,
             "--data: missing=mean|median and scale=local need this client's support data, which `nufed personalize` "
-            "keeps with its model. Predict with a personal model."
+            "keeps with its model. Predict with a personal model.",
         )
     return fit_preparation(rows.columns, policy, rows.inputs)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from nufed.common.data.pool import Array
-from nufed.common.data.private.task import Column
+from nufed.common.data.private.rows import refusal, shown_names, told_column
+from nufed.common.data.private.task import NOISE, Column
 from nufed.common.errors import ConfigError, DataError
 
 Scaling = tuple[Sequence[float], Sequence[float]]
@@ -22,8 +23,8 @@ class Policy:
     """What is to be done.
 
     Attributes:
-        missing: one of `private_table.MISSING`.
-        scale: one of `private_table.SCALES`.
+        missing: one of `table.MISSING`.
+        scale: one of `table.SCALES`.
         run_scaling: (means, scales) of the columns without categories, that the run gives; None if it gives none.
     """
 
@@ -92,9 +93,10 @@ def fit_preparation(columns: Sequence[Column], policy: Policy, support: Array) -
         DataError: a column has no value that its mean or median could be computed of.
     """
     if "run" in (policy.missing, policy.scale) and policy.run_scaling is None:
-        raise ConfigError(
+        raise refusal(
+            ConfigError,
             "--data: scale=run and missing=run need the run's data.feature-means and data.feature-scales, but it has "
-            "none. Ask the server's side for them, or choose another."
+            "none. Ask the server's side for them, or choose another.",
         )
     fill = _fill(columns, policy, support)
     filled = np.where(np.isnan(support), fill, support)
@@ -136,17 +138,24 @@ def _center(values: Array, missing: str, *, is_category: bool) -> Array:
 def _check_known(columns: Sequence[Column], policy: Policy, support: Array) -> None:
     starts = np.cumsum([0, *(column.width for column in columns)])[:-1]
     gone = [
-        column.name for column, start in zip(columns, starts, strict=True) if bool(np.isnan(support[:, start]).all())
+        told_column(column, index)
+        for index, (column, start) in enumerate(zip(columns, starts, strict=True))
+        if bool(np.isnan(support[:, start]).all())
     ]
     if gone:
-        raise DataError(
-            f"expected a value to compute the {policy.missing} of, but no row of the support split has one in the "
-            f"columns {', '.join(gone)}; choose missing=zero or missing=run"
+        raise refusal(
+            DataError,
+            f"expected a value to compute the {policy.missing} of, but no row of the support split has one in "
+            f"{shown_names(gone)}; choose missing=zero or missing=run",
         )
 
 
 def _scaling(columns: Sequence[Column], policy: Policy, support: Array) -> tuple[Array, Array]:
-    """Return (shift, scale) [D]; categories keep their 0 and 1, and a column that never varies is only shifted."""
+    """Return (shift, scale) [D]; categories keep their 0 and 1, and a column that never varies is only shifted.
+
+    A column varies if its deviation is more than float32's rounding of its own values: the deviation of 0.1, 0.1, 0.1
+    is 1.4e-17 in float64, and dividing by it would make the next patient's 0.2 a 7e15.
+    """
     numbers = _is_number(columns)
     shift, scale = np.zeros(len(numbers)), np.ones(len(numbers))
     if policy.scale == "run" and policy.run_scaling:
@@ -154,7 +163,7 @@ def _scaling(columns: Sequence[Column], policy: Policy, support: Array) -> tuple
     if policy.scale == "local" and numbers.any():
         shift[numbers] = support[:, numbers].mean(0)
         deviation = support[:, numbers].std(0)
-        scale[numbers] = np.where(deviation > 0, deviation, 1.0)
+        scale[numbers] = np.where(deviation > NOISE * np.abs(support[:, numbers]).max(0), deviation, 1.0)
     return shift, scale
 
 

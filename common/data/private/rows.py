@@ -1,21 +1,24 @@
 """A client's own examples as they were read, and the checks that they are what the run expects.
 
-What is said here travels to the server when it is an error: shapes, counts, names of columns and classes and positions
-in the file, never a value. Values are logged on the client's own machine, by `tell_here`.
+A refusal has two parts. What it says travels to the server: shapes, counts and the names that the run itself declares.
+What was found (values, names of columns, folders and users, positions, paths) is logged on the client's own machine.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from nufed.common.data.pool import Array
 from nufed.common.data.private.task import Column
-from nufed.common.errors import DataError
+from nufed.common.errors import LISTED, DataError, NufedError
 from nufed.common.examples import TaskInfo
 
 _log = logging.getLogger("nufed.private")
+
+_Kind = TypeVar("_Kind", bound=NufedError)
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,43 @@ def tell_here(text: str, *values: Any) -> None:
     _log.warning(text, *values)
 
 
+def refusal(kind: type[_Kind], told: str, here: str = "", *found: Any) -> _Kind:
+    """Return an error to raise; log what was found.
+
+    Args:
+        kind: class of the error.
+        told: counts and the run's own names; may be sent to the server.
+        here: format of what was found; stays on this machine.
+        found: values of the format.
+    """
+    if here:
+        tell_here(here, *found)
+    error = kind(told)
+    error.sendable = True
+    return error
+
+
+def listed(names: Sequence[Any], limit: int = LISTED) -> str:
+    """Return names in quotes, the first `limit` of them, for this machine's log."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(str(name))[:100] for name in names[:limit]) + more
+
+
 def check_rows(rows: PrivateRows, task: TaskInfo) -> None:
     """Refuse examples that are not what the run expects.
 
     Raises:
-        DataError: naming what differs: the shape, or how many labels are beyond the classes and where the first is.
+        DataError: naming what differs: the shape, or how many labels are beyond the classes.
     """
     shape = rows.inputs.shape[1:]
     if shape != task.input_shape:
-        raise DataError(
+        raise refusal(
+            DataError,
             f"expected inputs of shape {_dims(task.input_shape)}, as the run has them, but got {_dims(shape)}; bring "
-            "the data to that shape"
+            "the data to that shape",
         )
     if not len(rows):
-        raise DataError("expected examples, but there are none; check --data")
+        raise refusal(DataError, "expected examples, but there are none; check --data")
     if rows.targets is not None:
         _check_targets(rows.targets, rows.numbers, task)
     if rows.test is not None:
@@ -74,27 +100,41 @@ def check_rows(rows: PrivateRows, task: TaskInfo) -> None:
 def _check_targets(targets: Array, numbers: Array, task: TaskInfo) -> None:
     kind = "classification" if targets.ndim == 1 and targets.dtype.kind in "iu" else "regression"
     if kind != task.kind:
-        raise DataError(
+        raise refusal(
+            DataError,
             f"expected targets for {task.kind}, as the run has them, but got "
             f"{'class numbers' if kind == 'classification' else 'values'}; give classes as whole numbers or names, and "
-            "values as floats"
+            "values as floats",
         )
     if kind == "regression":
         if targets.shape[1] != task.num_outputs:
-            raise DataError(
+            raise refusal(
+                DataError,
                 f"expected {task.num_outputs} values to predict for each example, as the run has them, but got "
-                f"{targets.shape[1]}; name that many label columns"
+                f"{targets.shape[1]}; name that many label columns",
             )
         return
     beyond = (targets < 0) | (targets >= task.num_outputs)
     if beyond.any():
         first = int(np.flatnonzero(beyond)[0])
-        tell_here("example %d has the label %d", numbers[first], targets[first])
-        raise DataError(
-            f"expected labels from 0 to {task.num_outputs - 1} ({', '.join(task.class_names)}), as the run has them, "
-            f"but {int(beyond.sum())} of {len(targets)} are beyond, the first at example {numbers[first]}; correct "
-            "these labels"
+        raise refusal(
+            DataError,
+            f"expected labels from 0 to {task.num_outputs - 1} ({shown_names(task.class_names)}), as the run has them, "
+            f"but {int(beyond.sum())} of {len(targets)} are beyond; correct these labels",
+            "example %d has the label %d",
+            numbers[first],
+            targets[first],
         )
+
+
+def told_column(column: Column, position: int) -> str:
+    """Return what a refusal calls a column: by its name if the run declares it, else by its position among inputs."""
+    return f"column {column.name!r}" if column.declared else f"input column {position + 1}"
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Return the run's names, the first of them where there are many."""
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 def _dims(shape: tuple[int, ...]) -> str:

@@ -5,8 +5,11 @@ The server holds no example, so it says what one looks like: `data.task`, `data.
 """
 
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 
 from nufed.common.config import DataConfig
 from nufed.common.errors import ConfigError
@@ -14,6 +17,13 @@ from nufed.common.examples import TaskInfo
 
 PRIVATE = "private"
 """The `data.source` of a federation whose clients bring their own data."""
+
+NOISE = 2.0**-23
+"""Float32's rounding, relative to a value: what varies less than that does not vary."""
+
+# What programs write for a number: no leading zeros, no plus sign, an exponent as in 1e+16.
+_WRITTEN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:e[+-][0-9]{1,3})?")
+_LONGEST_NUMBER = 400
 
 _PRIVATE_ONLY = (
     "input_shape",
@@ -33,10 +43,12 @@ class Column:
     Attributes:
         name: as in the file's header.
         categories: its values, one input each (1 where the row has that value, else 0); empty for a number.
+        declared: whether the run names it; else its name stands in the client's file alone.
     """
 
     name: str
     categories: tuple[str, ...] = ()
+    declared: bool = field(default=False, compare=False)
 
     @property
     def width(self) -> int:
@@ -84,7 +96,7 @@ def declared_columns(config: DataConfig) -> tuple[Column, ...]:
         raise ConfigError(
             f"data.categories names the column {stray[0]!r}, which data.feature-names does not list. Correct one."
         )
-    return tuple(Column(name, categories.get(name, ())) for name in names)
+    return tuple(Column(name, categories.get(name, ()), declared=True) for name in names)
 
 
 def parse_categories(text: str, option: str = "data.categories") -> dict[str, tuple[str, ...]]:
@@ -121,24 +133,45 @@ def declared_scaling(config: DataConfig) -> tuple[tuple[float, ...], tuple[float
             f"expected a mean and a scale for each of the {wanted} columns of data.feature-names without categories, "
             f"but got {len(means)} in data.feature-means and {len(scales)} in data.feature-scales. Give both for each."
         )
-    if any(scale <= 0 for scale in scales):
-        raise ConfigError(f"data.feature-scales={config.feature_scales!r} is refused: scales are above 0.")
+    if any(scale <= NOISE * abs(mean) for mean, scale in zip(means, scales, strict=True)):
+        raise ConfigError(
+            f"data.feature-scales={config.feature_scales!r} is refused: scales are above 0, and above the rounding of "
+            "their column's mean. Write 1 for a column that never varies."
+        )
     return means, scales
 
 
 def canonical(text: str) -> str:
-    """Return one spelling for each value: without spaces around it, and 3 for 3.0.
+    """Return one spelling for each name: no blanks around it, 3 for 3.0, true for TRUE, composed characters.
+
+    Digits are compared as text: whole numbers of any length stay different, and a code such as 01 is no number.
 
     Example:
-        >>> canonical(" 3.0 "), canonical("f")
-        ('3', 'f')
+        >>> canonical(" 3.0 "), canonical("1e+3"), canonical("01"), canonical("True"), canonical("f")
+        ('3', '1000', '01', 'true', 'f')
     """
-    text = text.strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else text
+    text = unicodedata.normalize("NFC", text.strip())
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    if len(text) <= _LONGEST_NUMBER and _WRITTEN_NUMBER.fullmatch(text):
+        number = Decimal(text)
+        if number == number.to_integral_value():
+            return str(int(number))
+    return text
+
+
+def check_distinct(names: Sequence[str], option: str) -> None:
+    """Refuse names that differ in spelling alone, such as 3 and 3.0: a cell could not say which it means.
+
+    Raises:
+        ConfigError: naming the first two.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(canonical(name), name)) is not name:
+            raise ConfigError(
+                f"{option} is refused: {other!r} and {name!r} are two spellings of one name. Rename one of them."
+            )
 
 
 def split_names(text: str, option: str) -> tuple[str, ...]:
@@ -177,6 +210,7 @@ def _outputs(config: DataConfig) -> tuple[int, tuple[str, ...]]:
         if names:
             raise ConfigError("data.class-names contradicts data.task=regression. Leave one of them out.")
         return config.num_outputs or 1, ()
+    check_distinct(names, f"data.class-names={config.class_names!r}")
     if not names and not config.num_outputs:
         raise ConfigError(
             "data.source=private needs the classes, because the server has no data. Set data.class-names, e.g. no,yes, "

@@ -68,7 +68,7 @@ def equal(found, expected):
     return list(found) == list(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     activation=st.sampled_from(list(ACTIVATION_DERIVATIVES)),
     widths=st.lists(st.integers(1, 6), min_size=2, max_size=5),

@@ -36,7 +36,7 @@ def message(content):
     return make_message(metadata, content=content)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(NAMES, RECORDS, max_size=4))
 def test_content_of_any_kind_reads_back_as_protobuf_has_it(records):
     original = message(RecordDict(records))

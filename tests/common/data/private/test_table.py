@@ -136,7 +136,9 @@ def test_an_empty_cell_is_refused_with_columns_and_counts(frame, tmp_path):
     """Nothing is filled in unless it is asked for."""
     spoiled = frame.assign(age=[None, None, *frame["age"][2:]], sex=["m", None, *frame["sex"][2:]])
 
-    with pytest.raises(DataError, match=r"client 'site-a': .*of 12 rows .*: age \(2\), sex \(1\);.*missing="):
+    with pytest.raises(
+        DataError, match=r"client 'site-a': .*of 12 rows .*: column 'age' \(2\), column 'sex' \(1\);.*missing="
+    ):
         load(write(spoiled, tmp_path))
 
 
@@ -197,20 +199,20 @@ SECRET = "Ann-Smith-77"
 @pytest.mark.parametrize(
     ("spoil", "options", "message"),
     [
-        ({"age": SECRET}, "label=disease", "finite numbers in column 'age', but 12 of 12 .* first in row 1;"),
+        ({"age": SECRET}, "label=disease", "finite numbers in column 'age', but 12 of 12 values are others;"),
         ({"age": "inf"}, "label=disease", "finite numbers in column 'age'"),
-        ({"sex": SECRET}, "label=disease", r"categories of column 'sex' \(f, m\), but 12 of 12 .* in row 1"),
-        ({"disease": SECRET}, "label=disease", r"classes in column 'disease' \(no, yes\), but 12 of 12"),
+        ({"sex": SECRET}, "label=disease", r"categories of column 'sex' \(f, m\), but 12 of 12"),
+        ({"disease": SECRET}, "label=disease", r"classes in the label column \(no, yes\), but 12 of 12"),
         ({"disease": 2}, "label=disease&labels=numbers", r"\(0, 1\), but 12 of 12"),
-        ({"disease": [None] * 3 + ["no"] * 9}, "label=disease", "3 of 12 rows lack disease, the first is row 1"),
-        ({"age": None}, "label=disease&missing=mean", "no row of the support split has one in the columns age"),
-        ({}, "label=illness", "expected the columns illness in .*, but it has extra, chol"),
-        ({}, "label=age", "named as an input and as something else"),
+        ({"disease": [None] * 3 + ["no"] * 9}, "label=disease", "3 of 12 rows lack one; .*missing=drop"),
+        ({"age": None}, "label=disease&missing=mean", "no row of the support split has one in column 'age'"),
+        ({}, "label=illness", "the file's header lacks 1 that --data names;"),
+        ({}, "label=age", "names a column as an input and as something else"),
         ({}, "missing=zero", "names no label"),
         ({}, "label=disease,extra", "expected one label column"),
         ({}, "label=disease&missing=guess", "missing='guess' is unknown"),
         ({}, "label=disease&scale=run", "run's data.feature-means"),
-        ({}, "label=disease&categories=sex:m|f", "contradict the run.*f|m"),
+        ({}, "label=disease&categories=sex:m|f", "categories= contradicts the run"),
         ({}, "label=disease&ignore=extra", "ignore= contradicts the run"),
         ({}, "label=disease&sep=;;", "one character"),
         ({}, "label=disease&na=,", "without repetition"),
@@ -227,22 +229,31 @@ def test_what_is_not_as_declared_is_refused_without_quoting_it(frame, tmp_path, 
     assert (SECRET in caplog.text) == (SECRET in spoil.values())
 
 
-def test_another_number_of_columns_is_told_with_their_widths(frame, tmp_path):
-    """The run says how many inputs there are."""
+def test_another_number_of_columns_is_told_with_their_widths(frame, tmp_path, caplog):
+    """The run says how many inputs there are; which columns became them is said here."""
     run = config(feature_names="", categories="", input_shape="5")
 
-    with pytest.raises(DataError, match=r"shape \[5\].*become 4 inputs: chol \(1\), sex \(2\), age \(1\)"):
+    with pytest.raises(DataError, match=r"shape \[5\].*3 columns become 4 inputs"):
         load(write(frame, tmp_path), "label=disease&ignore=extra&categories=sex:f|m", run)
+
+    assert "'chol' (1), 'sex' (2), 'age' (1)" in caplog.text
+
+
+HEADER = "age,sex,chol,disease"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "cannot be read"),
-        ("a,b\n1,2,3\n4,5,6\n", "as many fields"),
-        ("a,b\n1,2\n3,4,5\n", "cannot be read"),
-        ("a,a\n1,2\n", "names of their own"),
-        ("a,\n1,2\n", "names of their own"),
+        ("", "the file is empty"),
+        ("\n\n", "the file is empty"),
+        (f"{HEADER}\n40,f,200,no,5\n", "as many fields"),
+        (f"{HEADER}\n40,f,200,no\n40,f,200\n", "as many fields"),
+        (f'{HEADER}\n40,f,200,"no\n', "cannot be read"),
+        (f"{HEADER}\n40,f,200,no\x00\n", "1 of 1 values are others"),
+        (f"{HEADER}\n", "expected examples, but there are none"),
+        ("age,age\n1,2\n", "2 columns are empty or stand twice"),
+        ("age,\n1,2\n", "2 columns are empty or stand twice"),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path, text, message):
@@ -254,7 +265,7 @@ def test_a_malformed_file_is_refused(tmp_path, text, message):
 
 
 def test_a_missing_or_binary_file_is_refused(tmp_path):
-    """With its path."""
+    """Here with its path."""
     (tmp_path / "t.csv").write_bytes(b"\xff\xfe\x00a,b\n")
 
     with pytest.raises(DataError, match="no such file"):
@@ -265,6 +276,7 @@ def test_a_missing_or_binary_file_is_refused(tmp_path):
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     """It is an extra."""
+    (tmp_path / "t.parquet").touch()
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
 
     with pytest.raises(DataError, match=r"nufed\[parquet\]"):
