@@ -175,7 +175,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_run(tmp_path):
     """When the client says who it is."""
     for wrong in (tmp_path / "absent" / "p.safetensors", tmp_path):
         with pytest.raises(ConfigError, match="--personal-model"):
-            ask("query", RUN, {**NODE, "personal-model": str(wrong)})
+            personal_path({**NODE, "personal-model": str(wrong)})
 
     assert personal_path({}) is None
 

@@ -12,13 +12,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 import nufed.client.app
-from nufed.client.workplace import forget_workplaces
+from nufed.client.workplace import forget_workplaces, workplace
 from nufed.common.config import RunConfig
 from nufed.common.errors import NufedError
+from nufed.common.params import model_params
+from nufed.common.settings import Settings
 from tests.client.deployed import ask
 
 ROOT = Path(__file__).parent.parent.parent
@@ -322,6 +323,10 @@ def test_no_refusal_is_left_out():
     assert not missed
 
 
+def params_of(run, node):
+    return model_params(workplace(run.flat(), node, Settings()).model)
+
+
 def failing(error: Exception):
     def fail(*_):
         raise error
@@ -346,8 +351,10 @@ def test_what_nobody_worded_for_the_server_is_told_by_its_kind(error, kind, tmp_
     node = {"data": csv().make(tmp_path), "client-id": "site-a"}
     monkeypatch.setattr(nufed.client.app, "adaptation_curves", failing(error))
 
+    run = RunConfig().updated(TABLE)
+
     with pytest.raises(NufedError) as caught:
-        ask("evaluate", RunConfig().updated(TABLE), node, {"w": torch.zeros(1)})
+        ask("evaluate", run, node, params_of(run, node))
 
     assert kind in str(caught.value)
     assert SECRET not in str(caught.value)
@@ -359,14 +366,9 @@ def test_a_personal_model_that_cannot_be_kept_is_told_without_its_path(tmp_path,
     run = RunConfig().updated({**TABLE, "evaluation.num-adapt-steps": 1, "evaluation.primary-step": 1})
     node = {"data": csv().make(tmp_path), "client-id": "a", "personal-model": str(tmp_path / "ann-smith.safetensors")}
     monkeypatch.setattr("nufed.common.durable_file._sync", failing(OSError(28, "No space left on ann-smith")))
-    from nufed.client.workplace import workplace
-    from nufed.common.params import model_params
-    from nufed.common.settings import Settings
-
-    params = model_params(workplace(run.flat(), node, Settings()).model)
 
     with pytest.raises(NufedError, match="RunError was raised") as caught:
-        ask("evaluate", run, node, params, final=True)
+        ask("evaluate", run, node, params_of(run, node), final=True)
 
     assert SECRET not in str(caught.value)
 

@@ -153,9 +153,7 @@ def _own(table: Table, spec: PrivateSpec) -> Table:
         tell_here("users of %s: %s", spec.path, listed(table.user_names))
         count = len(table.user_names)
         given = f"--data names the examples of {count} users" if user is None else f"user= is none of the {count} users"
-        raise refusal(
-            ConfigError, f"{given}. Type ?user=NAME behind the path; this client's own log has their names."
-        )
+        raise refusal(ConfigError, f"{given}. Type ?user=NAME behind the path; this client's own log has their names.")
     rows = np.flatnonzero(table.users == table.user_names.index(user))
     return Table(table.inputs[rows], table.targets[rows])
 
