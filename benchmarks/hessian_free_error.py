@@ -18,6 +18,7 @@ from nufed.common.meta.hessian_free import Difference, hessian_free
 from nufed.common.meta.meta_gradient import MetaBatches
 from nufed.common.params import Params
 from nufed.common.steps.cautions import Caution
+from nufed.common.steps.eager_steps import eager_steps
 
 INNER_LR, NU = 0.1, 2
 NETWORKS = {
@@ -52,10 +53,10 @@ def errors(network: str, differences: list[Difference], seeds: range) -> list[li
     for seed in seeds:
         batches = given.batches(NU, seed=seed)
         wide = in_double(batches)
-        reference = flat(exact(given.loss, inner_lr=INNER_LR)(double, wide).gradient)
-        correction = (reference - flat(first_order(given.loss, inner_lr=INNER_LR)(double, wide).gradient)).norm()
+        reference = flat(exact(eager_steps(given.loss, INNER_LR))(double, wide).gradient)
+        correction = (reference - flat(first_order(eager_steps(given.loss, INNER_LR))(double, wide).gradient)).norm()
         for difference, into in zip(differences, found, strict=True):
-            estimate = hessian_free(given.loss, inner_lr=INNER_LR, difference=difference)(given.params, batches)
+            estimate = hessian_free(eager_steps(given.loss, INNER_LR), difference=difference)(given.params, batches)
             into.append(float((flat(estimate.gradient) - reference).norm() / correction))
     return found
 

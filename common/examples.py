@@ -1,12 +1,17 @@
 """Labelled examples, a client's three splits, and the federation they make up."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 from torch import Tensor
 
 TaskKind = Literal["classification", "regression"]
 Group = Literal["participating", "new"]
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """Return floating-point values in float64, and integers as they are."""
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,10 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     mask_seed: int | None = None
+
+    def double(self) -> Self:
+        """Return the batch in float64; class numbers stay integers."""
+        return replace(self, inputs=in_double(self.inputs), targets=in_double(self.targets))
 
 
 @dataclass(frozen=True)

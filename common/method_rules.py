@@ -13,6 +13,14 @@ _SEQUENTIAL = {
 }
 
 
+def sequential_training(config: RunConfig) -> list[str]:
+    """Return the options for which clients train one at a time: those of `sequential_options`, and some estimators."""
+    from nufed.common.meta.estimators import find_estimator  # loads PyTorch
+
+    name = config.method.estimator
+    return [*sequential_options(config), *([] if find_estimator(name).of_steps else [f"method.estimator={name}"])]
+
+
 def sequential_options(config: RunConfig) -> list[str]:
     """Return the options, as `method.objective=moreau`, that the computation of many clients at once does not know."""
     plain = RunConfig().flat()

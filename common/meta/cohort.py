@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from nufed.common.config import MethodConfig
+from nufed.common.errors import ConfigError
 from nufed.common.examples import Examples
-from nufed.common.meta.cohort_estimators import CohortBatches, find_cohort_estimator
 from nufed.common.meta.draw import BatchPlan, Sources, batch_plan, batch_sources, draw_indices, draws_with_replacement
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_update import LocalUpdate, Stream
-from nufed.common.meta.meta_gradient import Costs
+from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
 from nufed.common.params import Params
-from nufed.common.steps.cohort_kernel import CohortBatch, CohortKernel, Stacked, clipped_each, stack_params
+from nufed.common.steps.cohort_kernel import CohortBatch, CohortKernel, Stacked, clipped_each, norms, stack_params
+from nufed.common.steps.cohort_steps import cohort_steps
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: Met
         method: ν, α, τ, β, batch sizes and estimator.
 
     Raises:
-        ConfigError: the estimator is unknown.
+        ConfigError: the estimator is unknown, or is computed for one client at a time only.
         DataError: a support split cannot be divided as `outer-holdout-fraction` asks.
     """
-    meta_gradient = find_cohort_estimator(method.estimator)
+    meta_gradient = _batched_estimator(kernel, method)
     plan = _plan(method)
     sources = [_sources(trainee, method) for trainee in trainees]
     batches = _Batches(trainees, plan, sources)
@@ -58,24 +59,40 @@ def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: Met
     growth, costs = next(iter(point.values())).new_zeros(len(trainees)), Costs()
     for step in range(method.num_local_steps):
         kernel.start_step()
-        estimate = meta_gradient(kernel, point, batches.draw(step), method)
+        estimate = meta_gradient(point, batches.draw(step))
         gradient = clipped_each(estimate.gradient, method.max_grad_norm) if method.max_grad_norm else estimate.gradient
         _descend_in_place(point, gradient, method.local_lr)
-        losses.append(estimate.outer_losses)
+        losses.append(estimate.outer_loss)
+        growths = _growths(estimate)
         # Unlike maximum, this passes over NaN as Python's max does.
-        growth = torch.where(estimate.growths > growth, estimate.growths, growth)
+        growth = torch.where(growths > growth, growths, growth)
         costs = costs + estimate.costs
-    mean_losses, growths = torch.stack(losses).double().mean(0).tolist(), growth.tolist()
+    mean_losses, largest = torch.stack(losses).double().mean(0).tolist(), growth.tolist()
     return [
         LocalUpdate(
             {name: tensor[number] for name, tensor in point.items()},
             mean_losses[number],
-            growths[number],
+            largest[number],
             costs,
             draws_with_replacement(plan, sources[number]),
         )
         for number in range(len(trainees))
     ]
+
+
+def _batched_estimator(kernel: CohortKernel, method: MethodConfig) -> MetaGradient[CohortBatch]:
+    estimator = find_estimator(method.estimator)
+    if estimator.of_steps is None:
+        raise ConfigError(
+            f"method.estimator={method.estimator} is computed for one client at a time only. Use --engine local."
+        )
+    return estimator.of_steps(cohort_steps(kernel, method.inner_lr), method)
+
+
+def _growths(estimate: Estimate) -> Tensor:
+    """Return ‖∇F_i‖ / ‖∇f_i(w_ν)‖ of each client, [m]; 1 where the divisor is 0 or no number."""
+    outer_norms = torch.as_tensor(estimate.outer_norm)
+    return torch.where(outer_norms > 0, norms(estimate.gradient) / outer_norms, torch.ones_like(outer_norms))
 
 
 def batch_sizes(trainee: Trainee, method: MethodConfig) -> tuple[int, ...]:
@@ -126,7 +143,7 @@ class _Batches:
         self._is_constant = plan.outer_size == plan.inner_size == plan.hessian_size == 0
         self._gathered = False
 
-    def draw(self, step: int) -> CohortBatches:
+    def draw(self, step: int) -> MetaBatches[CohortBatch]:
         """Return the batches of local step t, valid until the next call."""
         if not (self._is_constant and self._gathered):
             for number in range(len(self._trainees)):
@@ -138,7 +155,7 @@ class _Batches:
             for end, size, weights in zip(ends.tolist(), self._sizes.tolist(), self._weights, strict=True)
         ]
         inner = tuple(batches[1 : 1 + self._plan.num_inner])
-        return CohortBatches(inner, batches[0], tuple(batches[1 + self._plan.num_inner :]) or inner)
+        return MetaBatches(inner, batches[0], tuple(batches[1 + self._plan.num_inner :]) or inner)
 
     def _gather(self, number: int, step: int) -> None:
         trainee = self._trainees[number]

@@ -5,25 +5,21 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from nufed.common.params import norm
-from nufed.common.steps.eager_steps import eager_steps
-from nufed.common.steps.steps import MakeSteps
-from nufed.common.task import LossFn
+from nufed.common.steps.steps import AnyBatch, Steps
 
 
-def exact(loss: LossFn, *, inner_lr: float, make_steps: MakeSteps = eager_steps) -> MetaGradient:
+def exact(steps: Steps[AnyBatch]) -> MetaGradient[AnyBatch]:
     """Return the estimator (I - αH(w_0; H_0)) ⋯ (I - αH(w_{ν-1}; H_{ν-1})) ∇f(w_ν; O).
 
     Keeps the ν inner points and one graph at a time, so that memory grows with ν by parameter vectors alone.
     """
-    steps = make_steps(loss, inner_lr)
 
-    def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
+    def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches[AnyBatch]) -> Estimate:
         path = [dict(params)]
         for batch in batches.inner:
             path.append(steps.descend(path[-1], batch))
         outer_loss, direction = steps.value_and_gradient(path.pop(), batches.outer)
-        outer_norm = norm(direction)
+        outer_norm = steps.algebra.norm(direction)
         for batch in reversed(batches.hessian):
             direction = steps.pull_back(path.pop(), batch, direction)
         return Estimate(direction, outer_loss, outer_norm, Costs(len(batches.inner) + 1, len(batches.hessian)))

@@ -5,21 +5,17 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from nufed.common.params import norm
-from nufed.common.steps.eager_steps import eager_steps
-from nufed.common.steps.steps import MakeSteps
-from nufed.common.task import LossFn
+from nufed.common.steps.steps import AnyBatch, Steps
 
 
-def first_order(loss: LossFn, *, inner_lr: float, make_steps: MakeSteps = eager_steps) -> MetaGradient:
+def first_order(steps: Steps[AnyBatch]) -> MetaGradient[AnyBatch]:
     """Return the estimator ∇f(w_ν; O): ν+1 gradients, biased by O(α) whatever the batch size."""
-    steps = make_steps(loss, inner_lr)
 
-    def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
+    def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches[AnyBatch]) -> Estimate:
         adapted = dict(params)
         for batch in batches.inner:
             adapted = steps.descend(adapted, batch)
         outer_loss, direction = steps.value_and_gradient(adapted, batches.outer)
-        return Estimate(direction, outer_loss, norm(direction), Costs(len(batches.inner) + 1))
+        return Estimate(direction, outer_loss, steps.algebra.norm(direction), Costs(len(batches.inner) + 1))
 
     return meta_gradient

@@ -15,15 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nufed.common.examples import Batch
 from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from nufed.common.params import Params, add_scaled, norm
+from nufed.common.params import Params
 from nufed.common.steps.cautions import caution
-from nufed.common.steps.eager_steps import eager_steps
-from nufed.common.steps.steps import MakeSteps, Steps
+from nufed.common.steps.steps import Algebra, AnyBatch, Size, Steps
 from nufed.common.task import LossFn, ModelLoss
 
-TINY = 1e-30
 KINKED = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Threshold),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
@@ -56,83 +53,72 @@ def default_delta(dtype: torch.dtype, displacement: str = "normalized") -> float
     return 1e-5 if dtype == torch.float64 else 1e-3
 
 
-def hessian_free(
-    loss: LossFn,
-    *,
-    inner_lr: float,
-    difference: Difference = Difference(),
-    make_steps: MakeSteps = eager_steps,
-) -> MetaGradient:
+def hessian_free(steps: Steps[AnyBatch], *, difference: Difference = Difference()) -> MetaGradient[AnyBatch]:
     """Return the estimator: no double backward; 3ν+1 gradients, or 2ν+1 forward where batches are coupled."""
-    steps = make_steps(loss, inner_lr)
-    _caution_of_kinks(loss, difference)
 
-    def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
+    def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches[AnyBatch]) -> Estimate:
         known = difference.sides == "forward" and batches.hessian is batches.inner
         path: list[tuple[Params, Params | None]] = []
         adapted = dict(params)
         for batch in batches.inner:
-            gradient = steps.value_and_gradient(adapted, batch)[1]
-            path.append((adapted, gradient if known else None))
-            adapted = add_scaled(adapted, gradient, -inner_lr)
+            moved, gradient = steps.descend_with_gradient(adapted, batch)
+            path.append((adapted, gradient() if known else None))
+            adapted = moved
         outer_loss, direction = steps.value_and_gradient(adapted, batches.outer)
-        outer_norm, num_gradients = norm(direction), len(path) + 1
+        outer_norm, num_gradients = steps.algebra.norm(direction), len(path) + 1
         for batch in reversed(batches.hessian):
-            product, spent = _product(steps, path.pop(), direction, batch, difference)
-            direction = add_scaled(direction, product, -inner_lr)
-            num_gradients += spent
+            direction = _contracted(steps, path.pop(), direction, batch, difference)
+            num_gradients += 1 if known else 2
         return Estimate(direction, outer_loss, outer_norm, Costs(num_gradients))
 
     return _in_double(meta_gradient) if difference.dtype == "float64" else meta_gradient
 
 
-def _product(
-    steps: Steps, here: tuple[Params, Params | None], direction: Params, batch: Batch, difference: Difference
-) -> tuple[Params, int]:
-    """Return an estimate of H v and how many gradients it took; `here` is the point and, if known, its gradient."""
+def _contracted(
+    steps: Steps[AnyBatch],
+    here: tuple[Params, Params | None],
+    direction: Params,
+    batch: AnyBatch,
+    difference: Difference,
+) -> Params:
+    """Return an estimate of (I - α H) v; `here` is the point and, if known, its gradient."""
     point, gradient = here
-    step = _step(point, direction, difference)
-    ahead = steps.value_and_gradient(add_scaled(point, direction, step), batch)[1]
+    step = _step(steps.algebra, point, direction, difference)
+    ahead = steps.value_and_gradient(steps.algebra.add_scaled(point, direction, step), batch)[1]
     if difference.sides == "central":
-        behind, spent = steps.value_and_gradient(add_scaled(point, direction, -step), batch)[1], 2
-    elif gradient is None:
-        behind, spent = steps.value_and_gradient(point, batch)[1], 2
+        behind = steps.value_and_gradient(steps.algebra.add_scaled(point, direction, -step), batch)[1]
     else:
-        behind, spent = gradient, 1
+        behind = steps.value_and_gradient(point, batch)[1] if gradient is None else gradient
     width = 2 * step if difference.sides == "central" else step
-    return {name: tensor / width for name, tensor in add_scaled(ahead, behind, -1.0).items()}, spent
+    return steps.algebra.subtract_quotient(direction, ahead, behind, steps.inner_lr, width)
 
 
-def _step(point: Params, direction: Params, difference: Difference) -> float:
+def _step(algebra: Algebra, point: Params, direction: Params, difference: Difference) -> Size:
     """Return h, the factor of v."""
     dtype = next(iter(point.values())).dtype
     delta = difference.delta or default_delta(dtype, difference.displacement)
     if difference.displacement == "absolute":
         return delta
-    scale = 1 + norm(point) if difference.displacement == "relative" else 1.0
-    return delta * scale / max(norm(direction), TINY)
+    scale = 1 + algebra.norm(point) if difference.displacement == "relative" else 1.0
+    return algebra.ratio(delta * scale, algebra.norm(direction))
 
 
-def _in_double(meta_gradient: MetaGradient) -> MetaGradient:
+def _in_double(meta_gradient: MetaGradient[AnyBatch]) -> MetaGradient[AnyBatch]:
     """Return the estimator computed in float64, whatever comes, its gradient rounded to what came."""
 
-    def wide(batch: Batch) -> Batch:
-        parts = (batch.inputs, batch.targets)
-        inputs, targets = (part.double() if part.is_floating_point() else part for part in parts)
-        return replace(batch, inputs=inputs, targets=targets)
-
-    def in_double(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
-        inner = tuple(map(wide, batches.inner))
-        hessian = inner if batches.hessian is batches.inner else tuple(map(wide, batches.hessian))
+    def in_double(params: Mapping[str, Tensor], batches: MetaBatches[AnyBatch]) -> Estimate:
+        inner = tuple(batch.double() for batch in batches.inner)
+        coupled = batches.hessian is batches.inner
+        hessian = inner if coupled else tuple(batch.double() for batch in batches.hessian)
         double = {name: tensor.double() for name, tensor in params.items()}
-        estimate = meta_gradient(double, MetaBatches(inner, wide(batches.outer), hessian))
+        estimate = meta_gradient(double, MetaBatches(inner, batches.outer.double(), hessian))
         gradient = {name: tensor.to(params[name].dtype) for name, tensor in estimate.gradient.items()}
         return replace(estimate, gradient=gradient)
 
     return in_double
 
 
-def _caution_of_kinks(loss: LossFn, difference: Difference) -> None:
+def caution_of_kinks(loss: LossFn, difference: Difference) -> None:
     """Warn once of float32 differences across the kinks of a model's layers."""
     if difference.dtype == "float64" or not isinstance(loss, ModelLoss):
         return

@@ -9,11 +9,12 @@ from the right, the factor of the last inner point is applied to the outer gradi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic
 
 from torch import Tensor
 
-from nufed.common.examples import Batch
 from nufed.common.params import Params, norm
+from nufed.common.steps.steps import AnyBatch, Size
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class MetaBatches:
-    """The batches of one meta step.
+class MetaBatches(Generic[AnyBatch]):
+    """The batches of one meta step, of one client or of several at once.
 
     Attributes:
         inner: I_0 … I_{ν-1}, one for each fine-tuning step.
@@ -43,30 +44,32 @@ class MetaBatches:
         hessian: H_0 … H_{ν-1}, for the Hessian at each inner point; the inner batches where they are coupled.
     """
 
-    inner: tuple[Batch, ...]
-    outer: Batch
-    hessian: tuple[Batch, ...]
+    inner: tuple[AnyBatch, ...]
+    outer: AnyBatch
+    hessian: tuple[AnyBatch, ...]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One meta-gradient.
+    """One client's meta-gradient, or those of m clients with everything stacked.
 
     Attributes:
         gradient: estimate of ∇F_i(w).
-        outer_loss: f_i(w_ν; O), the loss after fine-tuning; scalar.
-        outer_norm: ‖∇f_i(w_ν; O)‖. The ratio of the gradient's norm to it tells how the backward product grows.
-        costs: evaluations made.
+        outer_loss: f_i(w_ν; O), the loss after fine-tuning; scalar or [m].
+        outer_norm: ‖∇f_i(w_ν; O)‖, a number or [m]. The ratio of the gradient's norm to it tells how the backward
+            product grows.
+        costs: evaluations made for each client.
     """
 
     gradient: Params
     outer_loss: Tensor
-    outer_norm: float
+    outer_norm: Size
     costs: Costs
 
     def growth(self) -> float:
-        """Return ‖∇F_i‖ / ‖∇f_i(w_ν)‖; far above 1, the inner step size is too large for ν steps."""
-        return norm(self.gradient) / self.outer_norm if self.outer_norm > 0 else 1.0
+        """Return one client's ‖∇F_i‖ / ‖∇f_i(w_ν)‖; far above 1, the inner step size is too large for ν steps."""
+        outer_norm = float(self.outer_norm)
+        return norm(self.gradient) / outer_norm if outer_norm > 0 else 1.0
 
 
-MetaGradient = Callable[[Mapping[str, Tensor], MetaBatches], Estimate]
+MetaGradient = Callable[[Mapping[str, Tensor], MetaBatches[AnyBatch]], Estimate]

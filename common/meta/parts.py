@@ -79,7 +79,7 @@ def head_steps(loss: LossFn, inner_lr: float) -> Steps:
     def linearize(params: Mapping[str, Tensor], batch: Batch) -> tuple[Params, PullBack]:
         return descend(params, batch), lambda direction: pull_back(params, batch, direction)
 
-    return Steps(lambda params, batch: value_and_gradient(loss, params, batch), descend, linearize, pull_back)
+    return Steps(inner_lr, lambda params, batch: value_and_gradient(loss, params, batch), descend, linearize, pull_back)
 
 
 def _loss_of_head(loss: LossFn, params: Mapping[str, Tensor]) -> LossFn:

@@ -10,27 +10,21 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
-from nufed.common.params import Params, norm
-from nufed.common.steps.eager_steps import eager_steps
+from nufed.common.params import Params
 from nufed.common.steps.kept_graphs import KeptGraphs, Memory
-from nufed.common.steps.steps import MakeSteps, PullBack
-from nufed.common.task import LossFn
+from nufed.common.steps.steps import AnyBatch, PullBack, Steps
 
 
-def unrolled(
-    loss: LossFn, *, inner_lr: float, memory: Memory = "fast", make_steps: MakeSteps = eager_steps
-) -> MetaGradient:
+def unrolled(steps: Steps[AnyBatch], *, memory: Memory = "fast") -> MetaGradient[AnyBatch]:
     """Return the estimator that keeps up to ν gradient graphs; `batches.hessian` is not read.
 
     Args:
-        loss: the client's loss.
-        inner_lr: step size of the fine-tuning, α.
+        steps: the inner step.
         memory: `fast` keeps all graphs, `low` that of the last step alone, `auto` as many as fit in 256 MiB.
-        make_steps: how the inner step is computed.
     """
-    steps, kept_graphs = make_steps(loss, inner_lr), KeptGraphs(memory)
+    kept_graphs = KeptGraphs(memory)
 
-    def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
+    def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches[AnyBatch]) -> Estimate:
         num_steps = len(batches.inner)
         path: list[tuple[Params, PullBack | None]] = []
         adapted = dict(params)
@@ -39,7 +33,7 @@ def unrolled(
             path.append((adapted, pull_back))
             adapted = moved
         outer_loss, direction = steps.value_and_gradient(adapted, batches.outer)
-        outer_norm = norm(direction)
+        outer_norm = steps.algebra.norm(direction)
         for batch in reversed(batches.inner):
             point, pull_back = path.pop()
             direction = pull_back(direction) if pull_back else steps.pull_back(point, batch, direction)

@@ -5,12 +5,13 @@ so each operation below is m independent ones.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from nufed.common.examples import in_double
 from nufed.common.params import Params
 
 Stacked = Mapping[str, Tensor]
@@ -29,6 +30,12 @@ class CohortBatch:
     inputs: Tensor
     targets: Tensor
     weights: Tensor
+
+    def double(self) -> Self:
+        """Return the batches in float64; the weights are computed anew, for in float32 1/B is rounded."""
+        sizes = self.weights.count_nonzero(1).unsqueeze(1)
+        weights = (self.weights > 0).double() / sizes
+        return replace(self, inputs=in_double(self.inputs), targets=in_double(self.targets), weights=weights)
 
 
 class CohortTape(Protocol):

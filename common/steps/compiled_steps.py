@@ -93,7 +93,7 @@ def _steps(loss: ModelLoss, inner_lr: float, eager: Steps) -> Steps:
         outputs = run[0](*_arguments(params, batch), *_contiguous(direction, params))
         return dict(zip(params, outputs, strict=True))
 
-    return Steps(value_and_gradient, descend, linearize, pull_back)
+    return Steps(inner_lr, value_and_gradient, descend, linearize, pull_back)
 
 
 Build = Callable[[ModelLoss, float, Signature], tuple[Compiled, ...]]

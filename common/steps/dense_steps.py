@@ -61,7 +61,7 @@ def _by_hand(kernel: DenseKernel, inner_lr: float) -> Steps:
     def pull_back(params: Mapping[str, Tensor], batch: Batch, direction: Params) -> Params:
         return contract(record(params, batch, curvature=True), direction)
 
-    return Steps(value_and_gradient, descend, linearize, pull_back)
+    return Steps(inner_lr, value_and_gradient, descend, linearize, pull_back)
 
 
 def _either(covers: Covers, ours: Steps, others: Steps) -> Steps:
@@ -69,6 +69,7 @@ def _either(covers: Covers, ours: Steps, others: Steps) -> Steps:
         return ours if covers(params, batch) else others
 
     return Steps(
+        ours.inner_lr,
         lambda params, batch: of(params, batch).value_and_gradient(params, batch),
         lambda params, batch: of(params, batch).descend(params, batch),
         lambda params, batch: of(params, batch).linearize(params, batch),

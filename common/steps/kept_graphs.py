@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nufed.common.examples import Batch
 from nufed.common.params import Params
-from nufed.common.steps.steps import PullBack, SizedPullBack, Steps
+from nufed.common.steps.steps import AnyBatch, PullBack, SizedPullBack, Steps
 
 Memory = Literal["low", "fast", "auto"]
 GRAPH_BUDGET = 256 * 2**20  # bytes
@@ -23,7 +22,7 @@ class KeptGraphs:
         self._limit = limits[memory]
 
     def step(
-        self, steps: Steps, params: Mapping[str, Tensor], batch: Batch, num_ahead: int
+        self, steps: Steps[AnyBatch], params: Mapping[str, Tensor], batch: AnyBatch, num_ahead: int
     ) -> tuple[Params, PullBack | None]:
         """Return the next point, and the step's pull-back if its graph and those of the steps ahead are kept.
 
@@ -42,9 +41,10 @@ class KeptGraphs:
         return moved, pull_back if num_ahead < self._limit else None
 
 
-def _measured(steps: Steps, params: Mapping[str, Tensor], batch: Batch) -> tuple[Params, PullBack, int]:
+def _measured(steps: Steps[AnyBatch], params: Mapping[str, Tensor], batch: AnyBatch) -> tuple[Params, PullBack, int]:
     """Return a linearized step and the bytes that it keeps alive beside parameters and batch."""
-    shared = {tensor.untyped_storage().data_ptr() for tensor in (*params.values(), batch.inputs, batch.targets)}
+    given = (*params.values(), *(part for part in vars(batch).values() if isinstance(part, Tensor)))
+    shared = {tensor.untyped_storage().data_ptr() for tensor in given}
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

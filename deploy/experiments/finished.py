@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nufed.common.config import RunConfig
 from nufed.common.errors import RunError
 from nufed.common.examples import Group
-from nufed.deploy.experiments.cells import HVP_COST
+from nufed.common.meta.estimators import HVP_COST
 from nufed.deploy.experiments.tuning import read_summary
 from nufed.server.checkpoint import load_checkpoint
 from nufed.server.history import History

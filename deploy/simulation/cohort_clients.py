@@ -2,7 +2,7 @@
 
 Who cannot be batched is handed back, to be run alone: models with dropout, whose masks come from a generator that one
 client seeds; models that the kernels do not know; methods with options that they do not know
-(`nufed.common.method_rules.sequential_options`); and all clients of a computation that failed, so that an error is
+(`nufed.common.method_rules.sequential_training`); and all clients of a computation that failed, so that an error is
 its culprit's and nobody else's.
 """
 
@@ -17,7 +17,7 @@ from nufed.common.examples import Examples
 from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_update import Stream
-from nufed.common.method_rules import sequential_options
+from nufed.common.method_rules import sequential_options, sequential_training
 from nufed.common.params import Params, num_bytes
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortKernel, stack_params
@@ -75,16 +75,15 @@ class Cohort:
         """Yield each client's answer, one batched computation after another."""
         for group in _by_model(assignments):
             place = group[0].place
-            if unknown := sequential_options(place.config):
+            if unknown := sequential_training(place.config):
                 yield from self._alone(group, f"{', '.join(unknown)} cannot be computed for several at once")
                 continue
             if (kernel := training_kernel(place)) is None:
                 why = "draws dropout masks" if place.masks else "would be slower together on this device"
                 yield from self._alone(group, f"{type(place.model).__name__} {why}")
                 continue
-            if place.config.method.estimator == "hessian-free":
-                # Made and thrown away: making it cautions of models that it does not suit.
-                find_estimator("hessian-free").build(place.training_loss, place.config.method)
+            if caution := find_estimator(place.config.method.estimator).caution:
+                caution(place.training_loss, place.config.method)
             for chunk in training_chunks(kernel, group):
                 yield from self._together(_train_with(kernel), chunk)
 

@@ -96,7 +96,7 @@ def choose_engine(config: RunConfig) -> str:
     are computed for one client at a time.
     """
     from nufed.common.data import describe_task
-    from nufed.common.method_rules import sequential_options
+    from nufed.common.method_rules import sequential_training
     from nufed.common.models import build_model
     from nufed.common.settings import process_settings
     from nufed.common.steps.dense_layers import dense_layers
@@ -105,7 +105,7 @@ def choose_engine(config: RunConfig) -> str:
     task = describe_task(config.data, process_settings(), seed=config.seed)
     is_dense = dense_layers(build_model(config.model, task, seed=config.seed), task) is not None
     several = num_chosen(config.data.num_clients, config.federation.participation_fraction) > 1
-    return "cohort" if is_dense and several and not sequential_options(config) else "local"
+    return "cohort" if is_dense and several and not sequential_training(config) else "local"
 
 
 def _auto(config: RunConfig, options: ServerOptions) -> None:

@@ -10,8 +10,7 @@ from nufed.common.config import MethodConfig
 from nufed.common.errors import ConfigError
 from nufed.common.examples import Examples, TaskInfo
 from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
-from nufed.common.meta.cohort_estimators import COHORT_ESTIMATORS
-from nufed.common.meta.estimators import ESTIMATORS
+from nufed.common.meta.estimators import ESTIMATORS, Estimator
 from nufed.common.meta.local_update import Stream, local_update
 from nufed.common.params import add_scaled, model_params, norm
 from nufed.common.rng import seeded_torch
@@ -251,8 +250,10 @@ def test_batch_sizes_say_who_can_be_batched_without_padding():
     assert ragged == [(5, *[size] * 4) for size in SIZES]
 
 
-def test_all_estimators_have_a_batched_form():
-    """The two registries have the same names, and an estimator without a batched form is named."""
-    assert list(COHORT_ESTIMATORS) == list(ESTIMATORS)
-    with pytest.raises(ConfigError, match=r"'exakt' .*has no batched form.*Did you mean 'exact'"):
-        cohort_update(dense(mlp()), trainees(model_params(mlp())), METHOD.model_copy(update={"estimator": "exakt"}))
+def test_an_estimator_that_is_computed_for_one_client_at_a_time_is_refused(monkeypatch):
+    single = Estimator("one by one", uses_hessian_batches=False, step_cost=float, of_loss=lambda *_: None)
+    monkeypatch.setitem(ESTIMATORS, "single", single)
+
+    for name, reason in (("single", "one client at a time only"), ("exakt", "Did you mean 'exact'")):
+        with pytest.raises(ConfigError, match=reason):
+            cohort_update(dense(mlp()), trainees(model_params(mlp())), METHOD.model_copy(update={"estimator": name}))

@@ -68,7 +68,7 @@ def test_exact_evaluates_each_hessian_on_the_batch_of_its_own(nu):
     for batch in batches.inner:
         path.append(add_scaled(path[-1], gradient(loss, path[-1], batch), -ALPHA))
 
-    estimate = exact(loss, inner_lr=ALPHA)(params, batches)
+    estimate = exact(eager_steps(loss, ALPHA))(params, batches)
 
     sizes = [tensor.numel() for tensor in params.values()]
     direction = oracles.flatten(gradient(loss, path.pop(), batches.outer))
@@ -120,7 +120,7 @@ def test_hessian_free_reads_one_batch_at_both_ends_and_a_fresh_one_for_each_inne
     loss, params, shape = model_problem("mlp")
     counting, batches = CountingLoss(loss), random_batches(3, shape, coupled=False)
 
-    hessian_free(counting, inner_lr=ALPHA)(params, batches)
+    hessian_free(eager_steps(counting, ALPHA))(params, batches)
 
     assert [counting.batches[id(batch)] for batch in batches.hessian] == [2, 2, 2]
     assert [counting.batches[id(batch)] for batch in (*batches.inner, batches.outer)] == [1, 1, 1, 1]
@@ -134,7 +134,7 @@ def test_quadratic_closed_forms(nu):
     batches, twice = (MetaBatches((batch,) * n, batch, (batch,) * n) for n in (nu, 2 * nu))
 
     gradients = {name: build(name, oracles.quadratic_loss, nu, 0.5)(params, batches).gradient for name in ESTIMATORS}
-    doubled = first_order(oracles.quadratic_loss, inner_lr=0.5)(params, twice).gradient
+    doubled = first_order(eager_steps(oracles.quadratic_loss, 0.5))(params, twice).gradient
 
     w = oracles.flatten(params)
     expected = oracles.meta_gradient(matrices[0], centers[0], w, 0.5, 2 * nu)
@@ -158,7 +158,7 @@ def test_hessian_free_converges_at_order_two_in_the_displacement():
 
     errors = [
         relative_difference(
-            hessian_free(loss, inner_lr=ALPHA, difference=Difference(delta))(params, batches).gradient, oracle
+            hessian_free(eager_steps(loss, ALPHA), difference=Difference(delta))(params, batches).gradient, oracle
         )
         for delta in (1e-1, 1e-2, 1e-3)
     ]
@@ -173,9 +173,9 @@ def test_hessian_free_default_in_float32_is_within_a_thousandth_of_exact():
     inner = tuple(Batch(batch.inputs.float(), batch.targets) for batch in double.inner)
     batches = MetaBatches(inner, Batch(double.outer.inputs.float(), double.outer.targets), inner)
 
-    estimate = hessian_free(loss, inner_lr=ALPHA)(params, batches)
+    estimate = hessian_free(eager_steps(loss, ALPHA))(params, batches)
 
-    assert relative_difference(estimate.gradient, exact(loss, inner_lr=ALPHA)(params, batches).gradient) < 1e-3
+    assert relative_difference(estimate.gradient, exact(eager_steps(loss, ALPHA))(params, batches).gradient) < 1e-3
 
 
 def test_absolute_displacement_moves_by_delta_times_the_direction():
@@ -183,9 +183,9 @@ def test_absolute_displacement_moves_by_delta_times_the_direction():
     batches = random_batches(1, shape, coupled=True)
     outer = gradient(loss, add_scaled(params, gradient(loss, params, batches.inner[0]), -ALPHA), batches.outer)
 
-    absolute = hessian_free(loss, inner_lr=ALPHA, difference=Difference(0.01, "absolute"))(params, batches)
+    absolute = hessian_free(eager_steps(loss, ALPHA), difference=Difference(0.01, "absolute"))(params, batches)
 
-    same = hessian_free(loss, inner_lr=ALPHA, difference=Difference(0.01 * norm(outer)))(params, batches)
+    same = hessian_free(eager_steps(loss, ALPHA), difference=Difference(0.01 * norm(outer)))(params, batches)
     assert relative_difference(absolute.gradient, same.gradient) < 1e-10
 
 
@@ -196,7 +196,9 @@ def test_forward_differences_converge_at_order_one_in_the_displacement():
 
     errors = [
         relative_difference(
-            hessian_free(loss, inner_lr=ALPHA, difference=Difference(delta, sides="forward"))(params, batches).gradient,
+            hessian_free(eager_steps(loss, ALPHA), difference=Difference(delta, sides="forward"))(
+                params, batches
+            ).gradient,
             oracle,
         )
         for delta in (1e-2, 1e-3, 1e-4)
@@ -210,7 +212,7 @@ def test_forward_differences_reuse_the_inner_gradients_of_coupled_batches(couple
     loss, params, shape = model_problem("mlp")
     counting, difference = CountingLoss(loss), Difference(sides="forward")
 
-    estimate = hessian_free(counting, inner_lr=ALPHA, difference=difference)(
+    estimate = hessian_free(eager_steps(counting, ALPHA), difference=difference)(
         params, random_batches(3, shape, coupled=coupled)
     )
 
@@ -221,10 +223,10 @@ def test_relative_displacement_is_measured_in_the_norm_of_the_parameters():
     loss, params, shape = model_problem("mlp")
     batches = random_batches(1, shape, coupled=True)
 
-    relative = hessian_free(loss, inner_lr=ALPHA, difference=Difference(0.01, "relative"))(params, batches)
+    relative = hessian_free(eager_steps(loss, ALPHA), difference=Difference(0.01, "relative"))(params, batches)
 
     same = Difference(0.01 * (1 + norm(params)))
-    expected = hessian_free(loss, inner_lr=ALPHA, difference=same)(params, batches)
+    expected = hessian_free(eager_steps(loss, ALPHA), difference=same)(params, batches)
     assert relative_difference(relative.gradient, expected.gradient) < 1e-10
 
 
@@ -236,9 +238,9 @@ def test_float64_differences_of_a_float32_relu_network_are_right_to_float32():
     batches = MetaBatches(inner, Batch(double.outer.inputs.float(), double.outer.targets), inner)
     difference = Difference(displacement="relative", dtype="float64")
 
-    estimate = hessian_free(loss, inner_lr=ALPHA, difference=difference)(params, batches)
+    estimate = hessian_free(eager_steps(loss, ALPHA), difference=difference)(params, batches)
 
-    oracle = exact(loss, inner_lr=ALPHA)(params, batches).gradient
+    oracle = exact(eager_steps(loss, ALPHA))(params, batches).gradient
     assert relative_difference(estimate.gradient, oracle) < 1e-5
     assert all(tensor.dtype == torch.float32 for tensor in estimate.gradient.values())
 
@@ -248,8 +250,8 @@ def test_float32_differences_across_kinks_are_said_once():
     loss = make_loss(mlp(nn.ReLU).float(), TaskInfo("classification", (1, 3, 3), 4))
 
     with pytest.warns(Caution, match="kinks of ReLU") as said:
-        hessian_free(loss, inner_lr=ALPHA)
-    hessian_free(loss, inner_lr=ALPHA)  # a second warning would be an error here
+        build("hessian-free", loss, 1)
+    build("hessian-free", loss, 1)  # a second warning would be an error here
 
     assert len(said) == 1
 
@@ -261,7 +263,7 @@ def test_smooth_models_and_float64_raise_no_caution(model, dtype):
     caution.cache_clear()
     loss = make_loss(model, TaskInfo("classification", (1, 3, 3), 4))
 
-    estimator = hessian_free(loss, inner_lr=ALPHA, difference=Difference(dtype=dtype))
+    estimator = build("hessian-free", loss, 1, hessian_free_dtype=dtype)
 
     assert callable(estimator)
 
@@ -320,7 +322,7 @@ def test_a_vanished_outer_gradient_leaves_hessian_free_finite():
     batch = Batch(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
     params = oracles.as_params(torch.zeros(3, dtype=torch.float64))
 
-    estimate = hessian_free(oracles.quadratic_loss, inner_lr=0.5)(params, MetaBatches((batch,), batch, (batch,)))
+    estimate = hessian_free(eager_steps(oracles.quadratic_loss, 0.5))(params, MetaBatches((batch,), batch, (batch,)))
 
     assert norm(estimate.gradient) == 0
     assert estimate.growth() == 1
@@ -331,7 +333,7 @@ def test_growth_is_the_ratio_of_meta_gradient_to_outer_gradient():
     batch = oracles.quadratic_batch(matrix, center)
     params = oracles.as_params(torch.ones(2, dtype=torch.float64))
 
-    estimate = exact(oracles.quadratic_loss, inner_lr=1.0)(params, MetaBatches((batch,) * 3, batch, (batch,) * 3))
+    estimate = exact(eager_steps(oracles.quadratic_loss, 1.0))(params, MetaBatches((batch,) * 3, batch, (batch,) * 3))
 
     assert math.isclose(estimate.growth(), 0.5**3)
 
@@ -340,9 +342,9 @@ def test_first_and_second_order_differ_on_the_task_used():
     loss, params, shape = model_problem("mlp")
     batches = random_batches(2, shape, coupled=True)
 
-    first = first_order(loss, inner_lr=ALPHA)(params, batches).gradient
+    first = first_order(eager_steps(loss, ALPHA))(params, batches).gradient
 
-    assert relative_difference(first, unrolled(loss, inner_lr=ALPHA)(params, batches).gradient) > 0.05
+    assert relative_difference(first, unrolled(eager_steps(loss, ALPHA))(params, batches).gradient) > 0.05
 
 
 def test_an_unknown_estimator_is_refused_with_the_nearest_name():
@@ -355,7 +357,7 @@ def test_a_relu_network_is_differentiated_within_its_pieces():
     loss, params = make_loss(model, TaskInfo("classification", (1, 3, 3), 4)), model_params(model)
     batches = random_batches(2, (1, 3, 3), coupled=True)
 
-    estimate = exact(loss, inner_lr=ALPHA)(params, batches)
+    estimate = exact(eager_steps(loss, ALPHA))(params, batches)
 
     oracle = oracles.unrolled_meta_gradient(loss, params, batches.inner, batches.outer, ALPHA)
     assert relative_difference(estimate.gradient, oracle) < 1e-10

@@ -10,6 +10,7 @@ from nufed.common.meta.meta_sgd import STEP_SIZE, meta_sgd, split_step_sizes, wi
 from nufed.common.meta.objective import build_objective, fine_tune, initial_params
 from nufed.common.meta.unrolled import unrolled
 from nufed.common.rng import torch_generator
+from nufed.common.steps.eager_steps import eager_steps
 from tests import oracles
 from tests.common.meta.problems import (
     CountingLoss,
@@ -89,7 +90,7 @@ def test_with_one_size_for_all_the_models_part_is_the_unrolled_estimate():
 
     found = meta_sgd(loss, has_curvature=True)(with_step_sizes(params, 0.2), batches).gradient
 
-    expected = unrolled(loss, inner_lr=0.2)(params, batches).gradient
+    expected = unrolled(eager_steps(loss, 0.2))(params, batches).gradient
     assert relative_difference(split_step_sizes(found)[0], expected) < 1e-12
 
 

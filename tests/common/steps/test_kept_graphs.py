@@ -10,6 +10,7 @@ from nufed.common.meta.estimators import ESTIMATORS
 from nufed.common.meta.exact import exact
 from nufed.common.meta.unrolled import unrolled
 from nufed.common.steps import kept_graphs
+from nufed.common.steps.eager_steps import eager_steps
 from nufed.common.steps.kept_graphs import KeptGraphs
 from nufed.common.steps.steps import autograd_steps
 from tests.common.meta.problems import CountingLoss, model_problem, random_batches, relative_difference
@@ -23,10 +24,10 @@ def test_what_is_kept_changes_no_bit_of_the_meta_gradient(model, nu):
     loss, params, shape = model_problem(model)
     batches = random_batches(nu, shape, coupled=True)
 
-    found = [unrolled(loss, inner_lr=ALPHA, memory=memory)(params, batches) for memory in ("low", "fast", "auto")]
+    found = [unrolled(eager_steps(loss, ALPHA), memory=memory)(params, batches) for memory in ("low", "fast", "auto")]
 
     assert all(torch.equal(found[0].gradient[name], other.gradient[name]) for other in found for name in params)
-    recomputed = exact(loss, inner_lr=ALPHA)(params, batches)
+    recomputed = exact(eager_steps(loss, ALPHA))(params, batches)
     assert relative_difference(found[0].gradient, recomputed.gradient) < 1e-14
 
 
@@ -62,7 +63,7 @@ def test_auto_keeps_the_last_graphs_that_fit_in_the_budget(graphs_that_fit, agai
     *_, size = kept_graphs._measured(autograd_steps(loss, ALPHA), params, batches.inner[0])
     monkeypatch.setattr(kept_graphs, "GRAPH_BUDGET", int(graphs_that_fit * size))
 
-    unrolled(counting, inner_lr=ALPHA, memory="auto")(params, batches)
+    unrolled(eager_steps(counting, ALPHA), memory="auto")(params, batches)
 
     assert counting.evaluations == 7 + again
     assert [counting.batches[id(batch)] for batch in batches.inner] == [2] * again + [1] * (6 - again)
