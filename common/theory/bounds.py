@@ -168,7 +168,8 @@ def objective_constants(constants: Constants, step: MetaStep) -> ObjectiveConsta
     """
     if step.estimator not in ESTIMATOR_BOUNDS:
         raise ConfigError(
-            f"Unknown estimator {step.estimator!r}.{nearest_match_hint(step.estimator, ESTIMATOR_BOUNDS)}"
+            f"Expected an estimator that the theory has bounds for, got {step.estimator!r}."
+            f"{nearest_match_hint(step.estimator, ESTIMATOR_BOUNDS)}"
         )
     bias, variance = ESTIMATOR_BOUNDS[step.estimator]
     spread = heterogeneity(constants, step.inner_lr, step.num_inner_steps)

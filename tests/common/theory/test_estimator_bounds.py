@@ -57,8 +57,9 @@ def analytic(problem, kind):
     return constants
 
 
-def test_every_estimator_has_its_bounds():
-    assert ESTIMATOR_BOUNDS.keys() == ESTIMATORS.keys()
+def test_bounds_are_those_of_estimators():
+    """An estimator may lack bounds, and is then refused by name."""
+    assert ESTIMATOR_BOUNDS.keys() <= ESTIMATORS.keys()
 
 
 @pytest.mark.parametrize("nu", [1, 2, 5])

@@ -1,6 +1,7 @@
 """The engine `cohort` answers every message as the engine `local` does, up to rounding."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 from flwr.app import Message, RecordDict
@@ -13,12 +14,17 @@ from nufed.client.app import app as client_app
 from nufed.common.config import RunConfig
 from nufed.common.data import describe_task
 from nufed.common.errors import ConfigError, RunError, WireError
-from nufed.common.meta.estimators import ESTIMATORS
+from nufed.common.meta.estimators import ESTIMATORS, Estimator
+from nufed.common.meta.exact import exact
+from nufed.common.meta.first_order import first_order
 from nufed.common.models import build_model
 from nufed.common.params import model_params
 from nufed.common.settings import Settings
+from nufed.common.steps.eager_steps import eager_steps
 from nufed.common.wire import ClientDescription, EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from nufed.deploy.experiments.cells import step_cost
 from nufed.deploy.simulation.cohort import CohortGrid
+from nufed.deploy.simulation.engines import choose_engine
 from nufed.deploy.simulation.in_process import InProcessGrid
 from nufed.deploy.simulation.simulated_grid import FIRST_NODE_ID
 from nufed.server.app import build_server_app
@@ -100,7 +106,36 @@ def test_training_replies_are_those_of_the_local_engine(estimator, dtype, tolera
     # Differences of gradients over a displacement of 1e-2 amplify the rounding of float32 a hundredfold.
     assert_trained_alike(config, 10 * tolerance if estimator == "hessian-free" else tolerance)
 
-    assert said.text == ""
+    assert bool(said.text) == (ESTIMATORS[estimator].of_steps is None)
+
+
+def halfway(steps, method):
+    """Return an estimator of no use: the mean of the exact gradient and the first-order one."""
+
+    def meta_gradient(params, batches):
+        full, first = (make(steps)(params, batches) for make in (exact, first_order))
+        mean = {name: 0.5 * (full.gradient[name] + first.gradient[name]) for name in params}
+        return replace(full, gradient=mean)
+
+    return meta_gradient
+
+
+@pytest.mark.parametrize("is_batched", [True, False])
+def test_an_estimator_that_is_registered_in_one_place_works_in_every_engine(is_batched, said, monkeypatch):
+    """Batched if it is written in the inner step; else one client at a time, which is said once and for what it is."""
+    how = {"of_steps": halfway} if is_batched else {"of_loss": lambda loss, _: halfway(eager_steps(loss, 0.05), _)}
+    monkeypatch.setitem(ESTIMATORS, "halfway", Estimator("made up", True, lambda nu: 3.0 * nu, **how))
+    config = CONFIG.updated({"method.estimator": "halfway"})
+
+    grid = grid_of(CohortGrid, config)
+    for _ in range(2):
+        grid.send_and_receive(messages(config, TrainRequest, "train"))
+
+    expected = "Clients run one at a time: method.estimator=halfway cannot be computed for several at once."
+    assert [record.getMessage() for record in said.records] == ([] if is_batched else [expected])
+    assert_trained_alike(config, 1e-10 if is_batched else 1e-300)
+    assert choose_engine(config) == ("cohort" if is_batched else "local")
+    assert step_cost(config) == 6.0
 
 
 @pytest.mark.parametrize(
