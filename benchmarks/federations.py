@@ -1,6 +1,7 @@
 """Federations and grids that rounds are timed on; `data.source` names the functions here."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from flwr.serverapp import Grid
@@ -79,11 +80,11 @@ def rounds(engine: str, config: RunConfig) -> Callable[[], Params]:
     return lambda: strategy.train_round(grid, params, next(number)).params
 
 
-def evaluations(engine: str, config: RunConfig) -> Callable[[], dict[str, list[float]]]:
-    """Return a function that has all clients judge the model and returns the mean curves."""
+def evaluations(engine: str, config: RunConfig) -> Callable[[], dict[str, dict[str, Any]]]:
+    """Return a function that has all clients judge the model and returns each one's metrics."""
     grid, strategy, params = make_grid(engine, config), _strategy(config), initial_model(config)
     strategy.discover(grid, expected=config.data.num_clients)
-    return lambda: strategy.evaluate_round(grid, params, 1).mean_curves
+    return lambda: strategy.evaluate_round(grid, params, 1).client_metrics
 
 
 def _strategy(config: RunConfig) -> MetaFedAvg:

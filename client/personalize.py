@@ -18,7 +18,7 @@ Curves = dict[str, list[float]]
 
 
 def adaptation_curves(place: Workplace, params: Mapping[str, Tensor]) -> Curves:
-    """Return losses and accuracies after s = 0 … S steps from `params` (algorithm.md §8.2).
+    """Return losses and accuracies after s = 0 … S steps from `params` (docs/concepts/evaluation.md).
 
     Returns:
         `test-loss`, `test-accuracy` and, where there is a validation split, `validation-loss` and

@@ -1,4 +1,4 @@
-"""A run from its first round to its summary: the server's side of algorithm.md §2.1, written down round by round."""
+"""A run from its first round to its summary: the server's side of docs/theory.md, section 1, round by round."""
 
 import logging
 import time

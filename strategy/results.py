@@ -8,7 +8,6 @@ from typing import Literal, cast
 from nufed.common.errors import RunError
 from nufed.common.message_schema import NUM_EXAMPLES, MetricValue
 from nufed.common.params import Params
-from nufed.common.wire import EvaluateReply
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
 
 EvaluatedGroup = Literal["participating", "new", "all"]
@@ -120,25 +119,6 @@ class EvaluationResult(PhaseResult):
     """
 
     group: EvaluatedGroup
-
-    @property
-    def replies(self) -> dict[str, EvaluateReply]:
-        """What each client that replied said, by its id."""
-        replies: dict[str, EvaluateReply] = {}
-        for client_id, metrics in self.client_metrics.items():
-            rest = {name: value for name, value in metrics.items() if name != NUM_EXAMPLES}
-            replies[client_id] = EvaluateReply(_num_examples(metrics), rest)
-        return replies
-
-    @property
-    def mean_curves(self) -> dict[str, list[float]]:
-        """Unweighted means over clients of the list metrics that all of them report with one length."""
-        return average(self.client_metrics, "uniform").curves
-
-    @property
-    def weighted_curves(self) -> dict[str, list[float]]:
-        """Means weighted by `num-examples`, empty if there are no examples."""
-        return average(self.client_metrics, "examples", self.max_weight).curves
 
 
 def average(client_metrics: ClientMetrics, weighting: Weighting, max_weight: float = DEFAULT_MAX_WEIGHT) -> Averages:

@@ -1,4 +1,4 @@
-"""The τ meta steps of several clients as one batched computation (algorithm.md §2.2, for all of S_k at once).
+"""The τ meta steps of several clients as one batched computation (docs/theory.md, section 1), for all of S_k at once.
 
 Each client draws the batches that it would draw alone, from its own stream; only the arithmetic is shared. So the
 result is that of `local_update` client by client, up to rounding.

@@ -1,4 +1,4 @@
-"""What a chosen client does in a round: τ meta steps from the server's model (algorithm.md §2.2).
+"""What a chosen client does in a round: τ meta steps from the server's model (docs/theory.md, section 1).
 
 w = w_k
 for t = 0 … τ-1:   draw I_0…I_{ν-1}, O, H_0…H_{ν-1};   w = w - β · estimate of ∇F_i(w)

@@ -1,4 +1,4 @@
-"""The statements H1 to H5 of algorithm.md §8.6, judged on a suite's results.
+"""The statements H1 to H5 (docs/results.md), judged on a suite's results.
 
 A statement about several ν is supported only if every one of its comparisons is, contradicted if one is significantly
 the other way, and undecided otherwise; intervals are paired over seeds and Holm-corrected over the comparisons.

@@ -52,7 +52,7 @@ def run_cells(cells: Sequence[Cell], workers: Workers) -> dict[str, Outcome]:
         return outcomes
     if outcomes:
         workers.say(f"{len(outcomes)} of {len(unique)} runs are done already")
-    clock = _Clock(pending, len(unique), workers.jobs)
+    clock = _Clock(pending, len(unique))
     with _processes(workers, len(pending)) as executor:
         futures = {executor.submit(run_cell, cell, workers.out, workers.engine): cell for cell in pending}
         for cell, outcome in _finished(futures):
@@ -64,9 +64,9 @@ def run_cells(cells: Sequence[Cell], workers: Workers) -> dict[str, Outcome]:
 class _Clock:
     """Tells how far the work is; holds what is left of it, in the unit of `Cell.weight`."""
 
-    def __init__(self, pending: Sequence[Cell], total: int, jobs: int) -> None:
+    def __init__(self, pending: Sequence[Cell], total: int) -> None:
         self._weight_left, self._weight_done = sum(cell.weight for cell in pending), 0.0
-        self._num_done, self._total, self._jobs = total - len(pending), total, jobs
+        self._num_done, self._total = total - len(pending), total
         self._started = time.monotonic()
 
     def line(self, cell: Cell, outcome: Outcome) -> str:

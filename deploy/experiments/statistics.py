@@ -53,7 +53,7 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Return mean ± t_{R-1} sd / √R of R observations (algorithm.md §8.4).
+    """Return mean ± t_{R-1} sd / √R of R observations.
 
     Args:
         values: one per seed, at least one; a NaN makes everything NaN.

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from nufed.common.wire import params_to_arrays
 from nufed.strategy import MetaFedAvg
+from nufed.strategy.results import average
 from tests.strategy.fake_grid import FakeGrid, StreamingGrid, client, error_reply, received, reply, unreachable
 
 SENT = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(0.5)}
@@ -272,7 +273,7 @@ def test_in_an_evaluation_a_bad_reply_is_left_out_too():
 
     assert (result.counts.replied, result.counts.rejected) == (2, 1)
     assert "num-examples" in result.problems["bad"]
-    assert result.mean_curves == {"test-loss": [3.0, 1.5]}
+    assert average(result.client_metrics, "uniform").curves == {"test-loss": [3.0, 1.5]}
 
 
 def stock_round(bad):

@@ -104,15 +104,14 @@ def test_new_clients_are_never_trained_on_and_can_be_evaluated():
         "all": 12,
     }
     assert list(groups["new"].client_metrics) == ["new0", "new1"]
-    assert groups["new"].replies["new0"].metrics == {"test-loss": [1e3, 5e2]}
-    assert groups["new"].replies["new0"].num_examples == 5
+    assert groups["new"].client_metrics["new0"] == {"num-examples": 5, "test-loss": [1e3, 5e2]}
 
 
 def test_an_evaluation_of_an_empty_group_asks_nobody():
     result = MetaFedAvg().evaluate_round(federation(num_new=0), SENT, 1, group="new", timeout=5)
 
     assert result.counts.sampled == 0
-    assert result.mean_metrics == result.weighted_metrics == result.mean_curves == result.weighted_curves == {}
+    assert result.mean_metrics == result.weighted_metrics == result.client_metrics == {}
 
 
 def test_neither_training_nor_evaluation_changes_the_model_they_are_given():
