@@ -15,7 +15,7 @@ import click
 import typer
 
 from nufed.common.config import RunConfig
-from nufed.common.errors import ConfigError, NufedError
+from nufed.common.errors import ConfigError, NufedError, RunError
 from nufed.deploy.commands import experiment as experiment_cli
 from nufed.deploy.commands import federation as deploy_cli
 from nufed.deploy.commands import personal as personal_cli
@@ -28,6 +28,7 @@ from nufed.deploy.commands.run_options import (
     allowed_values,
     config_for_resuming,
 )
+from nufed.deploy.commands.streams import lost_output, unfailing_streams
 from nufed.deploy.commands.tables import print_table
 from nufed.deploy.commands.terminal import OutputOptions, describe_run, stdout_console
 
@@ -38,6 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+_INTERRUPTED = 130
+"""128 and the number of the signal, as shells have it."""
 
 _SIMULATE_HELP = f"""Run a whole federation on this machine and write its curves, model and numbers to a folder.
 
@@ -54,28 +58,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what was typed behind `nufed`; None takes this process's.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in typed
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    with unfailing_streams() as outlets:
+        code = _run([word for word in typed if word != "--debug"], debug="--debug" in typed)
+        sys.stdout and sys.stdout.flush()
+        if (lost := lost_output(outlets)) and not code:
+            words, code = lost
+            if words:
+                _fail(words, code)
+    return code
+
+
+def _run(typed: list[str], *, debug: bool) -> int:
+    """Run a command and return its exit code; what can go wrong on a user's machine is said in one paragraph."""
     try:
-        code = app([word for word in typed if word != "--debug"], prog_name="nufed", standalone_mode=False)
-    except NufedError as error:
-        if debug:
-            traceback.print_exception(error)
-        return _fail(str(error), error.exit_code)
+        code = app(typed, prog_name="nufed", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:  # click has shown the help by now
         return error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "nufed"
         return _fail(f"{error.format_message()} See `{command} --help`.", error.exit_code)
-    except click.Abort:
-        return _fail("Aborted.", 1)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("Interrupted.", _INTERRUPTED)
+    except (NufedError, OSError, MemoryError) as error:
+        if debug:
+            traceback.print_exception(error)
+        return _fail(*_explained(error))
     return code if isinstance(code, int) else 0
 
 
+def _explained(error: Exception) -> tuple[str, int]:
+    """Return what to say of an error that is none of the program's own making, and the exit code."""
+    if isinstance(error, NufedError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "This machine has too little memory for that. Use a smaller model, or fewer or smaller data.", 1
+    what = f" {error.filename}" if isinstance(error, OSError) and error.filename else " a file or a connection"
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return (
+        f"Expected to use{what}, but the system refused ({reason}). Free space, or change paths or permissions.",
+        RunError.exit_code,
+    )
+
+
 def _fail(message: str, exit_code: int) -> int:
-    sys.stdout.flush()
     print(f"nufed: {message}", file=sys.stderr)
     return exit_code
 
