@@ -4,10 +4,12 @@ torch-export   `.pt2` of torch.export; no further package
 torchscript    `.pt` of torch.jit.trace; no further package, but torch calls TorchScript deprecated
 onnx           needs the packages onnx and onnxscript (`pip install 'nufed[onnx]'`)
 
-Every file is read back and compared with the model on batches of several sizes before it takes its place.
+Every file is made in memory, read back, and compared with the model on batches of several sizes before it is written:
+the libraries' own writers end the process where a disk is full.
 """
 
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from nufed.common import __version__
 from nufed.common.data.private.preparation import Preparation
-from nufed.common.durable_file import replace_durably
+from nufed.common.durable_file import write_bytes
 from nufed.common.errors import ConfigError, ModelError, nearest_match_hint
 from nufed.common.examples import TaskInfo
 from nufed.common.params import Params
@@ -94,55 +96,49 @@ def export_model(what: Exportable, form: str, path: Path) -> float:
         "kind": what.task.kind,
         "class_names": list(what.task.class_names),
     }
-    differences: list[float] = []
-
-    def write(partial: Path) -> None:
-        try:
-            run = FORMATS[form](module, _inputs(what, _BATCHES[1]), partial, json.dumps(described))
-            differences.extend(_difference(module, run, _inputs(what, size)) for size in _BATCHES)
-        except ConfigError:
-            raise
-        except Exception as error:  # a user's model may use anything, and exporters raise anything
-            raise ModelError(
-                f"expected {type(what.model).__name__} to be exportable as {form}, but {type(error).__name__} was "
-                f"raised: {error}. Choose another --format"
-            ) from error
-
-    replace_durably(path, write)
-    if (largest := max(differences)) > _TOLERANCE:
-        path.unlink()
+    try:
+        content, run = FORMATS[form](module, _inputs(what, _BATCHES[1]), json.dumps(described))
+        largest = max(_difference(module, run, _inputs(what, size)) for size in _BATCHES)
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's model may use anything, and exporters raise anything
+        raise ModelError(
+            f"expected {type(what.model).__name__} to be exportable as {form}, but {type(error).__name__} was "
+            f"raised: {error}. Choose another --format"
+        ) from error
+    if largest > _TOLERANCE:
         raise ModelError(
             f"expected the {form} file to give the model's outputs, but they differ by {largest:.1e} of their size; "
             "choose another --format"
         )
+    write_bytes(path, content)
     return largest
 
 
 Outputs = Callable[[Tensor], Tensor]
 
 
-def _torch_export(module: nn.Module, example: Tensor, path: Path, described: str) -> Outputs:
-    shapes = ({0: torch.export.Dim.DYNAMIC},)
+def _torch_export(module: nn.Module, example: Tensor, described: str) -> tuple[bytes, Outputs]:
+    shapes, content = ({0: torch.export.Dim.DYNAMIC},), io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own passes
         program = torch.export.export(module, (example,), dynamic_shapes=shapes)
-        with path.open("wb") as file:
-            torch.export.save(program, file, extra_files={DESCRIPTION: described})
-        with path.open("rb") as file:
-            loaded: Outputs = torch.export.load(file).module()
-    return loaded
+        torch.export.save(program, content, extra_files={DESCRIPTION: described})
+        loaded: Outputs = torch.export.load(io.BytesIO(content.getvalue())).module()
+    return content.getvalue(), loaded
 
 
-def _torchscript(module: nn.Module, example: Tensor, path: Path, described: str) -> Outputs:
+def _torchscript(module: nn.Module, example: Tensor, described: str) -> tuple[bytes, Outputs]:
+    content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, which calls TorchScript deprecated
         traced: Any = torch.jit.trace(module, (example,))  # type: ignore[no-untyped-call]
-        torch.jit.save(traced, str(path), _extra_files={DESCRIPTION: described})
-        loaded: Outputs = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-    return loaded
+        torch.jit.save(traced, content, _extra_files={DESCRIPTION: described})
+        loaded: Outputs = torch.jit.load(io.BytesIO(content.getvalue()))  # type: ignore[no-untyped-call]
+    return content.getvalue(), loaded
 
 
-def _onnx(module: nn.Module, example: Tensor, path: Path, described: str) -> Outputs:
+def _onnx(module: nn.Module, example: Tensor, described: str) -> tuple[bytes, Outputs]:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -160,16 +156,16 @@ def _onnx(module: nn.Module, example: Tensor, path: Path, described: str) -> Out
         proto = program.model_proto
         onnx.helper.set_model_props(proto, {"nufed": described})
         onnx.checker.check_model(proto)
-        path.write_bytes(proto.SerializeToString())
-        evaluator = ReferenceEvaluator(onnx.load_model_from_string(path.read_bytes()))
+        content: bytes = proto.SerializeToString()
+        evaluator = ReferenceEvaluator(onnx.load_model_from_string(content))
 
     def run(inputs: Tensor) -> Tensor:
         return torch.from_numpy(evaluator.run(None, {"inputs": inputs.numpy()})[0])
 
-    return run
+    return content, run
 
 
-FORMATS: dict[str, Callable[[nn.Module, Tensor, Path, str], Outputs]] = {
+FORMATS: dict[str, Callable[[nn.Module, Tensor, str], tuple[bytes, Outputs]]] = {
     "torch-export": _torch_export,
     "torchscript": _torchscript,
     "onnx": _onnx,

@@ -45,6 +45,7 @@ def replace_durably(path: Path, write: Callable[[Path], None]) -> None:
     """Put at `path` what `write` leaves at the temporary path that it is given; a crash leaves the old file whole."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
+        _remove_left_over(path)
         try:
             write(partial)
             _sync(partial)
@@ -60,6 +61,24 @@ def remove_partials(folder: Path, names: Iterable[str]) -> None:
         for name in names:
             for partial in folder.glob(f".{glob_escape(name)}.*.part"):
                 partial.unlink(missing_ok=True)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove temporary files of `path` whose process is gone."""
+    for partial in path.parent.glob(f".{glob_escape(path.name)}.*.part"):
+        number = partial.name.removesuffix(".part").rpartition(".")[2]
+        if number.isdigit() and not _is_running(int(number)):
+            partial.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from nufed.deploy.commands.cli import main
+from nufed.deploy.commands.start import main
 
 if __name__ == "__main__":
     sys.exit(main(["server", *sys.argv[1:]]))

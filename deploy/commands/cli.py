@@ -5,6 +5,7 @@ Errors that we foresee end a command with one paragraph on stderr and the exit c
 """
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,9 @@ app = typer.Typer(
 _INTERRUPTED = 130
 """128 and the number of the signal, as shells have it."""
 
+_TOO_LITTLE_MEMORY = re.compile("allocate memory|out of memory", re.IGNORECASE)
+"""What torch says of it, as a RuntimeError."""
+
 _SIMULATE_HELP = f"""Run a whole federation on this machine and write its curves, model and numbers to a folder.
 
 Without options: {describe_run(RunConfig())}.
@@ -60,10 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    with unfailing_streams() as outlets:
+    with unfailing_streams() as outlet:
         code = _run([word for word in typed if word != "--debug"], debug="--debug" in typed)
-        sys.stdout and sys.stdout.flush()
-        if (lost := lost_output(outlets)) and not code:
+        if (lost := lost_output(outlet)) and not code:
             words, code = lost
             if words:
                 _fail(words, code)
@@ -82,7 +85,9 @@ def _run(typed: list[str], *, debug: bool) -> int:
         return _fail(f"{error.format_message()} See `{command} --help`.", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _fail("Interrupted.", _INTERRUPTED)
-    except (NufedError, OSError, MemoryError) as error:
+    except (NufedError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _TOO_LITTLE_MEMORY.search(str(error)):
+            raise  # a bug of ours, which needs its traceback
         if debug:
             traceback.print_exception(error)
         return _fail(*_explained(error))
@@ -93,7 +98,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     """Return what to say of an error that is none of the program's own making, and the exit code."""
     if isinstance(error, NufedError):
         return str(error), error.exit_code
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError | RuntimeError):
         return "This machine has too little memory for that. Use a smaller model, or fewer or smaller data.", 1
     what = f" {error.filename}" if isinstance(error, OSError) and error.filename else " a file or a connection"
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -104,7 +109,8 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    print(f"nufed: {message}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"nufed: {message}", file=sys.stderr)
     return exit_code
 
 

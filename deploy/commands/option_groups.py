@@ -151,7 +151,11 @@ class MachineOptions:
 
     @contextmanager
     def exported(self) -> Iterator[None]:
-        """Put the options into the environment inside the block, where this process and those it starts read them."""
+        """Put the options into the environment inside the block, where this process and those it starts read them.
+
+        Raises:
+            ConfigError: a variable of the environment is refused, or names a device that does not exist here.
+        """
         given = {"NUFED_DATA_ROOT": self.data_root, "NUFED_DEVICE": self.device, "NUFED_NUM_THREADS": self.threads}
         values = {name: str(value) for name, value in given.items() if value is not None}
         if self.download:
@@ -159,6 +163,7 @@ class MachineOptions:
         before = {name: os.environ.get(name) for name in values}
         os.environ.update(values)
         try:
+            _check_environment()
             yield
         finally:
             for name, value in before.items():
@@ -168,8 +173,19 @@ class MachineOptions:
                     os.environ[name] = value
 
 
-def check_device(name: str) -> None:
+def _check_environment() -> None:
+    from nufed.common.settings import process_settings
+
+    if (device := process_settings().device) != "cpu":
+        check_device(device, "NUFED_DEVICE")
+
+
+def check_device(name: str, origin: str = "--device") -> None:
     """Refuse a device that torch does not know or that this machine lacks.
+
+    Args:
+        name: of the device.
+        origin: where the name comes from.
 
     Raises:
         ConfigError: with what there is.
@@ -179,4 +195,4 @@ def check_device(name: str) -> None:
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     known = ["cpu", *(["cuda"] if gpus else []), *gpus]
     if name not in known:
-        raise ConfigError(f"--device={name!r} is not on this machine. Choose one of: {', '.join(known)}.")
+        raise ConfigError(f"{origin}={name!r} is not on this machine. Choose one of: {', '.join(known)}.")

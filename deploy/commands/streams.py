@@ -73,16 +73,16 @@ class _Outlet(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def unfailing_streams() -> Iterator[list[_Outlet]]:
+def unfailing_streams() -> Iterator[_Outlet | None]:
     """Let print, rich and logging write inside the block whatever happens to stdout and stderr.
 
-    Yields the outlets of both, in this order, of those that are there.
+    Yields the outlet of stdout, which knows at the end whether anything was lost; None where there is no stdout.
     """
     before = sys.stdout, sys.stderr
-    outlets: list[_Outlet] = []
-    sys.stdout, sys.stderr = (_unfailing(stream, outlets) for stream in before)
+    outlets = [_outlet(stream) for stream in before]
+    sys.stdout, sys.stderr = map(_unfailing, before, outlets)
     try:
-        yield outlets
+        yield outlets[0]
     finally:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -90,24 +90,28 @@ def unfailing_streams() -> Iterator[list[_Outlet]]:
         sys.stdout, sys.stderr = before
 
 
-def _unfailing(stream: Any, outlets: list[_Outlet]) -> Any:
+def _outlet(stream: Any) -> _Outlet | None:
     if stream is None or not hasattr(stream, "buffer"):
-        return stream
+        return None
     stream.flush()
-    outlet = _Outlet(stream.buffer)
-    outlets.append(outlet)
-    return io.TextIOWrapper(outlet, stream.encoding, _SPELLED_OUT, line_buffering=True)  # type: ignore[type-var]
+    return _Outlet(stream.buffer)
 
 
-def lost_output(outlets: list[_Outlet]) -> tuple[str, int] | None:
+def _unfailing(stream: Any, outlet: _Outlet | None) -> Any:
+    if outlet is None:
+        return stream
+    return io.TextIOWrapper(outlet, stream.encoding, _SPELLED_OUT, line_buffering=True)
+
+
+def lost_output(outlet: _Outlet | None) -> tuple[str, int] | None:
     """Return what to say of output that was lost and the exit code; no words where the reader has had enough."""
-    failure = next((outlet.failure for outlet in outlets if outlet.failure), None)
+    failure = outlet.failure if outlet else None
     if failure is None:
         return None
     if failure.errno == errno.EPIPE:
         return "", 128 + 13
-    return (
+    words = (
         f"Expected to write to standard output, but the system refused ({failure.strerror}), so that some of it is "
-        "lost. Files are whole. Free space, or send the output elsewhere.",
-        RunError.exit_code,
+        "lost. Files are whole. Free space, or send the output elsewhere."
     )
+    return words, RunError.exit_code

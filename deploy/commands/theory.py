@@ -113,7 +113,7 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     inner paths from it (local estimates: lower bounds of the true suprema). --inner-lr judges that α; without it one
     is recommended for each ν.
     """
-    from nufed.common.settings import Settings
+    from nufed.common.settings import process_settings
     from nufed.common.theory.advice import recommend
     from nufed.common.theory.constants import MetaStep
 
@@ -126,7 +126,7 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     source: Constants | Estimate
     if given is None:
         with machine.exported():
-            source, gap = _measure(config, max(nus), measure_clients, Settings())
+            source, gap = _measure(config, max(nus), measure_clients, process_settings())
     else:
         source, gap = given, 1.0
     shape = _shape(config, gap if initial_gap is None else initial_gap)

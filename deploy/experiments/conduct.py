@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nufed.common.config import Scalar
-from nufed.common.durable_file import write_json
+from nufed.common.durable_file import write_json, writing
 from nufed.common.errors import ConfigError, RunError, nearest_match_hint
 from nufed.deploy.experiments.archive import PREPARATIONS
 from nufed.deploy.experiments.cells import Cell, Outcome, check_estimators
@@ -112,7 +112,8 @@ def conduct(suite: Suite, workers: Workers, *, command: str) -> Experiment:
     check_estimators([Cell(entry.key, entry.config(entry.points()[0])) for entry in suite.entries()])
     for note in dict.fromkeys(note for entry in suite.entries() for note in entry.notes()):
         workers.say(note)
-    workers.out.mkdir(parents=True, exist_ok=True)
+    with writing(workers.out):
+        workers.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     choices = tune(suite, workers)
     cells = {

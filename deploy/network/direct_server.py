@@ -4,10 +4,11 @@ Flower's own SuperLink runs the ServerApp in a process of its own and polls on b
 """
 
 import hashlib
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -268,9 +269,33 @@ class DirectServer:
 
 def _states(database: Path | None) -> LinkStateFactory:
     """Return Flower's state, in memory or in a SQLite file."""
+    if database:
+        _check_database(database)
     name = str(database) if database else FLWR_IN_MEMORY_DB_NAME
     objects = ObjectStoreFactory(name) if database else AtomicObjectStoreFactory(name)
     return LinkStateFactory(name, NoOpFederationManager(), objects)
+
+
+def _check_database(path: Path) -> None:
+    """Refuse a file that is no SQLite database or cannot be written; Flower would tell it in 160 lines.
+
+    Raises:
+        RunError: with what SQLite says.
+    """
+    try:
+        with closing(sqlite3.connect(path, timeout=1.0)) as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        raise RunError(
+            f"Expected --state to name a SQLite file that can be written to, but of {path} SQLite says: {error}. Name "
+            "another file, in a folder that exists."
+        ) from error
+    if tables and "alembic_version" not in tables:
+        raise RunError(
+            f"Expected --state to name a file of Flower's, but {path} is another program's database (it has the table "
+            f"{sorted(tables)[0]!r}). Name another file."
+        )
 
 
 def _credentials(security: ServerSecurity) -> grpc.ServerCredentials:
@@ -289,8 +314,10 @@ def _credentials(security: ServerSecurity) -> grpc.ServerCredentials:
 def _bind(server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
     """Bind a server to an address and return it with the port it really has."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise RunError(f"Expected HOST:PORT to listen on, got {address!r}; for example 0.0.0.0:9092.")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) >= 2**16:
+        raise RunError(
+            f"Expected HOST:PORT to listen on, with a port below 65536, got {address!r}; for example 0.0.0.0:9092."
+        )
     try:
         if credentials is None:
             bound = server.add_insecure_port(address)
