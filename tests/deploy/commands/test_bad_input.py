@@ -168,7 +168,7 @@ DATA_FILES = [
     (["--dataset", "npz:without_y.npz"], DATA, "expected the arrays x and y, or x_train and y_train"),
     (["--dataset", "npz:nan.npz"], DATA, "nan.npz, but of 100 examples some have NaN or infinite values: feature 2"),
     (["--dataset", "npz:short.npz"], DATA, "but got 50 and 100"),
-    (["--dataset", "npz:objects.npz"], DATA, "write arrays of numbers or strings, not objects"),
+    (["--dataset", "npz:objects.npz"], DATA, "write arrays of numbers or strings"),
     (["--dataset", "npz:few.npz"], DATA, "npz:few.npz has 6; lower data.num-clients or data.num-new-clients"),
     (["--dataset", "npz:fine.npz", "--partition", "by-user"], DATA, "use data.partition=iid, dirichlet or classes"),
     (
