@@ -31,7 +31,6 @@ from nufed.server.adaptation_curves import (
     group_curves,
 )
 from nufed.server.checkpoint import Checkpoint
-from nufed.server.figures import draw_curves
 from nufed.server.history import History
 from nufed.server.observer import RunObserver, SilentObserver
 from nufed.server.outcome import (
@@ -329,6 +328,8 @@ class Run:
 
     def _draw(self, folder: RunFolder, state: _State, groups: Mapping[Group, GroupCurves | None]) -> None:
         """Leave curves.png; a run is no less complete without it."""
+        from nufed.server.figures import draw_curves  # matplotlib is loaded where something is drawn
+
         try:
             folder.write_figures(
                 draw_curves(state.history.evaluations, groups["participating"], groups["new"], config=self.config)

@@ -2,14 +2,17 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from nufed.common.config import DataConfig
-from nufed.common.data import SOURCES, describe_task, load_client, load_federation
+from nufed.common.data import SOURCES, describe_task, digits, load_client, load_federation
+from nufed.common.data.pool import SourceRequest
 from nufed.common.data.registry import find_source
 from nufed.common.errors import ConfigError, DataError
 from nufed.common.examples import ClientData, Examples
+from nufed.common.settings import Settings
 from tests.common.data.stand_ins import STAND_INS
 
 
@@ -167,3 +170,13 @@ def test_a_misspelled_source_is_refused_with_the_right_spelling(source, message)
     """Unknown names list the known ones; arguments are neither missing nor ignored."""
     with pytest.raises(ConfigError, match=message):
         find_source(DataConfig(source=source).source)
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    """They are read from its file, without importing it."""
+    from sklearn.datasets import load_digits
+
+    pool = digits.load(SourceRequest(DataConfig(), 0, Settings()))
+
+    assert np.array_equal(pool.train.inputs * 16, load_digits().images)
+    assert np.array_equal(pool.train.targets, load_digits().target)
