@@ -60,8 +60,9 @@ def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar
 
 
 def forget_workplaces() -> None:
-    """Let go of all workplaces and the examples in them; for a process that carries out one run after another."""
+    """Let go of all workplaces, examples and models; for a process that carries out one run after another."""
     _workplace.cache_clear()
+    _models.cache_clear()
 
 
 @lru_cache(maxsize=4096)

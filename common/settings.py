@@ -1,6 +1,8 @@
 """What depends on the machine and never on the numbers: `Settings`, from the environment (`NUFED_*`)."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +23,9 @@ class Settings(BaseSettings):
     data_root: Path | None = Field(None, description="folder of torchvision data sets")
     download: bool = Field(False, description="let torchvision download what is missing")
     out: Path = Field(Path("runs"), description="folder that run folders are made in")
+    given: Path | None = Field(
+        None, description="folder of data and models given in Python, set for the worker processes of a simulation"
+    )
     device: str = Field("cpu", description="cpu, cuda or cuda:N")
     num_threads: int = Field(
         1, ge=1, le=1024, description="threads of torch in each process; part of what makes runs bit-identical"
@@ -30,6 +35,25 @@ class Settings(BaseSettings):
 def process_settings() -> Settings:
     """Return the settings that the environment gives now; parsed again only where it changed."""
     return _parse(tuple((name, value) for name, value in os.environ.items() if name.upper().startswith("NUFED_")))
+
+
+@contextmanager
+def exported(**values: object) -> Iterator[None]:
+    """Put settings into the environment inside the block, where this process and those it starts read them.
+
+    Args:
+        values: by the names of `Settings`; None leaves what the environment has.
+    """
+    changes = {f"NUFED_{name.upper()}": str(value) for name, value in values.items() if value is not None}
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @lru_cache(maxsize=4)

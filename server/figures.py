@@ -27,7 +27,31 @@ def draw_curves(
     *,
     config: RunConfig,
 ) -> bytes:
-    """Return a PNG of progress over rounds and of the final adaptation curves.
+    """Return a PNG of progress over rounds and of the final adaptation curves; arguments as of `curves_figure`."""
+    image = io.BytesIO()
+    curves_figure(evaluations, participating, new, config=config).savefig(
+        image, format="png", metadata={"Software": None}
+    )
+    return image.getvalue()
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows when it is the value of a cell, whether pyplot is in use or not."""
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        self.savefig(image, format="png")
+        return image.getvalue()
+
+
+def curves_figure(
+    evaluations: Sequence[tuple[int, Curve]],
+    participating: GroupCurves | None,
+    new: GroupCurves | None,
+    *,
+    config: RunConfig,
+) -> Figure:
+    """Return the figure of progress over rounds and of the final adaptation curves.
 
     Args:
         evaluations: (round, mean curve over s of the participating clients), in the order of rounds.
@@ -38,7 +62,7 @@ def draw_curves(
     final = participating or new
     measure = final.measure if final else "accuracy"
     scale = 100.0 if measure == "accuracy" else 1.0
-    figure = Figure(figsize=(11, 4.8), dpi=150, layout="constrained")
+    figure = ShownFigure(figsize=(11, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     progress, adaptation = figure.subplots(1, 2)
     figure.suptitle(_title(config), fontsize=12, parse_math=False)
@@ -46,9 +70,7 @@ def draw_curves(
     _draw_adaptation(adaptation, {"participating": participating, "new": new}, config, scale)
     for axes in (progress, adaptation):
         _dress(axes, measure)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", metadata={"Software": None})
-    return image.getvalue()
+    return figure
 
 
 def _draw_progress(axes: Axes, evaluations: Sequence[tuple[int, Curve]], config: RunConfig, scale: float) -> None:

@@ -2,10 +2,13 @@
 
 import ast
 import importlib
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from nufed.common.user_code import NEEDED
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("common", "client", "strategy", "server", "deploy")
@@ -16,6 +19,8 @@ MAY_IMPORT = {
     "server": {"server", "strategy", "common"},
     "deploy": set(PACKAGES),
 }
+# What `import nufed` offers lies above all packages, but does without the command line.
+LIBRARY = sorted((ROOT / "nufed" / "library").glob("*.py"))
 # Process entries: they put a package's work behind the command line, which lives in deploy.
 ENTRIES = {"client/__main__.py", "server/__main__.py"}
 FLOWER_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
@@ -29,6 +34,7 @@ KNOWS_FLOWER = {
 }
 KNOWS_INTERNALS = ("deploy/network/", "deploy/simulation/", "deploy/run_grid.py")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+WITH_LIBRARY = [*MODULES, *LIBRARY]
 
 
 def relative(path: Path) -> str:
@@ -57,7 +63,20 @@ def test_packages_import_only_what_lies_below_them(path):
     assert ours <= allowed
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_the_library_knows_neither_the_command_line_nor_flower(path):
+    assert not {name for name in imports(path) if name.split(".")[0] in {"typer", "click", "flwr"}}
+    assert not {name for name in imports(path) if name.startswith(("nufed.deploy.commands", "nufed.deploy.network"))}
+
+
+def test_needed_modules_are_all_that_the_product_imports_from_elsewhere():
+    """The names that a module in the user's folder may not take (common/user_code.py)."""
+    found = {name.split(".")[0] for path in WITH_LIBRARY for name in imports(path)}
+
+    assert found - sys.stdlib_module_names <= NEEDED
+
+
+@pytest.mark.parametrize("path", WITH_LIBRARY, ids=relative)
 def test_no_product_code_imports_tests_or_benchmarks(path):
     assert not {name.split(".")[0] for name in imports(path)} & {"tests", "benchmarks"}
 
@@ -74,14 +93,14 @@ def test_few_files_know_flower_and_the_runtimes_alone_its_internals(path):
         assert flower <= FLOWER_PUBLIC | {"flwr"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
+@pytest.mark.parametrize("path", WITH_LIBRARY, ids=relative)
 def test_modules_stay_short_enough_to_read(path):
     limit = 100 if path.name == "app.py" else 400
 
     assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
 
 
-@pytest.mark.parametrize("path", MODULES, ids=relative)
+@pytest.mark.parametrize("path", WITH_LIBRARY, ids=relative)
 def test_modules_have_names_of_their_own_and_say_what_they_are(path):
     assert path.stem not in {"utils", "util", "helpers", "helper", "misc", "base"}
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{relative(path)} has no docstring"
@@ -97,4 +116,7 @@ def test_pyproject_lists_every_package():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
 
     folders = [path.parent for package in PACKAGES for path in (ROOT / package).rglob("__init__.py")]
-    assert listed == ["nufed", *sorted("nufed." + relative(folder).replace("/", ".") for folder in folders)]
+    assert listed == [
+        "nufed",
+        *sorted(["nufed.library", *("nufed." + relative(folder).replace("/", ".") for folder in folders)]),
+    ]

@@ -14,7 +14,7 @@ from nufed.common.config.federation import FederationConfig
 from nufed.common.config.method import MethodConfig
 from nufed.common.config.model import ModelConfig
 from nufed.common.config.parsing import explain, flatten, put
-from nufed.common.config.section import Scalar, Section, to_kebab
+from nufed.common.config.section import Scalar, Section, descriptions, to_kebab
 from nufed.common.errors import ConfigError
 
 
@@ -109,11 +109,4 @@ class RunConfig(Section):
 
 def option_descriptions() -> dict[str, tuple[Scalar, str]]:
     """Return flat key -> (default, one-line description with the paper's symbol)."""
-    result: dict[str, tuple[Scalar, str]] = {}
-    for name, field in RunConfig.model_fields.items():
-        if isinstance(field.default, Section):
-            for inner, declared in type(field.default).model_fields.items():
-                result[f"{to_kebab(name)}.{to_kebab(inner)}"] = (declared.default, declared.description or "")
-        else:
-            result[to_kebab(name)] = (field.default, field.description or "")
-    return result
+    return descriptions(RunConfig)

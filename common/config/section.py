@@ -1,6 +1,10 @@
 """What all sections of the configuration share."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nufed.common.errors import ConfigError
 
 Scalar = bool | int | float | str
 
@@ -21,3 +25,32 @@ class Section(BaseModel):
         validate_by_alias=True,
         allow_inf_nan=False,
     )
+
+    if not TYPE_CHECKING:  # type checkers know the fields from pydantic
+
+        def __init__(self, **values: Any) -> None:
+            """Make a section from its fields.
+
+            Raises:
+                ConfigError: naming each field that is unknown or out of range, its value and what is allowed.
+            """
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                from nufed.common.config.parsing import explain
+
+                raise ConfigError(explain(error, descriptions(type(self)))) from error
+
+        __init__.__pydantic_base_init__ = True  # tables inside tables are still checked together
+
+
+def descriptions(section: type[Section]) -> dict[str, tuple[Scalar, str]]:
+    """Return flat key -> (default, description) of a section's options, those of its own sections included."""
+    result: dict[str, tuple[Scalar, str]] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, Section):
+            for inner, declared in descriptions(type(field.default)).items():
+                result[f"{to_kebab(name)}.{inner}"] = declared
+        else:
+            result[to_kebab(name)] = (field.default, field.description or "")
+    return result

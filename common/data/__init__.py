@@ -33,8 +33,16 @@ Origins, units and file layouts are in the docstring of each source's module.
 Adding a source: a module with `load` and `describe`, a line in `registry.SOURCES`, and a small stand-in in the tests.
 """
 
-from nufed.common.data.federation import describe_task, load_client, load_federation
+from nufed.common.data.federation import describe_task, forget_federations, load_client, load_federation
 from nufed.common.data.quadratic import quadratic_problems
 from nufed.common.data.registry import SOURCES, Source
 
-__all__ = ["SOURCES", "Source", "describe_task", "load_client", "load_federation", "quadratic_problems"]
+__all__ = [
+    "SOURCES",
+    "Source",
+    "describe_task",
+    "forget_federations",
+    "load_client",
+    "load_federation",
+    "quadratic_problems",
+]

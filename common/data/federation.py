@@ -83,3 +83,9 @@ def _deal(config: DataConfig, seed: int, settings: Settings) -> DealtFederation:
     loaded = source.load(SourceRequest(config, seed, settings, argument))
     dealt = deal(loaded, config, seed) if isinstance(loaded, Pool) else loaded
     return transform_clients(dealt, config, seed)
+
+
+def forget_federations() -> None:
+    """Let go of all examples that are remembered; for a process that carries out one run after another."""
+    for remembered in (load_federation, load_client, describe_task, _deal):
+        remembered.cache_clear()

@@ -9,6 +9,7 @@ from nufed.common.data.pool import DealtFederation, Pool, SourceRequest
 from nufed.common.data.private.task import PRIVATE
 from nufed.common.errors import ConfigError, nearest_match_hint
 from nufed.common.examples import TaskInfo
+from nufed.common.given import is_given
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def find_source(spelling: str) -> tuple[Source, str]:
             "where they are. To simulate, name a source that is on this machine; `nufed datasets` lists them."
         )
     name, colon, argument = spelling.partition(":")
+    if is_given(spelling):
+        return Source("clients given in Python", user_defined.load_given, None, "FINGERPRINT"), argument
     if name not in SOURCES:
         raise ConfigError(f"data.source={spelling!r} is unknown.{nearest_match_hint(name, SOURCES)}")
     source = SOURCES[name]

@@ -11,7 +11,7 @@ The function is called with `(config: DataConfig, seed: int)` and returns either
 The module may lie in the working directory. Licence, units and origin are the user's to state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from nufed.common.data.pool import Array, DealtFederation, Pool, SourceRequest, 
 from nufed.common.data.raw import as_array, as_targets, check_inputs, class_notes, count_classes, image_layout
 from nufed.common.errors import DataError
 from nufed.common.examples import ClientData, Examples, Federation, TaskInfo, TaskKind
+from nufed.common.given import find_given
 from nufed.common.user_code import load_function
 
 
@@ -43,7 +44,20 @@ def load(request: SourceRequest) -> Pool | DealtFederation:
             f"{type(made).__name__ if not isinstance(made, Mapping) else 'an empty one'}; see common/data/"
             "user_defined.py"
         )
-    return _pool(made, request.config.source)
+    return pool_of_clients(made, request.config.source)
+
+
+def load_given(request: SourceRequest) -> Pool | DealtFederation:
+    """Return the clients that were given in Python (`nufed.common.given`), checked when they were given.
+
+    Raises:
+        DataError: they are not known in this process, or a Federation does not fit the numbers of clients.
+    """
+    made = find_given(request.config.source, DataError, "data")
+    if isinstance(made, Federation):
+        return _checked_federation(made, request)
+    pool: Pool = made
+    return pool
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,17 @@ class _Given:
         return f"{self.kind}, {number} inputs {list(shapes[0])}, targets {list(shapes[1])}"
 
 
-def _pool(made: Mapping[Any, Any], source: str) -> Pool:
+def pool_of_clients(made: Mapping[Any, Any], source: str, new_clients: Collection[str] = ()) -> Pool:
+    """Return clients as a pool, in the order of their names, whatever order they come in.
+
+    Args:
+        made: client name -> (inputs [N, ...], targets [N] or [N, K]).
+        source: what they come from, for messages.
+        new_clients: names of those that are new; without any, new ones are chosen at random.
+
+    Raises:
+        DataError: naming the client whose examples are not as described above.
+    """
     # Who takes part is drawn from the clients in order, which must not depend on how the function filled its dict.
     clients = sorted((_given(str(name), value) for name, value in made.items()), key=lambda client: client.name)
     if len({client.name for client in clients}) < len(clients):
@@ -75,18 +99,25 @@ def _pool(made: Mapping[Any, Any], source: str) -> Pool:
                 f"expected client {client.name!r} to have the form of client {first.name!r} ({first.form}), but got "
                 f"{client.form}; bring them to one form"
             )
-    table = Table(
+    targets = [client.targets for client in clients]
+    if first.kind == "regression":
+        task = TaskInfo(first.kind, first.inputs.shape[1:], first.targets.shape[1])
+    else:
+        num_classes = count_classes(targets, f"the targets of {source}")
+        task = TaskInfo(first.kind, first.inputs.shape[1:], num_classes, tuple(map(str, range(num_classes))))
+    participating = [client for client in clients if client.name not in new_clients]
+    new = [client for client in clients if client.name in new_clients]
+    notes = class_notes(task, targets, source)
+    return Pool(task, _table(participating), new=_table(new) if new else None, by_user_only=True, notes=notes)
+
+
+def _table(clients: list[_Given]) -> Table:
+    return Table(
         np.concatenate([client.inputs for client in clients]),
         np.concatenate([client.targets for client in clients]),
         np.repeat(np.arange(len(clients)), [len(client.targets) for client in clients]),
         tuple(client.name for client in clients),
     )
-    if first.kind == "regression":
-        task = TaskInfo(first.kind, first.inputs.shape[1:], first.targets.shape[1])
-    else:
-        num_classes = count_classes([table.targets], f"the targets of {source}")
-        task = TaskInfo(first.kind, first.inputs.shape[1:], num_classes, tuple(map(str, range(num_classes))))
-    return Pool(task, table, by_user_only=True, notes=class_notes(task, [table.targets], source))
 
 
 def _given(name: str, value: Any) -> _Given:

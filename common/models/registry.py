@@ -9,6 +9,7 @@ from torch import nn
 from nufed.common.config import ModelConfig
 from nufed.common.errors import ConfigError, ModelError, nearest_match_hint
 from nufed.common.examples import TaskInfo
+from nufed.common.given import find_given, is_given
 from nufed.common.models import cnn, linear, mlp
 from nufed.common.models.checks import check_model
 from nufed.common.rng import derive_seed, seeded_torch
@@ -57,6 +58,9 @@ def build_model(config: ModelConfig, task: TaskInfo, *, seed: int) -> nn.Module:
 def _find_build(name: str) -> Build:
     if name in MODELS:
         return MODELS[name].build
+    if is_given(name):
+        build: Build = find_given(name, ModelError, "model")
+        return build
     if ":" in name:
         return load_function(name, "model.name", ModelError)
     raise ConfigError(f"model.name={name!r} is unknown.{nearest_match_hint(name, MODELS)} Or module:function.")

@@ -157,7 +157,7 @@ def simulate_command(
 ) -> None:
     """Run a whole federation on this machine."""
     from nufed.common.settings import process_settings
-    from nufed.deploy.simulation.engines import check_resumable, find_engine, prepare, simulate
+    from nufed.deploy.simulation.engines import find_engine, simulate_checked
     from nufed.server.resuming import stored_config
     from nufed.server.run import ServerOptions
 
@@ -166,14 +166,10 @@ def simulate_command(
         raise ConfigError(f"--out {output.out} contradicts --resume {resume}, which goes on in its folder. Choose one.")
     config, notes = (config_for_resuming(stored_config(resume), run), []) if resume else run.resolve_with_notes()
     with machine.exported(), output.observer() as observer:
-        settings = process_settings()
-        if resume:
-            check_resumable(resume, config)
-        federation = prepare(config)
-        for note in (*notes, *federation.notes):
+        for note in notes:
             observer.say(note)
-        options = ServerOptions(out=output.out or settings.out, resume=resume, observer=observer)
-        simulate(config, options, engine=engine)
+        options = ServerOptions(out=output.out or process_settings().out, resume=resume, observer=observer)
+        simulate_checked(config, options, engine=engine, say=observer.say)
 
 
 @app.command()

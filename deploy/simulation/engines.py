@@ -28,6 +28,31 @@ def simulate(config: RunConfig, options: ServerOptions, *, engine: str) -> None:
     find_engine(engine)(config, options)
 
 
+def simulate_checked(
+    config: RunConfig, options: ServerOptions, *, engine: str, say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Run a federation, or go on with one, after everything that can be wrong was tried.
+
+    What `nufed simulate` and `nufed.simulate` do.
+
+    Args:
+        config: the run's options.
+        options: where to write, what to resume and whom to tell.
+        engine: a key of `ENGINES`.
+        say: told what a reader of the run should know of its data.
+
+    Raises:
+        NufedError: the run cannot start or go on.
+        KeyboardInterrupt: after what there is was written.
+    """
+    find_engine(engine)
+    if options.resume:
+        check_resumable(options.resume, config)
+    for note in prepare(config).notes:
+        say(note)
+    simulate(config, options, engine=engine)
+
+
 def prepare(config: RunConfig) -> Federation:
     """Return the federation after everything that can be wrong with the options was tried, before anything starts.
 

@@ -1,0 +1,341 @@
+"""A run that is over: its model, its numbers as frames, its figure; and the way to go on with it."""
+
+import csv
+import html
+import io
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from nufed.common.config import RunConfig
+from nufed.common.data import describe_task
+from nufed.common.errors import ConfigError, RunError
+from nufed.common.given import given, is_given
+from nufed.common.meta.meta_sgd import split_step_sizes
+from nufed.common.models import build_model
+from nufed.common.settings import exported, process_settings
+from nufed.library.personal import remember_fine_tuning
+from nufed.server.adaptation_curves import GroupCurves
+from nufed.server.checkpoint import checkpoint_round, load_checkpoint
+from nufed.server.clients_table import CLIENTS
+from nufed.server.history import History
+from nufed.server.outcome import SUMMARY
+from nufed.server.resuming import stored_config
+from nufed.server.run_folder import MODEL, load_model
+from nufed.server.run_log import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+GROUPS = ("participating", "new")
+_MEASURES = ("accuracy", "loss")
+_SIZES = ("num_support", "num_validation", "num_test")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was made of that is in no file.
+
+    Attributes:
+        objects: data and model given in Python, by the names that the options have for them.
+        engine: what runs the clients.
+        machine: options of the machine.
+    """
+
+    objects: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = "local"
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+
+class TemporaryFolder:
+    """A folder that is removed when nobody holds this object any more, or the program ends."""
+
+    def __init__(self) -> None:
+        """Make the folder, for this user alone."""
+        self.path = Path(tempfile.mkdtemp(prefix="nufed-run-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class Run:
+    """A run of a federation, as `nufed.simulate` and `nufed.load_run` return it.
+
+    One that was interrupted or killed has what there is of it, as `summary["status"]` says; `resume` finishes it.
+
+    Holds what the run's folder said when it was made; going on with the run makes another one.
+
+    Attributes:
+        path: the run's folder (README, "What a run leaves").
+        config: the run's options.
+        summary: content of summary.json: mean curves over s = 0 … S steps per group, costs, status.
+        params: the trained parameters by name, and the learned step sizes of Meta-SGD.
+
+    Example:
+        >>> import nufed
+        >>> run = nufed.simulate("sinusoid", num_clients=4, num_new_clients=2, num_rounds=1, progress=False)
+        >>> run.clients["group"].tolist()
+        ['participating', 'participating', 'participating', 'participating', 'new', 'new']
+    """
+
+    path: Path
+    config: RunConfig
+    summary: dict[str, Any]
+    params: dict[str, Tensor]
+
+    def __init__(self, path: Path, origin: Origin | None = None, *, temporary: TemporaryFolder | None = None) -> None:
+        """Read a run's folder.
+
+        Raises:
+            RunError: it is not a run's, or a file in it is torn.
+        """
+        self.path, self.origin, self.temporary = path, origin or Origin(), temporary
+        self.config = stored_config(path)
+        summary = _read(path / SUMMARY)
+        self.summary = json.loads(summary) if summary else _unfinished(path, self.config)
+        self._rows = list(csv.DictReader(io.StringIO(_read(path / CLIENTS))))
+        self.params = _params(path)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained starting point, a module in evaluation mode; `nufed.personalize` adapts it.
+
+        Raises:
+            RunError: the run has not finished a round.
+            DataError: the run's data, which say what the model must fit, are not here.
+            ModelError: the run's model is not here.
+        """
+        if not self.params:
+            raise RunError(f"Expected a model in {self.path}, but no round is finished. Go on with run.resume().")
+        with given(self.origin.objects), exported(**self.origin.machine):
+            task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
+            model = build_model(self.config.model, task, seed=self.config.seed)
+        params, sizes = split_step_sizes(self.params)
+        model.load_state_dict(params, strict=False)  # buffers, if any, are the architecture's
+        remember_fine_tuning(model, self.config, sizes)
+        return model.eval()
+
+    def curves(self, group: str | None = None) -> "DataFrame":
+        """Return every client's loss and accuracy after s fine-tuning steps of the trained model.
+
+        Args:
+            group: `participating` or `new`; None is both, with a column that says which.
+
+        Returns:
+            A frame with one row per number: client, step (0 … S), split (`test`, or `validation` where there is one),
+            metric (`accuracy` in [0, 1], or `loss`, means over examples), value.
+
+        Raises:
+            ConfigError: there is no such group.
+        """
+        import pandas as pd
+
+        if group is not None and group not in GROUPS:
+            raise ConfigError(f"Expected group 'participating' or 'new', or None for both, but got {group!r}.")
+        columns = ["client", "group", "step", "split", "metric", "value"]
+        frame = pd.DataFrame(list(self._numbers()), columns=columns)
+        return frame if group is None else frame[frame["group"] == group].drop(columns="group").reset_index(drop=True)
+
+    @cached_property
+    def clients(self) -> "DataFrame":
+        """The clients that were judged: client, group, and examples in support, validation and test split."""
+        import pandas as pd
+
+        rows = [(row["client_id"], row["group"], *(int(row.get(size) or 0) for size in _SIZES)) for row in self._rows]
+        return pd.DataFrame(rows, columns=["client", "group", *_SIZES])
+
+    @cached_property
+    def history(self) -> "DataFrame":
+        """The rounds: loss after ν steps, clients chosen and counted, costs, seconds; one row per round.
+
+        `accuracy_0` … `accuracy_S` (or `loss_0` …) are means over the participating clients where a round was
+        evaluated, else NaN.
+
+        Raises:
+            RunError: metrics.jsonl cannot be read.
+        """
+        import pandas as pd
+
+        try:
+            lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+            records = [json.loads(line) for line in lines]
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"Expected one JSON object a line in {self.path / METRICS}, but {error}. Put the line right."
+            ) from error
+        return pd.DataFrame([_flat(record) for record in records if record["round"] <= self.summary["rounds"]])
+
+    def plot(self) -> "Figure":
+        """Return the figure of progress over rounds and of the final adaptation curves; a notebook shows it.
+
+        Raises:
+            RunError: the run's checkpoint is torn.
+        """
+        from nufed.server.figures import curves_figure
+
+        checkpoint = load_checkpoint(self.path)
+        evaluations = History.from_json(checkpoint.history).evaluations if checkpoint else ()
+        groups = {group: _group(self.summary.get(group)) for group in GROUPS}
+        return curves_figure(evaluations, groups["participating"], groups["new"], config=self.config)
+
+    def resume(
+        self,
+        num_rounds: int | None = None,
+        *,
+        dataset: Any = None,
+        model: Any = None,
+        engine: str | None = None,
+        progress: bool = True,
+        **tables: Any,
+    ) -> "Run":
+        """Go on with the run, in its folder, and return it as it is then; this `Run` keeps its numbers.
+
+        The model is the one that a run of as many rounds without a break has, bit for bit.
+
+        Args:
+            num_rounds: K, rounds in all; None finishes a run that was interrupted.
+            dataset: what the run was given in Python, if it was loaded without it.
+            model: likewise.
+            engine: None is the one that the run was started with, `local` for a run that was loaded.
+            progress: show a bar.
+            **tables: `new_clients` and columns, as they were given.
+
+        Raises:
+            NufedError: nothing is left to do, or data or model are not those of the run.
+        """
+        from nufed.library.simulation import conduct, given_again
+
+        config = self.config
+        if num_rounds is not None:
+            config = config.updated({"federation.num-rounds": num_rounds})
+        objects = {**self.origin.objects, **given_again(self.config, dataset, model, **tables)}
+        for name, what in ((config.data.source, "dataset"), (config.model.name, "model")):
+            if is_given(name) and name not in objects:
+                raise ConfigError(
+                    f"{what} is missing: the run was given it in Python, and it is in no file. Give the same one "
+                    f"again: run.resume({what}=...)."
+                )
+        origin = Origin(objects, engine or self.origin.engine, self.origin.machine)
+        try:
+            return conduct(config, origin, self, shown=progress)
+        except (ConfigError, RunError) as error:  # in the words of the command line
+            raise type(error)(str(error).replace("--rounds", "num_rounds")) from error
+
+    def save(self, path: "str | Path") -> "Run":
+        """Copy the run's folder and return the run there; a run in a temporary folder is kept by it.
+
+        Args:
+            path: the new folder, which must not exist.
+
+        Raises:
+            RunError: it exists or cannot be written.
+        """
+        target = Path(path)
+        try:
+            shutil.copytree(self.path, target)
+        except OSError as error:
+            raise RunError(
+                f"Expected to copy the run to {target}, but the system refused ({error.strerror or error}). Name a "
+                "folder that does not exist, where you may write."
+            ) from error
+        return Run(target, self.origin)
+
+    def __repr__(self) -> str:
+        """Return what was run and what came out, in one line."""
+        results = ", ".join(f"{group} {_told(curves, self)}" for group, curves in self._groups())
+        return f"<Run {self.config.name!r}: {self.summary['rounds']} rounds, {self.summary['status']}; {results}>"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the results for a notebook."""
+        cells = [
+            f"<tr><th>{group}</th><td>{curves['num_clients']}</td><td>{html.escape(_told(curves, self))}</td></tr>"
+            for group, curves in self._groups()
+        ]
+        caption = html.escape(f"{self.config.name}: {self.summary['rounds']} rounds, {self.summary['status']}")
+        head = "<tr><th>clients</th><th>n</th><th>mean on test examples</th></tr>"
+        return f"<table><caption>{caption}</caption>{head}{''.join(cells)}</table>"
+
+    def _groups(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(group, self.summary[group]) for group in GROUPS if self.summary.get(group)]
+
+    def _numbers(self) -> Iterator[tuple[str, str, int, str, str, float]]:
+        for row in self._rows:
+            for key, text in row.items():
+                name, _, step = key.rpartition("_")
+                split, metric = ("validation", name[11:]) if name.startswith("validation_") else ("test", name)
+                if metric in _MEASURES and step.isdigit() and text != "":
+                    yield row["client_id"], row["group"], int(step), split, metric, float(text)
+
+
+def _read(path: Path) -> str:
+    """Return a file's text; nothing if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise RunError(f"Expected to read {path}, but {error}. Put back a copy that is whole.") from error
+
+
+def _unfinished(path: Path, config: RunConfig) -> dict[str, Any]:
+    """Return the summary of a run that was killed, or is going on in another process."""
+    return {
+        "status": "unfinished",
+        "rounds": checkpoint_round(path) or 0,
+        "primary_step": config.evaluation.primary_step,
+    }
+
+
+def _params(path: Path) -> dict[str, Tensor]:
+    """Return the final model's arrays, or those of the last finished round; none if there is no such round."""
+    if (path / MODEL).is_file():
+        return load_model(path)[0]
+    checkpoint = load_checkpoint(path)
+    return checkpoint.params if checkpoint else {}
+
+
+def _told(curves: Mapping[str, Any], run: Run) -> str:
+    """Return `accuracy 11.1 % → 98.0 % after 5 steps` of a group."""
+    step, measure = run.summary["primary_step"], curves["measure"]
+    before, after = (_number(curves[measure][each], measure) for each in (0, step))
+    return f"{measure} {before} → {after} after {step} steps"
+
+
+def _number(value: float | None, measure: str) -> str:
+    if value is None:
+        return "diverged"
+    return f"{100 * value:.1f} %" if measure == "accuracy" else f"{value:.4g}"
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a round's numbers, with the mean curve of its evaluation spread over columns."""
+    row = {key: value for key, value in record.items() if not isinstance(value, dict | list) and key != "evaluation"}
+    participating = (record.get("evaluation") or {}).get("participating") or {}
+    for measure in _MEASURES:
+        for step, value in enumerate(participating.get(measure) or ()):
+            row[f"{measure}_{step}"] = value
+    return row
+
+
+def _group(stored: Mapping[str, Any] | None) -> GroupCurves | None:
+    """Return a group's curves from summary.json, numbers that were not finite as NaN."""
+    if not stored:
+        return None
+
+    def read(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(read(each) for each in value)
+        return value
+
+    values = {name: read(value) for name, value in stored.items()}
+    for name in ("loss", "loss_weighted", "worst_decile", "spread", "accuracy"):
+        if values[name] is not None:
+            values[name] = tuple(float("nan") if number is None else number for number in values[name])
+    return GroupCurves(**cast("Any", values))

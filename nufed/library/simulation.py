@@ -1,0 +1,276 @@
+"""`nufed.simulate`: a whole federation in this program, as the command `nufed simulate` runs it."""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nufed.client.workplace import forget_workplaces
+from nufed.common.config import RunConfig, Scalar
+from nufed.common.data import describe_task, forget_federations
+from nufed.common.errors import ConfigError, RunError
+from nufed.common.given import given, given_file
+from nufed.common.settings import exported, process_settings
+from nufed.deploy.simulation.engines import find_engine, simulate_checked
+from nufed.library.given_data import GivenData, read_dataset
+from nufed.library.given_model import fingerprint, read_model
+from nufed.library.options import config_and_notes, split_machine
+from nufed.library.progress import ProgressBar
+from nufed.library.run import Origin, Run, TemporaryFolder
+from nufed.library.tables import Columns
+from nufed.server.resuming import stored_config
+from nufed.server.run import ServerOptions
+
+IN_PROCESSES = ("processes", "ray")
+"""Engines whose clients run in processes of their own."""
+
+
+def simulate(  # noqa: PLR0913 - all by name
+    dataset: Any = None,
+    model: Any = None,
+    *,
+    config: RunConfig | None = None,
+    method: str | None = None,
+    engine: str = "local",
+    new_clients: Iterable[Any] | None = None,
+    client_column: str | None = None,
+    input_columns: str | Sequence[str] | None = None,
+    target_column: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Run:
+    """Train a starting point over clients' data on this machine, and judge how clients adapt it.
+
+    The same options, data and model give the same model, bit for bit, as the command `nufed simulate` does.
+
+    Args:
+        dataset: the clients' examples, as one of
+
+            * a dict from client name to `(inputs, targets)`: arrays or tensors, inputs [N, ...], targets [N] whole
+              numbers (classes from 0) or [N] or [N, K] floats (values to predict). uint8 inputs of three or more
+              dimensions are pixels and scaled to [0, 1]; everything else is taken as it is;
+            * a dict from client name to a map-style torch `Dataset` of `(input, target)`;
+            * a Hugging Face `datasets.Dataset` or a pandas frame, with `client_column` and `target_column`; or a dict
+              from client name to one such table each; or a partitioner of flwr-datasets with its dataset;
+            * a `nufed.common.examples.Federation` with its own splits;
+            * a name, as `--dataset` takes it: `"digits"`, `"npz:PATH"`, `"python:module:function"`;
+
+            None takes the configuration's. Of clients given in Python, all take part but those of `new_clients`;
+            `num_clients` and `num_new_clients` draw fewer of them at random.
+        model: a `torch.nn.Module`, whose parameters are the starting point; a function that returns a module, called
+            with nothing, with `(task)` or with `(config, task)` as far as it needs arguments, torch being seeded by
+            the run's seed; or a name, as `--model` takes it. None takes the configuration's.
+        config: options to begin with; keyword options win.
+        method: a preset, e.g. `"per-fedavg"`; `nufed methods` lists them.
+        engine: `local` (one client after another), `cohort` (all at once, equal up to rounding), `processes`, `ray`,
+            or `auto`.
+        new_clients: names of clients that never take part in training and are judged at the end.
+        client_column: column that says whose example a row is.
+        input_columns: one column of arrays or images, or several of numbers; None takes all other columns.
+        target_column: column of classes (numbers or texts) or of values to predict.
+        out: folder that the run's folder is made in. None makes it in a temporary folder that lasts as long as the
+            `Run` that is returned; `Run.save` keeps it.
+        progress: show a bar on a terminal or in a notebook.
+        **options: options of the run by their field names, e.g. `num_inner_steps=3, inner_lr=0.05, num_rounds=60`
+            (`nufed options` lists them with their defaults), and of the machine: `device`, `num_threads`,
+            `data_root`, `download`.
+
+    Returns:
+        The run: model, curves, summary.
+
+    Raises:
+        NufedError: a `ConfigError` of options, a `DataError` of the data, a `ModelError` of the model, or a `RunError`
+            where the run cannot go on; a
+            `DivergedError` (a `ModelError`) or `NothingTrainedError` (a `RunError`) where it came to nothing.
+        KeyboardInterrupt: after what there is was written to `out`; `load_run(...).resume()` goes on.
+
+    Example:
+        >>> import numpy as np, nufed
+        >>> rng = np.random.default_rng(0)
+        >>> clients = {}
+        >>> for name in ("north", "east", "south", "west"):
+        ...     inputs = rng.normal(size=(40, 3)).astype("float32")
+        ...     clients[name] = inputs, (inputs @ rng.normal(size=3) > 0).astype(int)
+        >>> run = nufed.simulate(clients, "linear", new_clients=["west"], num_rounds=2, progress=False)
+        >>> sorted(run.curves("new")["client"].unique())
+        ['west']
+    """
+    columns = Columns(client_column, input_columns, target_column)
+    values, machine = split_machine(options)
+    find_engine(engine)
+    data = None if dataset is None or isinstance(dataset, str) else read_dataset(dataset, columns, new_clients)
+    if data is None and (columns.named or new_clients is not None):
+        raise ConfigError(
+            "new_clients and columns belong to a dataset given in Python. With a name, give num_new_clients instead."
+        )
+    settled, notes = config_and_notes(config, method, values, _sizes(data))
+    with _private(machine):
+        settled, origin = _named(settled, dataset, data, model)
+        made_of = Origin(origin, engine, machine)
+        return conduct(settled, made_of, None if out is None else Path(out), shown=progress, notes=notes)
+
+
+def conduct(
+    config: RunConfig, origin: Origin, where: Path | Run | None, *, shown: bool, notes: Sequence[str] = ()
+) -> Run:
+    """Run a federation, or go on with one, and return it.
+
+    Args:
+        config: the run's options.
+        origin: what it is made of.
+        where: the folder to make the run's folder in, None for a temporary one; or the run to go on with.
+        shown: whether to show a bar.
+        notes: lines to show above it.
+    """
+    resumed = where if isinstance(where, Run) else None
+    temporary = resumed.temporary if resumed else TemporaryFolder() if where is None else None
+    out = where if isinstance(where, Path) else temporary.path if temporary else Path()
+    with (
+        _private(origin.machine),
+        given(origin.objects),
+        _readable_by_workers(origin),
+        ProgressBar(shown=shown) as bar,
+    ):
+        for note in notes:
+            bar.say(note)
+        options = ServerOptions(out=out, resume=resumed.path if resumed else None, observer=bar)
+        simulate_checked(config, options, engine=origin.engine, say=bar.say)
+    if bar.folder is None:
+        raise AssertionError("the run has no folder")
+    return Run(bar.folder, origin, temporary=temporary)
+
+
+def load_run(path: str | os.PathLike[str], *, dataset: Any = None, model: Any = None, **tables: Any) -> Run:
+    """Return a run that was made before, by `nufed.simulate` or by the command line.
+
+    Args:
+        path: the run's folder.
+        dataset: what the run was given, where it was given in Python; needed for `Run.model` and `Run.resume`.
+        model: likewise.
+        **tables: `new_clients`, `client_column`, `input_columns` and `target_column`, as they were given.
+
+    Raises:
+        RunError: the folder is not a run's.
+        ConfigError: the dataset or the model is another one than the run's.
+
+    Example:
+        >>> import nufed, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> run = nufed.simulate("sinusoid", out=folder.name, num_rounds=1, progress=False)
+        >>> nufed.load_run(run.path).summary["rounds"]
+        1
+        >>> folder.cleanup()
+    """
+    folder = Path(path)
+    config = stored_config(folder)
+    return Run(folder, Origin(given_again(config, dataset, model, **tables)))
+
+
+def given_again(config: RunConfig, dataset: Any, model: Any, **tables: Any) -> dict[str, Any]:
+    """Return the objects of a run by the names that its options have for them.
+
+    Raises:
+        ConfigError: they are others than the run's.
+    """
+    names = ("new_clients", "client_column", "input_columns", "target_column")
+    if unknown := sorted(set(tables) - set(names)):
+        raise ConfigError(f"Unknown option {unknown[0]!r}. Known: {', '.join(names)}.")
+    columns = Columns(*(tables.get(name) for name in names[1:]))
+    objects: dict[str, Any] = {}
+    if dataset is not None and not isinstance(dataset, str):
+        data = read_dataset(dataset, columns, tables.get("new_clients"))
+        objects[data.source] = data.content
+        _check_same("dataset", data.source, config.data.source)
+    elif dataset is not None:
+        _check_same("dataset", dataset, config.data.source)
+    if isinstance(model, str):
+        _check_same("model", model, config.model.name)
+    elif model is not None:
+        build = read_model(model)
+        with _private({}), given(objects):
+            task = describe_task(config.data, process_settings(), seed=config.seed)
+            name = fingerprint(build, config.model, task, seed=config.seed)
+        _check_same("model", name, config.model.name)
+        objects[name] = build
+    return objects
+
+
+def _check_same(what: str, now: str, then: str) -> None:
+    if now != then:
+        raise ConfigError(
+            f"Expected the {what} of the run, {then!r}, but got another one, {now!r}. Give the same {what}, or start a "
+            "new run with nufed.simulate."
+        )
+
+
+def _sizes(data: GivenData | None) -> dict[str, Scalar]:
+    """Return the numbers of clients that follow from data given in Python."""
+    return {"data.num-clients": data.num_clients, "data.num-new-clients": data.num_new_clients} if data else {}
+
+
+def _named(config: RunConfig, dataset: Any, data: GivenData | None, model: Any) -> tuple[RunConfig, dict[str, Any]]:
+    """Return the options with data and model named, and those given in Python by their names."""
+    objects: dict[str, Any] = {}
+    if data is not None:
+        objects[data.source] = data.content
+    if dataset is not None:
+        config = config.updated({"data.source": dataset if data is None else data.source})
+    if isinstance(model, str):
+        return config.updated({"model.name": model}), objects
+    if model is not None:
+        build = read_model(model)
+        with given(objects):
+            task = describe_task(config.data, process_settings(), seed=config.seed)
+            name = fingerprint(build, config.model, task, seed=config.seed)
+        objects[name] = build
+        config = config.updated({"model.name": name})
+    return config, objects
+
+
+@contextmanager
+def _private(machine: Mapping[str, Any]) -> Iterator[None]:
+    """Keep to the block what a run changes in the process: environment, threads of torch, remembered examples."""
+    num_threads = torch.get_num_threads()
+    with exported(**machine):
+        try:
+            yield
+        finally:
+            forget_workplaces()
+            forget_federations()
+            if torch.get_num_threads() != num_threads:
+                torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def _readable_by_workers(origin: Origin) -> Iterator[None]:
+    """Leave what was given in Python where the processes that the engine starts can read it."""
+    if origin.engine not in IN_PROCESSES or not origin.objects:
+        yield
+        return
+    with ExitStack() as held:
+        folder = Path(
+            held.enter_context(tempfile.TemporaryDirectory(prefix="nufed-given-", ignore_cleanup_errors=True))
+        )
+        for name, content in origin.objects.items():
+            given_file(folder, name).write_bytes(_pickled(content, origin.engine))
+        held.enter_context(exported(given=folder))
+        yield
+
+
+def _pickled(content: Any, engine: str) -> bytes:
+    from ray import cloudpickle  # takes functions of notebooks, scripts and closures too
+
+    try:
+        return bytes(cloudpickle.dumps(content))  # type: ignore[no-untyped-call]
+    except (TypeError, AttributeError, pickle.PicklingError, RecursionError) as error:
+        raise RunError(
+            f"Expected to hand the model to the processes of engine {engine!r}, but it cannot be pickled ({error}). "
+            "Put the function that makes it into a module and give its name, model='module:function', or use "
+            "engine='local'."
+        ) from error

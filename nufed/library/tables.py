@@ -1,0 +1,190 @@
+"""Clients in tables: a Hugging Face dataset or a pandas frame with a column that names the client, or a table for each.
+
+Known by what they can do, so that neither package is needed for data of another kind.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nufed.common.data.pool import Array
+from nufed.common.errors import ConfigError, DataError, nearest_match_hint
+
+Clients = tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are what; None where it is not said.
+
+    Attributes:
+        client: names the client.
+        inputs: one column of arrays or images, or several of numbers; None takes all that are nothing else.
+        target: the class or the value to predict.
+    """
+
+    client: str | None = None
+    inputs: str | Sequence[str] | None = None
+    target: str | None = None
+
+    @property
+    def named(self) -> bool:
+        """Return whether any column is named."""
+        return self.client is not None or self.inputs is not None or self.target is not None
+
+
+def is_table(value: Any) -> bool:
+    """Return whether a value is a Hugging Face dataset or a pandas frame."""
+    if isinstance(getattr(value, "column_names", None), list):
+        return True
+    return hasattr(value, "columns") and hasattr(value, "groupby")
+
+
+def clients_of_table(table: Any, columns: Columns) -> Clients:
+    """Return the clients that a column names, in the order in which they come, and the names of the classes.
+
+    Raises:
+        ConfigError: a column is not named, or there is none of that name.
+        DataError: a column cannot be read as numbers.
+    """
+    if columns.client is None:
+        raise ConfigError(
+            f"client_column is missing: name the column that says whose example a row is. {_known(table)}"
+        )
+    names = [str(value) for value in _values(table, _checked(table, columns.client, "client_column"))]
+    inputs, values = _examples({"": table}, columns)[""]
+    targets, class_names = _numbered({"": values}, {"": table}, columns)
+    order = list(dict.fromkeys(names))
+    rows = _rows(names, order)
+    return {name: (inputs[rows[name]], targets[""][rows[name]]) for name in order}, class_names
+
+
+def clients_of_partitions(partitioner: Any, columns: Columns) -> Clients:
+    """Return a client for each partition of flwr-datasets, by its natural id where it has one.
+
+    Raises:
+        ConfigError: a column is not named, or there is none of that name.
+        DataError: a column cannot be read as numbers.
+    """
+    if columns.client is not None:
+        raise ConfigError("client_column contradicts a partitioner, which says itself who the clients are.")
+    count = int(partitioner.num_partitions)
+    tables = {number: partitioner.load_partition(number) for number in range(count)}
+    natural = getattr(partitioner, "partition_id_to_natural_id", None) or {}
+    return pair_of_table(
+        {str(natural.get(number, f"client-{number:03d}")): tables[number] for number in tables}, columns
+    )
+
+
+def pair_of_table(tables: Mapping[str, Any], columns: Columns) -> Clients:
+    """Return the clients of one table each, and the names of the classes.
+
+    Raises:
+        ConfigError: a column is not named, or there is none of that name.
+        DataError: a column cannot be read as numbers.
+    """
+    pairs = _examples(tables, columns)
+    targets, class_names = _numbered({name: pair[1] for name, pair in pairs.items()}, tables, columns)
+    return {name: (pair[0], targets[name]) for name, pair in pairs.items()}, class_names
+
+
+def _examples(tables: Mapping[str, Any], columns: Columns) -> dict[str, tuple[Array, Array]]:
+    first = next(iter(tables.values()))
+    if columns.target is None:
+        raise ConfigError(f"target_column is missing: name the column of classes or values to predict. {_known(first)}")
+    _checked(first, columns.target, "target_column")
+    inputs = _input_columns(first, columns)
+    return {name: (_inputs(table, inputs), _array(table, columns.target)) for name, table in tables.items()}
+
+
+def _input_columns(table: Any, columns: Columns) -> list[str]:
+    if columns.inputs is None:
+        rest = [name for name in _names(table) if name not in (columns.client, columns.target)]
+        if not rest:
+            raise ConfigError(f"input_columns is missing, and no column is left for it. {_known(table)}")
+        return rest
+    given = [columns.inputs] if isinstance(columns.inputs, str) else list(columns.inputs)
+    return [_checked(table, name, "input_columns") for name in given]
+
+
+def _inputs(table: Any, names: Sequence[str]) -> Array:
+    """Return one column's arrays [N, ...], or several columns of numbers side by side [N, F]."""
+    arrays = [_array(table, name) for name in names]
+    for name, array in zip(names, arrays, strict=True):
+        if array.dtype.kind not in "biuf":
+            raise DataError(
+                f"expected numbers, arrays or images in the column {name!r}, but it has {_said(array)}; convert it, or "
+                "leave it out with input_columns=[...]"
+            )
+        if len(arrays) > 1 and array.ndim != 1:
+            raise DataError(
+                f"expected one number for each row in the column {name!r}, but it has arrays of shape "
+                f"{list(array.shape[1:])}; name this column alone, or columns of numbers"
+            )
+    if len(arrays) > 1:
+        return np.stack(arrays, axis=1)
+    return arrays[0][:, None] if arrays[0].ndim == 1 else arrays[0]
+
+
+def _numbered(
+    targets: Mapping[str, Array], tables: Mapping[str, Any], columns: Columns
+) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """Return the targets with classes as numbers, and the names of the classes: the dataset's, or texts in order."""
+    feature = getattr(next(iter(tables.values())), "features", None)
+    declared = getattr(feature[columns.target], "names", None) if isinstance(feature, Mapping) else None
+    if all(array.dtype.kind in "biuf" for array in targets.values()):
+        return dict(targets), tuple(map(str, declared or ()))
+    if any(array.dtype.kind != "U" for array in targets.values()):
+        raise DataError(
+            f"expected numbers or texts in the column {columns.target!r}, but it has neither in some rows; fill in "
+            "what is missing"
+        )
+    names = np.unique(np.concatenate(list(targets.values())))
+    return {name: np.searchsorted(names, array) for name, array in targets.items()}, tuple(map(str, names))
+
+
+def _array(table: Any, name: str) -> Array:
+    values = list(_values(table, name))
+    arrays = [np.asarray(value) for value in values]
+    try:
+        array = np.stack(arrays) if arrays else np.zeros(0)
+    except ValueError as error:
+        raise DataError(
+            f"expected values of one shape in the column {name!r}, but {error}; resize or pad them"
+        ) from error
+    if array.dtype.kind == "O" and all(isinstance(value, str) for value in values):
+        return np.array(values, dtype=str)
+    return array
+
+
+def _values(table: Any, name: str) -> Any:
+    return table[name]
+
+
+def _names(table: Any) -> list[str]:
+    return list(table.column_names if hasattr(table, "column_names") else table.columns)
+
+
+def _checked(table: Any, name: str, option: str) -> str:
+    if name not in _names(table):
+        raise ConfigError(f"{option}={name!r} is no column.{nearest_match_hint(name, _names(table))}")
+    return name
+
+
+def _known(table: Any) -> str:
+    return f"Columns: {', '.join(map(str, _names(table)))}."
+
+
+def _said(array: Array) -> str:
+    return "texts" if array.dtype.kind == "U" else "values that are no numbers"
+
+
+def _rows(names: Sequence[str], order: Sequence[str]) -> dict[str, Array]:
+    """Return the row numbers of each client, in one sweep."""
+    number = {name: index for index, name in enumerate(order)}
+    owners = np.array([number[name] for name in names], dtype=np.int64)
+    sorted_rows = np.argsort(owners, kind="stable")
+    parts = np.split(sorted_rows, np.searchsorted(owners[sorted_rows], np.arange(1, len(order))))
+    return dict(zip(order, parts, strict=True))
