@@ -226,7 +226,7 @@ def _read(node_id: int, reply: Message) -> Member:
             return Member(node_id, ClientDescription.from_records(reply.content))
         except WireError as error:
             if CLIENT_ID in reply.content.config_records.get(CONFIG, {}):
-                raise
+                raise WireError(f"does not say rightly who it is: {error}") from error
             reason = printable(str(error))
     else:
         reason = "its answer is empty"
