@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nufed.common.errors import WireError
 from nufed.common.examples import Group
 from nufed.common.wire import ClientDescription, EvaluateReply
+from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
 
 Curve = tuple[float, ...]
 Measure = Literal["accuracy", "loss"]
@@ -110,9 +111,9 @@ class GroupCurves:
         num_diverged: how many of them have diverged at s.
         measure: what `worst_decile`, `spread`, `gain` and `area` are about; `loss` for regression.
         accuracy: A(s), unweighted mean over clients; None for regression.
-        accuracy_weighted: mean weighted by test examples; None for regression.
+        accuracy_weighted: mean weighted by test examples, bounded as in training (`weights.py`); None for regression.
         loss: unweighted mean over clients.
-        loss_weighted: mean weighted by test examples.
+        loss_weighted: likewise.
         worst_decile: W(s), mean over the ⌈0.1 n⌉ clients that are worst at s; NaN where a client has diverged.
         spread: standard deviation over clients (n - 1 in the denominator; 0 for one client).
         gain: A(s*) - A(0), or how far the loss fell from 0 to s* for regression: positive is better. Over the clients
@@ -142,7 +143,12 @@ class GroupCurves:
 
 
 def group_curves(
-    clients: Iterable[ClientCurves], group: Group, *, primary_step: int, measure: Measure | None = None
+    clients: Iterable[ClientCurves],
+    group: Group,
+    *,
+    primary_step: int,
+    measure: Measure | None = None,
+    max_weight: float = DEFAULT_MAX_WEIGHT,
 ) -> GroupCurves | None:
     """Return the curves of the clients of one group, or None if none of them answered.
 
@@ -153,14 +159,16 @@ def group_curves(
         group: which clients to take.
         primary_step: s*, the step that the gain is quoted at.
         measure: what the task is judged by; None takes accuracy if any of the clients has one.
+        max_weight: in the weighted means, a client counts at most this many times the median client.
     """
     members = sorted((client for client in clients if client.group == group), key=lambda client: client.client_id)
     if not members:
         return None
     if measure is None:
         measure = "loss" if all(client.test_accuracy is None for client in members) else "accuracy"
-    with np.errstate(invalid="ignore"):  # what no client is left for shows as NaN, not as a warning
-        return _summarize(members, primary_step, measure)
+    with np.errstate(invalid="ignore", over="ignore"):  # shows as NaN or infinite, not as a warning
+        limit = weight_limit((client.num_test for client in members), max_weight)
+        return _summarize(members, primary_step, measure, limit)
 
 
 def rounds_to_target(evaluations: Sequence[tuple[int, float]], target: float, window: int = 3) -> int | None:
@@ -178,8 +186,8 @@ def rounds_to_target(evaluations: Sequence[tuple[int, float]], target: float, wi
     return None
 
 
-def _summarize(members: Sequence[ClientCurves], primary_step: int, measure: Measure) -> GroupCurves:
-    weights = np.array([client.num_test for client in members], dtype=np.float64)
+def _summarize(members: Sequence[ClientCurves], primary_step: int, measure: Measure, limit: int) -> GroupCurves:
+    weights = np.array([min(client.num_test, limit) for client in members], dtype=np.float64)
     losses = _finite(np.array([client.test_loss for client in members], dtype=np.float64))
     accuracies = _stack([client.test_accuracy for client in members], losses) if measure == "accuracy" else None
     judged, sign = (losses, -1.0) if accuracies is None else (accuracies, 1.0)

@@ -338,7 +338,13 @@ class Run:
             _log.warning("The picture of this run could not be left, its other results are whole: %s", error)
 
     def _group(self, curves: Sequence[ClientCurves], group: Group) -> GroupCurves | None:
-        return group_curves(curves, group, primary_step=self.config.evaluation.primary_step, measure=self.measure)
+        return group_curves(
+            curves,
+            group,
+            primary_step=self.config.evaluation.primary_step,
+            measure=self.measure,
+            max_weight=self.config.federation.max_weight,
+        )
 
 
 def _resumed(checkpoint: Checkpoint, initial: Params, config: RunConfig, rounds_without_reply: int) -> _State:

@@ -37,6 +37,22 @@ def test_means_are_unweighted_and_weighted_by_test_examples():
     assert curves.loss_weighted == pytest.approx((1.25, 0.25))
 
 
+def test_in_weighted_means_one_client_does_not_outweigh_all_others():
+    """It counts ten times the median client, whatever it announces."""
+    clients = [client(name, [0.0], num_test=10) for name in "abc"] + [client("d", [1.0], num_test=2**31 - 1)]
+
+    curves = group_curves(clients, "participating", primary_step=0)
+
+    assert curves.accuracy_weighted == pytest.approx((100 / 130,))
+    assert group_curves(clients, "participating", primary_step=0, max_weight=1).accuracy_weighted == (0.25,)
+
+
+def test_losses_at_the_end_of_the_range_are_no_warning():
+    clients = [client(name, [0.5], loss=[1.7e308]) for name in "ab"]
+
+    assert group_curves(clients, "participating", primary_step=0).loss == (math.inf,)
+
+
 def test_gain_area_and_spread_follow_their_definitions():
     curves = group_curves(TWO, "participating", primary_step=1)
 

@@ -14,6 +14,7 @@ from nufed.common.durable_file import json_ready
 from nufed.common.message_schema import CurveShape
 from nufed.common.wire import ClientDescription, params_to_arrays
 from nufed.strategy import MetaFedAvg
+from nufed.strategy.results import average
 from tests.strategy.fake_grid import FakeGrid, client
 
 SENT = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(0.5)}
@@ -158,11 +159,11 @@ def test_any_reply_to_an_evaluation_counts_as_it_is_or_not_at_all(bad):
     result = MetaFedAvg().evaluate_round(grid, SENT, 1, timeout=0.01, shape=SHAPE)
 
     check_shown(result)
-    for reply in result.replies.values():
-        loss, accuracy = reply.metrics["test-loss"], reply.metrics["test-accuracy"]
+    for metrics in result.client_metrics.values():
+        loss, accuracy = metrics["test-loss"], metrics["test-accuracy"]
         assert all(0 <= share <= 1 or not math.isfinite(at) for share, at in zip(accuracy, loss, strict=True))
     if "bad" in result.problems:
-        assert result.mean_curves["test-accuracy"] == [0.25, 0.5]
+        assert average(result.client_metrics, "uniform").curves["test-accuracy"] == [0.25, 0.5]
 
 
 @settings(deadline=None, max_examples=150)
