@@ -165,7 +165,7 @@ def test_cnn_refuses_what_is_no_image(shape):
 def test_an_unknown_model_is_refused_with_the_nearest_name():
     """Known names are listed, and the way to one's own."""
     with pytest.raises(
-        ConfigError, match=r"'mpl' is unknown. Did you mean 'mlp'\? Known: cnn, linear, mlp. Or module:"
+        ConfigError, match=rf"'mpl' is unknown. Did you mean 'mlp'\? Known: {', '.join(sorted(MODELS))}. Or module:"
     ):
         build_model(ModelConfig(name="mpl"), TASKS["digits"], seed=0)
 
