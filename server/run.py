@@ -109,6 +109,8 @@ class Run:
             server_lr=config.federation.server_lr,
             max_weight=config.federation.max_weight,
             aggregation=config.federation.aggregation,
+            min_reply_fraction=config.federation.min_reply_fraction,
+            reply_grace=config.federation.reply_grace,
         )
         self._shape: CurveShape | None = None  # until the task is known
         self.measure: Measure = "accuracy"  # until the task is known

@@ -4,6 +4,9 @@ Works with every Flower Grid. A grid that offers more is used better:
 
     stream_replies(messages, timeout=...)   yields replies as they arrive, so that one model is in memory at a time
     wait_for_nodes(count, timeout)          returns when that many nodes are connected
+    busy_nodes()                            nodes that still work on a message whose time is over
+    admitted_name(node_id)                  name of the key that a node proved to have, None without keys
+    turn_away(node_id, reason)              ends a client that cannot take part; False if it cannot be told
 """
 
 import time
@@ -22,6 +25,24 @@ CLOCK_TOLERANCE = 300.0
 """Seconds by which two machines' clocks may differ; Flower's node authentication tolerates as much."""
 
 
+class Quorum:
+    """Counts the replies of one phase until there are enough; then the others are waited for a little longer only.
+
+    Attributes:
+        grace: seconds that the others have.
+    """
+
+    def __init__(self, enough: int, grace: float) -> None:
+        """Ask for `enough` replies."""
+        self.grace = grace
+        self._missing = enough
+
+    def is_met_by_one_more(self) -> bool:
+        """Count a reply, and return whether it is the last of those that are enough."""
+        self._missing -= 1
+        return self._missing == 0
+
+
 def time_to_live(timeout: float) -> float:
     """Return the seconds after which a message that the server no longer waits for is void.
 
@@ -30,7 +51,9 @@ def time_to_live(timeout: float) -> float:
     return timeout + CLOCK_TOLERANCE
 
 
-def iter_replies(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[tuple[int | None, Message]]:
+def iter_replies(
+    grid: Grid, messages: Sequence[Message], timeout: float, quorum: Quorum | None = None
+) -> Iterator[tuple[int | None, Message]]:
     """Yield (node id, reply) as replies arrive, until all are in or `timeout` seconds have passed.
 
     The node id is None for a reply to none of the messages.
@@ -39,18 +62,24 @@ def iter_replies(grid: Grid, messages: Sequence[Message], timeout: float) -> Ite
         grid: any Flower Grid.
         messages: at most one for each node.
         timeout: seconds.
+        quorum: how many replies are enough; None waits for all. Grids without a clock, which simulate, have all.
     """
     if not messages:
         return
-    stream = grid.stream_replies(messages, timeout=timeout) if hasattr(grid, "stream_replies") else None
+    if not hasattr(grid, "stream_replies"):
+        stream = _poll_replies(grid, messages, timeout, quorum)
+    elif quorum is None or not hasattr(grid, "busy_nodes"):
+        stream = grid.stream_replies(messages, timeout=timeout)
+    else:
+        stream = grid.stream_replies(messages, timeout=timeout, quorum=quorum)
     sender: Callable[[Message], int | None] | None = None
-    for reply in _poll_replies(grid, messages, timeout) if stream is None else stream:
+    for reply in stream:
         sender = sender or sender_of(messages)
         yield sender(reply), reply
         del reply  # a model; it need not outlive the wait for the next one
 
 
-def _poll_replies(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[Message]:
+def _poll_replies(grid: Grid, messages: Sequence[Message], timeout: float, quorum: Quorum | None) -> Iterator[Message]:
     """Yield replies as repeated looks find them, less often the longer there are none."""
     deadline = time.monotonic() + timeout
     waiting = {message_id for message_id in grid.push_messages(messages) if message_id}
@@ -60,6 +89,8 @@ def _poll_replies(grid: Grid, messages: Sequence[Message], timeout: float) -> It
         waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
         wait = FIRST_WAIT if arrived else min(1.5 * wait, LONGEST_WAIT)
         while arrived:
+            if quorum is not None and not arrived[0].has_error() and quorum.is_met_by_one_more():
+                deadline = min(deadline, time.monotonic() + quorum.grace)
             yield arrived.pop(0)
         if (left := deadline - time.monotonic()) <= 0:
             return
@@ -97,6 +128,21 @@ def describe_error(reply: Message) -> str:
 def connected_nodes(grid: Grid) -> frozenset[int]:
     """Return the ids of the nodes that are connected now."""
     return frozenset(grid.get_node_ids())
+
+
+def busy_nodes(grid: Grid) -> frozenset[int]:
+    """Return the ids of the nodes that still work on a message whose time is over."""
+    return frozenset(grid.busy_nodes()) if hasattr(grid, "busy_nodes") else frozenset()
+
+
+def admitted_name(grid: Grid, node_id: int) -> str | None:
+    """Return the name of the key that a node proved to have, or None where names are the clients' own."""
+    return grid.admitted_name(node_id) if hasattr(grid, "admitted_name") else None
+
+
+def turn_away(grid: Grid, node_id: int, reason: str) -> bool:
+    """End a client that cannot take part, with a sentence; return whether it was told."""
+    return bool(grid.turn_away(node_id, reason)) if hasattr(grid, "turn_away") else False
 
 
 def wait_for_nodes(grid: Grid, count: int, timeout: float) -> bool:

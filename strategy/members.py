@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -12,7 +12,17 @@ from nufed.common.errors import LISTED, RunError, WireError
 from nufed.common.examples import Group
 from nufed.common.untrusted import printable
 from nufed.common.wire import CONFIG, ClientDescription
-from nufed.strategy.exchange import connected_nodes, describe_error, iter_replies, poll, time_to_live, wait_for_nodes
+from nufed.strategy.exchange import (
+    admitted_name,
+    busy_nodes,
+    connected_nodes,
+    describe_error,
+    iter_replies,
+    poll,
+    time_to_live,
+    turn_away,
+    wait_for_nodes,
+)
 
 QUERY_TIMEOUT = 30.0
 """Seconds that a node which comes or is doubted during a run has to say who it is; the others wait meanwhile."""
@@ -21,6 +31,13 @@ FIRST_RETRY = 60.0
 """Seconds after which a node that failed to say who it is is asked again."""
 
 CLIENT_ID = "client-id"
+_CLIENTS_OWN_ERRORS = (1, 2)
+"""Flower's numbers of errors that the client's app is the cause of; after others it may answer the next time."""
+
+_LOOK_AGAIN = 1.0
+_TOLD = 10
+"""Clients turned away that an error tells of."""
+
 _NO_HANDLER = "No query function registered"  # what flwr.clientapp.ClientApp raises
 
 _log = logging.getLogger("nufed.strategy")
@@ -54,6 +71,19 @@ class Retry:
     pause: float
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Why a node takes no part.
+
+    Attributes:
+        reason: a phrase that goes on from the node's name.
+        is_final: whether asking again is of no use: the client must be mended and started again.
+    """
+
+    reason: str
+    is_final: bool = False
+
+
 class Roster:
     """Holds the clients known so far, and keeps them in step with the nodes that are connected."""
 
@@ -61,19 +91,24 @@ class Roster:
         """Start without clients."""
         self.members: dict[str, Member] = {}
         self._settled: set[int] = set()  # nodes that need not be asked
-        self._problems: dict[int, str] = {}  # why a connected node is no member
+        self._problems: dict[int, Problem] = {}  # why a connected node is no member
+        self._turned_away: dict[str, str] = {}  # who was sent home, and why
         self._retries: dict[int, Retry] = {}
+        self._busy: set[str] = set()  # clients that were told of
 
     def discover(self, grid: Grid, expected: int, timeout: float) -> None:
-        """Wait until `expected` nodes are connected, and ask every node who it is.
+        """Wait until `expected` clients that can take part are there, and know who they are.
+
+        A client that cannot is turned away, and the others are waited for; where the grid cannot turn it away, as in
+        a simulation, nothing would change by waiting.
 
         Raises:
-            RunError: too few nodes within `timeout` seconds, too few that can take part, or one name twice.
+            RunError: too few within `timeout` seconds, or too few that can take part.
         """
         deadline = time.monotonic() + timeout
         waiting = wait_for_nodes(grid, expected, timeout)
         while waiting:
-            self.refresh(grid, max(0.0, deadline - time.monotonic()), strict=True)
+            self.refresh(grid, max(0.0, deadline - time.monotonic()))
             able = self.connected(grid, ["participating", "new"])
             if len(able) >= expected:
                 return
@@ -83,25 +118,22 @@ class Roster:
                     f"Expected {expected} clients, but only {len(able)} of {len(here)} connected nodes can take part"
                     f"{self._explanation()}. Mend those clients and start again."
                 )
-            waiting = _wait_for_change(grid, here, deadline - time.monotonic())
+            _wait_for_change(grid, here, min(_LOOK_AGAIN, deadline - time.monotonic()))
+            waiting = time.monotonic() < deadline
         raise RunError(
             f"Expected {expected} clients within {timeout:g} s, but {len(connected_nodes(grid))} nodes are connected"
             f"{self._explanation()}. Start the other clients, or expect fewer."
         )
 
-    def refresh(self, grid: Grid, timeout: float = QUERY_TIMEOUT, *, strict: bool = False) -> None:
+    def refresh(self, grid: Grid, timeout: float = QUERY_TIMEOUT) -> None:
         """Ask the nodes that are not known yet who they are; cheap when there are none.
 
-        A node that fails to say is asked again after a minute, then after two, four, eight, so that it does not hold
-        up every round.
+        A client that cannot take part is turned away. A node that fails to say, or cannot be turned away, is asked
+        again after a minute, then after two, four, eight, so that it does not hold up every round.
 
         Args:
             grid: any Flower Grid.
             timeout: seconds.
-            strict: refuse two nodes with one name; otherwise the node that was there first and is alive keeps it.
-
-        Raises:
-            RunError: strict, and two nodes have one name.
         """
         here, now = connected_nodes(grid), time.monotonic()
         self._settled &= here
@@ -109,12 +141,9 @@ class Roster:
         self._retries = {node: retry for node, retry in self._retries.items() if node in here}
         due = [node for node in here - self._settled if node not in self._retries or self._retries[node].at <= now]
         for newcomer in self._ask(grid, sorted(due), timeout):
-            self._admit(grid, newcomer, strict=strict)
-        for node in self._problems:
-            if node in due:
-                pause = 2 * self._retries[node].pause if node in self._retries else FIRST_RETRY
-                self._retries[node] = Retry(time.monotonic() + pause, pause)
-                _log.warning("Node %d takes no part for now: it %s.", node, self._problems[node])
+            self._admit(grid, newcomer)
+        for node in sorted(self._problems.keys() & set(due)):
+            self._leave_out(grid, node)
 
     def reask(self, client_id: str) -> None:
         """Have a client asked again who it is at the next refresh, because what it said no longer holds."""
@@ -134,6 +163,21 @@ class Roster:
             for client_id, member in sorted(self.members.items())
             if member.node_id in here and member.description.group in wanted
         }
+
+    def idle(self, grid: Grid, members: Mapping[str, Member]) -> dict[str, Member]:
+        """Return the members that do not still work on a message of an earlier phase; all of them if all do.
+
+        So a client that hangs costs the time of one phase, and not of each.
+        """
+        busy = busy_nodes(grid)
+        idle = {client_id: member for client_id, member in members.items() if member.node_id not in busy}
+        for client_id in members.keys() - idle.keys():
+            if idle and client_id not in self._busy:
+                _log.warning(
+                    "Client %s still works on an earlier message, and is not asked until it is back.", client_id
+                )
+        self._busy = members.keys() - idle.keys() if idle else set()
+        return idle or dict(members)
 
     def wait_for_participants(self, grid: Grid, timeout: float) -> dict[str, Member]:
         """Return the connected participating clients; waits for one if there are none.
@@ -156,39 +200,53 @@ class Roster:
     def _ask(self, grid: Grid, nodes: Sequence[int], timeout: float) -> list[Member]:
         """Return those nodes that said who they are, or that cannot say and are taken as they come."""
         found: dict[int, Member] = {}
-        self._problems.update(dict.fromkeys(nodes, f"did not say who it is within {timeout:g} s"))
+        self._problems.update(dict.fromkeys(nodes, Problem(f"did not say who it is within {timeout:g} s")))
         for node_id, reply in iter_replies(grid, [_query(node, timeout) for node in nodes], timeout):
             if node_id is None or node_id in found:
                 continue
             try:
-                found[node_id] = _read(node_id, reply)
+                found[node_id] = _read(node_id, reply, admitted_name(grid, node_id))
             except WireError as error:
-                self._problems[node_id] = printable(str(error))
+                is_final = not reply.has_error() or reply.error.code in _CLIENTS_OWN_ERRORS
+                self._problems[node_id] = Problem(printable(str(error)), is_final)
             else:
                 self._problems.pop(node_id, None)
         return sorted(found.values(), key=lambda member: (member.client_id, member.node_id))
 
-    def _admit(self, grid: Grid, newcomer: Member, *, strict: bool) -> None:
-        """Enter a client, or its new node or description in place of the old."""
+    def _admit(self, grid: Grid, newcomer: Member) -> None:
+        """Enter a client, or its new node or description in place of the old; a living client keeps its name."""
         name = newcomer.client_id
         holder = self.members.get(name)
         if holder and holder.node_id != newcomer.node_id and _is_alive(grid, holder):
-            if strict:
-                raise RunError(
-                    f"Expected every client to have its own id, but nodes {holder.node_id} and {newcomer.node_id} "
-                    f"both call themselves {name!r}. Give one of them another name."
-                )
-            self._problems[newcomer.node_id] = f"calls itself {name!r}, as node {holder.node_id} does"
+            reason = f"calls itself {name!r}, as node {holder.node_id} does; give one of them another name"
+            self._problems[newcomer.node_id] = Problem(reason, is_final=True)
             return
         if holder and holder.node_id != newcomer.node_id:
             _log.info("Client %s is back, on node %d.", name, newcomer.node_id)
         for other in [each for each in self.members.values() if each.node_id == newcomer.node_id]:
             del self.members[other.client_id]  # one node is one client: under another name it is no second one
         self._settled.add(newcomer.node_id)
+        self._turned_away.pop(f"client {name}", None)
         self.members[name] = newcomer
 
+    def _leave_out(self, grid: Grid, node: int) -> None:
+        """Turn a node's client away if it can never take part, else have it asked again later."""
+        problem, admitted = self._problems[node], admitted_name(grid, node)
+        who = f"node {node}" if admitted is None else f"client {admitted}"
+        if problem.is_final and turn_away(grid, node, f"it {problem.reason}"):
+            del self._problems[node]
+            self._turned_away[who] = problem.reason
+            while len(self._turned_away) > _TOLD:
+                del self._turned_away[next(iter(self._turned_away))]
+            _log.warning("%s is turned away: it %s.", _capital(who), problem.reason)
+            return
+        pause = 2 * self._retries[node].pause if node in self._retries else FIRST_RETRY
+        self._retries[node] = Retry(time.monotonic() + pause, pause)
+        _log.warning("%s takes no part for now: it %s.", _capital(who), problem.reason)
+
     def _explanation(self) -> str:
-        reasons = [f"node {node} {problem}" for node, problem in sorted(self._problems.items())]
+        reasons = [f"node {node} {problem.reason}" for node, problem in sorted(self._problems.items())]
+        reasons += [f"{name} was turned away, because it {reason}" for name, reason in self._turned_away.items()]
         if len(reasons) > LISTED:
             reasons[LISTED:] = [f"and {len(reasons) - LISTED} more"]
         return f" ({'; '.join(reasons)})" if reasons else ""
@@ -206,16 +264,25 @@ def _is_alive(grid: Grid, member: Member) -> bool:
     return any(not reply.has_error() for _, reply in replies)
 
 
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _query(node_id: int, timeout: float) -> Message:
     content = RecordDict({CONFIG: ConfigRecord()})
     return Message(content, node_id, MessageType.QUERY, group_id="0", ttl=time_to_live(timeout))
 
 
-def _read(node_id: int, reply: Message) -> Member:
-    """Return who answered; an app that knows no such question is a participating client named after its node.
+def _read(node_id: int, reply: Message, admitted: str | None) -> Member:
+    """Return who answered; an app that knows no such question is a participating client named after its key or node.
+
+    Args:
+        node_id: where the answer is from.
+        reply: the answer.
+        admitted: name of the node's key; None where no keys are in use.
 
     Raises:
-        WireError: the client knows the question and failed to answer it.
+        WireError: the client knows the question and failed to answer it, or calls itself otherwise than its key.
     """
     if reply.has_error():
         if _NO_HANDLER not in (reply.error.reason or ""):
@@ -223,13 +290,20 @@ def _read(node_id: int, reply: Message) -> Member:
         reason = "its app answers no query"
     elif reply.has_content():
         try:
-            return Member(node_id, ClientDescription.from_records(reply.content))
+            description = ClientDescription.from_records(reply.content)
         except WireError as error:
             if CLIENT_ID in reply.content.config_records.get(CONFIG, {}):
                 raise WireError(f"does not say rightly who it is: {error}") from error
             reason = printable(str(error))
+        else:
+            if admitted is not None and description.client_id != admitted:
+                raise WireError(
+                    f"calls itself {description.client_id!r}, but has the key of {admitted!r}; a client's name is its "
+                    "key's"
+                )
+            return Member(node_id, description)
     else:
         reason = "its answer is empty"
-    name = f"node-{node_id}"
+    name = admitted or f"node-{node_id}"
     _log.warning("Node %d does not describe itself (%s); it takes part as %s.", node_id, reason, name)
     return Member(node_id, ClientDescription(name, "participating", 0, 0, 0), announced=False)

@@ -7,6 +7,7 @@ clients as well, with the same care about their replies.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import get_args
@@ -21,7 +22,7 @@ from nufed.common.message_schema import CurveShape
 from nufed.common.params import Params
 from nufed.common.wire import arrays_to_params, params_to_arrays
 from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, MAX_GROWTH, find_aggregation
-from nufed.strategy.exchange import iter_replies, sender_of
+from nufed.strategy.exchange import Quorum, iter_replies, sender_of
 from nufed.strategy.members import Member, Roster
 from nufed.strategy.participation import choose
 from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
@@ -29,6 +30,9 @@ from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResu
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, HIGHEST_MAX_WEIGHT
 
 MAX_SERVER_LR = 100.0
+
+DEFAULT_GRACE = 60.0
+"""Seconds that clients have once enough others have answered."""
 
 DEFAULT_TIMEOUT = 3600.0
 """Seconds, as in Flower's strategies."""
@@ -67,6 +71,8 @@ class MetaFedAvg(Strategy):
         max_growth: float = DEFAULT_MAX_GROWTH,
         max_weight: float = DEFAULT_MAX_WEIGHT,
         aggregation: str = "mean",
+        min_reply_fraction: float = 1.0,
+        reply_grace: float = DEFAULT_GRACE,
     ) -> None:
         """Set what stays the same over a run.
 
@@ -82,6 +88,10 @@ class MetaFedAvg(Strategy):
             max_weight: with weights by examples, a client counts at most this many times the median of the clients'
                 numbers of examples; at least 1.
             aggregation: how the clients' models become one, a key of `nufed.strategy.aggregation.AGGREGATION_RULES`.
+            min_reply_fraction: share of the clients asked, in (0, 1], whose replies are enough: a phase ends
+                `reply_grace` seconds after they came. 1 waits for all, so that a run is repeatable; below 1 it depends
+                on who was fast.
+            reply_grace: seconds that the others have after that.
 
         Raises:
             ConfigError: an option is out of range or a name is unknown.
@@ -93,6 +103,13 @@ class MetaFedAvg(Strategy):
             ("server_lr", server_lr, 0 < server_lr <= MAX_SERVER_LR, f"above 0, at most {MAX_SERVER_LR:g}"),
             ("evaluation_interval", evaluation_interval, evaluation_interval >= 0, "at least 0; 0 turns it off"),
             ("min_clients", min_clients, min_clients >= 1, "at least 1"),
+            (
+                "min_reply_fraction",
+                min_reply_fraction,
+                0 < min_reply_fraction <= 1,
+                "above 0, at most 1; 1 waits for all",
+            ),
+            ("reply_grace", reply_grace, reply_grace >= 0, "at least 0 seconds"),
             ("max_growth", max_growth, 1 <= max_growth <= MAX_GROWTH, f"1 to {MAX_GROWTH:g}"),
             ("max_weight", max_weight, 1 <= max_weight <= HIGHEST_MAX_WEIGHT, f"1 to {HIGHEST_MAX_WEIGHT:g}"),
         ):
@@ -107,6 +124,8 @@ class MetaFedAvg(Strategy):
         self.max_growth = max_growth
         self.max_weight = max_weight
         self.aggregation = aggregation
+        self.min_reply_fraction = min_reply_fraction
+        self.reply_grace = reply_grace
         self._roster = Roster()
         self._complaints: set[tuple[str, str]] = set()
         self._training: TrainingPhase | None = None  # between configure_train and aggregate_train
@@ -158,7 +177,7 @@ class MetaFedAvg(Strategy):
         """
         outgoing = Outgoing(MessageType.TRAIN, round, params_to_arrays(params), config or ConfigRecord(), timeout)
         phase = self._open_training(grid, outgoing, params)
-        for node_id, reply in iter_replies(grid, phase.messages, timeout):
+        for node_id, reply in iter_replies(grid, phase.messages, timeout, self._quorum(phase)):
             phase.take(node_id, reply)
             del reply  # a model; it need not outlive the wait for the next one
         return self._close_training(phase)
@@ -187,7 +206,7 @@ class MetaFedAvg(Strategy):
         """
         outgoing = Outgoing(MessageType.EVALUATE, round, params_to_arrays(params), config or ConfigRecord(), timeout)
         phase = self._open_evaluation(grid, outgoing, group, shape)
-        for node_id, reply in iter_replies(grid, phase.messages, timeout):
+        for node_id, reply in iter_replies(grid, phase.messages, timeout, self._quorum(phase)):
             phase.take(node_id, reply)
         return phase.close(group)
 
@@ -306,7 +325,7 @@ class MetaFedAvg(Strategy):
 
     def _open_training(self, grid: Grid, outgoing: Outgoing, sent: Params) -> TrainingPhase:
         patience = DEFAULT_TIMEOUT if outgoing.timeout is None else outgoing.timeout
-        participants = self._roster.wait_for_participants(grid, patience)
+        participants = self._roster.idle(grid, self._roster.wait_for_participants(grid, patience))
         chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
         asked = {client_id: participants[client_id] for client_id in chosen}
         announced = tuple(member.description.num_support for member in participants.values() if member.announced)
@@ -327,7 +346,14 @@ class MetaFedAvg(Strategy):
     ) -> EvaluationPhase:
         self._roster.refresh(grid)
         asked = self._roster.connected(grid, _GROUPS[group])
+        if group != "all":  # at the end of a run, whoever is there is waited for
+            asked = self._roster.idle(grid, asked)
         return EvaluationPhase(outgoing, asked, self._complaints, self.max_weight, shape)
+
+    def _quorum(self, phase: Phase) -> Quorum | None:
+        """Return how many replies are enough, or None to wait for all."""
+        enough = math.ceil(self.min_reply_fraction * len(phase.messages))
+        return Quorum(enough, self.reply_grace) if enough < len(phase.messages) else None
 
     def _evaluates_in(self, number: int) -> bool:
         return self.evaluation_interval > 0 and number % self.evaluation_interval == 0

@@ -29,6 +29,16 @@ class FederationConfig(Section):
     server_lr: float = Field(
         1.0, gt=0, le=100, description="ε, how far a round moves the model towards the mean; 1 all the way"
     )
+    min_reply_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the clients asked whose replies end a phase, after reply-grace; below 1 runs on machines "
+        "are not repeatable",
+    )
+    reply_grace: float = Field(
+        60.0, ge=0, le=1e6, description="seconds that the other clients have once min-reply-fraction have answered"
+    )
     round_timeout: float = Field(3600.0, gt=0, le=1e6, description="seconds to wait for the replies of a phase")
 
     @model_validator(mode="before")

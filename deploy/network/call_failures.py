@@ -5,7 +5,9 @@ import datetime as dt
 import grpc
 
 from nufed.common.errors import PeerError
+from nufed.deploy.network.fleet_headers import TURNED_AWAY
 from nufed.deploy.network.node_auth import REVOKED
+from nufed.deploy.network.refusals import printable
 from nufed.deploy.network.server_probe import ServerAddress
 
 _PASSING = frozenset(
@@ -33,6 +35,10 @@ class ServerFinished(Exception):  # noqa: N818 - an event the client goes on fro
     """The server says that its run is over and closes."""
 
 
+class TurnedAway(Exception):  # noqa: N818 - an event the client ends from
+    """The server does not let this client take part, and says why."""
+
+
 class AlreadyRegistered(Exception):  # noqa: N818 - an event the client goes on from
     """The server knows this node from an earlier connection."""
 
@@ -48,6 +54,8 @@ def explain(error: grpc.RpcError, server: ServerAddress) -> Exception:
     status = grpc.StatusCode
     if code in _PASSING:
         return ConnectionLost(details)
+    if details.startswith(TURNED_AWAY):
+        return TurnedAway(printable(details.removeprefix(TURNED_AWAY)))
     if code is status.PERMISSION_DENIED:
         return RunOver(details)
     if code is status.UNAUTHENTICATED:

@@ -30,6 +30,8 @@ from nufed.common.errors import ConfigError, PeerError, RunError
 
 _AUTHORITY_NAME = "NuFed certificate authority"
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SHORT_OF_DAYS = 30
+_TIME = "%Y-%m-%d %H:%M UTC"
 _BACKDATING = dt.timedelta(minutes=10)
 _KEY_USAGES = (
     "digital_signature",
@@ -233,6 +235,37 @@ def read_certificate(path: Path, what: str) -> bytes:
     except ValueError as error:
         raise PeerError(f"Expected {what} (PEM) in {path}, but it holds no certificate. Check the path.") from error
     return content
+
+
+def check_validity(content: bytes, path: Path, *, now: dt.datetime | None = None) -> str | None:
+    """Return a sentence if a server's certificates end within 30 days, None if there is time.
+
+    Args:
+        content: PEM certificates.
+        path: where they came from.
+        now: the time; None takes this machine's.
+
+    Raises:
+        PeerError: one of them has expired, or is not valid yet.
+    """
+    now = now or dt.datetime.now(dt.UTC)
+    chain = x509.load_pem_x509_certificates(content)
+    begin = max(certificate.not_valid_before_utc for certificate in chain)
+    end = min(certificate.not_valid_after_utc for certificate in chain)
+    if now >= end:
+        raise PeerError(
+            f"The server's certificate {path} expired on {end:{_TIME}}, and no client would trust it: make a new one "
+            "with `nufed certs init` and the same authority, or set this machine's clock right."
+        )
+    if now < begin:
+        raise PeerError(
+            f"The server's certificate {path} is valid from {begin:{_TIME}} on, and it is {now:{_TIME}} by this "
+            "machine's clock: set the clock right, or wait."
+        )
+    days = (end - now).days
+    if days >= _SHORT_OF_DAYS:
+        return None
+    return f"the server's certificate {path} expires in {days} days ({end:{_TIME}}); renew it with `nufed certs init`"
 
 
 def _alternative_name(name: str) -> x509.GeneralName:

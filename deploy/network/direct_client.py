@@ -4,6 +4,7 @@ Flower's own SuperNode starts a process for each message.
 """
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, PeerError
-from nufed.deploy.network.call_failures import ConnectionLost, RunOver, ServerFinished
+from nufed.deploy.network.call_failures import ConnectionLost, RunOver, ServerFinished, TurnedAway
 from nufed.deploy.network.certificates import read_certificate, read_private_key
 from nufed.deploy.network.fleet_connection import FleetConnection
 from nufed.deploy.network.server_probe import ServerAddress, probe
@@ -34,7 +35,7 @@ class ClientIdentity:
     """Who a client is and what it works with.
 
     Attributes:
-        name: shown by the server where no key names the client.
+        name: what the client is called; with a key, the name that its key was admitted under.
         key: file of the node's private key; None without TLS and node keys.
         node_config: what the ClientApp reads, e.g. `data` and `client-id`.
         default_run_config: complete flat run configuration, for servers that send changes to it alone.
@@ -73,7 +74,9 @@ class DirectClient:
         self._app, self._identity, self._on_event = app, identity, on_event
         self._server = ServerAddress.parse(server, roots)
         self._key = read_private_key(identity.key) if identity.key else ec.generate_private_key(ec.SECP384R1())
+        self._process = secrets.token_hex(16)
         self._stopping = threading.Event()
+        self._unfit: NufedError | None = None
         self._contexts: dict[int, Context] = {}
         self._unsent: tuple[Message, float] | None = None
 
@@ -90,6 +93,7 @@ class DirectClient:
 
         Raises:
             PeerError: the server refuses this client, is not the one expected, or did not come in time.
+            NufedError: this client cannot take part, for a reason of its own such as its data.
         """
         wait = _SHORTEST_WAIT
         while not self._stopping.is_set():
@@ -99,6 +103,10 @@ class DirectClient:
                 with self._connect() as connection:
                     self._on_event(f"{self._identity.name} is connected to {self._server}")
                     self._work(connection)
+            except TurnedAway as refusal:
+                if self._unfit is not None:
+                    raise self._unfit from refusal
+                raise PeerError(f"The server at {self._server} turned this client away: {refusal}.") from refusal
             except ServerFinished:
                 self._on_event(f"the run at {self._server} is over")
                 if until_finished:
@@ -129,7 +137,9 @@ class DirectClient:
 
     def _connect(self) -> FleetConnection:
         registers = self._identity.key is None
-        return FleetConnection(self._server, self._key, registers=registers, name=self._identity.name)
+        return FleetConnection(
+            self._server, self._key, registers=registers, name=self._identity.name, process=self._process
+        )
 
     def _work(self, connection: FleetConnection) -> None:
         """Answer messages until stopped; a reply that a lost connection held up goes first."""
@@ -159,7 +169,9 @@ class DirectClient:
         """Call the ClientApp and send what it answers."""
         started = time.monotonic()
         context = self._context(message.metadata.run_id, connection)
-        reply = _call_app(self._app, message, context)
+        reply, error = _call_app(self._app, message, context)
+        if message.metadata.message_type == MessageType.QUERY:
+            self._unfit = error if isinstance(error, NufedError) else None
         self._unsent = reply, time.monotonic() - started
         self._send_unsent(connection)
 
@@ -172,19 +184,23 @@ class DirectClient:
         return self._contexts[run_id]
 
 
-def _call_app(app: ClientApp, message: Message, context: Context) -> Message:
-    """Return the ClientApp's reply; an exception becomes an error reply and leaves the context's state as it was."""
+def _call_app(app: ClientApp, message: Message, context: Context) -> tuple[Message, Exception | None]:
+    """Return the ClientApp's reply; an exception becomes an error reply and leaves the context's state as it was.
+
+    Returns:
+        the reply, and what the app raised.
+    """
     state = context.state
     context.state = RecordDict({name: type(record)(dict(record)) for name, record in state.items()})  # type: ignore[arg-type]
     try:
-        return _checked(app(message=message, context=context), message)
+        return _checked(app(message=message, context=context), message), None
     except Exception as error:
         # Flower's contract: whatever an app raises is answered, and the node lives on.
         context.state = state
         expected = isinstance(error, NufedError)
         reason = str(error) if expected else f"{type(error).__name__}: {error}"
         log.exception("a %s message failed: %s", message.metadata.message_type, reason, exc_info=not expected)
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message), error
 
 
 def _checked(reply: object, message: Message) -> Message:

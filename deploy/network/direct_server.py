@@ -6,15 +6,17 @@ Flower's own SuperLink runs the ServerApp in a process of its own and polls on b
 import hashlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from flwr.app import Context, RecordDict
-from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
+from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
 from flwr.proto.fleet_pb2_grpc import add_FleetServicer_to_server
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.serverapp import ServerApp
@@ -32,17 +34,24 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nufed.common.config import Scalar
 from nufed.common.errors import PeerError, RunError
+from nufed.deploy.network.file_limit import is_crowded, most_connections, raise_file_limit
 from nufed.deploy.network.fleet_grid import FleetGrid
-from nufed.deploy.network.fleet_service import FleetService, RawResponses
+from nufed.deploy.network.fleet_service import FleetService
+from nufed.deploy.network.interceptors import LARGEST_REQUEST, BoundedRequests, RawResponses
 from nufed.deploy.network.node_auth import FleetAuthInterceptor
 from nufed.deploy.network.node_keys import AdmittedKeys
 from nufed.deploy.network.object_store import AtomicObjectStoreFactory
+from nufed.deploy.network.refusals import Refusals, make_records_printable
 
 _MAX_MESSAGE_BYTES = 2**31 - 1
-_MAX_REQUEST_BYTES = 256 * 2**20
 _MAX_CALLS = 2000
+_HANDSHAKE = 10.0
+"""Seconds that a connection has to become one: who dials and says nothing is hung up on."""
+
+_NO_COMPRESSION = 1  # bit set of gRPC's algorithms: a small compressed request cannot unfold to a large one
 _WATCH_INTERVAL = 1.0
 _TASK_HEARTBEAT = 15.0
+_SAY_AGAIN = 60.0
 _FAREWELL = 3.0
 
 
@@ -106,13 +115,16 @@ class DirectServer:
     """
 
     def __init__(self, endpoint: ServerEndpoint, *, on_event: Callable[[str], None] = lambda _line: None) -> None:
+        make_records_printable()
         self._on_event = on_event
         self._keys = AdmittedKeys(endpoint.security.client_keys) if endpoint.security else None
+        self._file_limit, self._crowded_at = raise_file_limit(), float("-inf")
         states = _states(endpoint.database)
         self._state = states.state()
+        self.refusals = Refusals()
+        self.service = FleetService(states, keys=self._keys, on_event=on_event)
         for key in self._keys or ():
-            self._register(key)
-        self.service = FleetService(states, keys=self._keys)
+            self.service.register(key)
         self._health = health.HealthServicer()
         self._online: set[int] = set()
         self._closing = threading.Event()
@@ -161,14 +173,20 @@ class DirectServer:
         server = grpc.server(
             ThreadPoolExecutor(max_workers=_MAX_CALLS, thread_name_prefix="fleet"),
             interceptors=[
+                BoundedRequests(self.refusals),
                 RpcErrorTranslationServerInterceptor(),
-                FleetAuthInterceptor(states, self._keys),
+                FleetAuthInterceptor(
+                    states, self._keys, self.service.sessions, refusals=self.refusals, on_event=self._on_event
+                ),
                 create_fleet_runtime_version_server_interceptor(),
                 RawResponses(),
             ],
+            maximum_concurrent_rpcs=_MAX_CALLS,
             options=[
+                *_connection_options(self._file_limit),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_receive_message_length", _MAX_REQUEST_BYTES),
+                ("grpc.max_receive_message_length", LARGEST_REQUEST),
+                ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
@@ -177,8 +195,8 @@ class DirectServer:
             ],
         )
         add_FleetServicer_to_server(self.service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        credentials = _credentials(endpoint.security) if endpoint.security else None
+        health_pb2_grpc.add_HealthServicer_to_server(_HealthToStrangers(self._health), server)
+        credentials = _credentials(endpoint.security, self._on_event) if endpoint.security else None
         self.address = _bind(server, endpoint.address, credentials)
         server.start()
         return server
@@ -193,10 +211,6 @@ class DirectServer:
     def _set_health(self, status: int) -> None:
         self._health.set("", status)
         self._health.set("flwr.proto.Fleet", status)
-
-    def _register(self, public_key: bytes) -> None:
-        if self._state.get_node_id_by_public_key(public_key) is None:
-            self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, 0)
 
     @contextmanager
     def _open_run(self, run_config: Mapping[str, Scalar], bundle: AppBundle | None) -> Iterator[Run]:
@@ -239,30 +253,43 @@ class DirectServer:
         while not self._closing.is_set():
             seen = self.service.nodes.count
             self._read_keys()
+            self._tell_of_refusals()
             online = self._online_nodes()
             for node_id in sorted(online - self._online):
-                self._on_event(f"{self.service.names.get(node_id, node_id)} joined ({len(online)} connected)")
+                self._on_event(f"{self.service.sessions.name(node_id)} joined ({len(online)} connected)")
             for node_id in sorted(self._online - online):
-                self._on_event(f"{self.service.names.get(node_id, node_id)} left ({len(online)} connected)")
+                self._on_event(f"{self.service.sessions.name(node_id)} left ({len(online)} connected)")
             if online != self._online:
                 self._online = online
                 self.service.nodes.ring()
                 continue
             self.service.nodes.wait(seen, _WATCH_INTERVAL)
 
+    def _tell_of_refusals(self) -> None:
+        """Say once a minute what was refused, and that few files are left for connections."""
+        if line := self.refusals.take_line():
+            self._on_event(line)
+        now = time.monotonic()
+        if now - self._crowded_at >= _SAY_AGAIN and is_crowded(self._file_limit):
+            self._crowded_at = now
+            self._on_event(
+                f"nearly all of {most_connections(self._file_limit)} possible connections are open, and further ones "
+                "are refused; raise the limit of open files (ulimit -n) if these are clients"
+            )
+
     def _read_keys(self) -> None:
         if self._keys is None:
             return
         change = self._keys.refresh()
         for key in change.admitted:
-            self._register(key)
+            self.service.register(key)
             self._on_event(f"{self._keys.name_of(key)} is admitted")
         for key in change.revoked:
             node_id = self._state.get_node_id_by_public_key(key)
             if node_id is not None:
                 self._state.deactivate_node(node_id)
                 self.service.wake([node_id])
-                self._on_event(f"{self.service.names.get(node_id, 'a client')}'s key is revoked")
+                self._on_event(f"{self.service.sessions.name(node_id)}'s key is revoked")
         for problem in change.problems:
             self._on_event(problem)
 
@@ -298,10 +325,36 @@ def _check_database(path: Path) -> None:
         )
 
 
-def _credentials(security: ServerSecurity) -> grpc.ServerCredentials:
-    from nufed.deploy.network.certificates import read_certificate
+class _HealthToStrangers(health.HealthServicer):  # type: ignore[misc]
+    """Answers single questions about health; who watches holds a thread, and anybody could."""
+
+    def __init__(self, source: health.HealthServicer) -> None:
+        super().__init__()
+        self._source = source
+
+    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
+        """Return whether the server serves."""
+        return self._source.Check(request, context)
+
+    def Watch(self, _request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:  # noqa: ARG002, N802
+        """Refuse to be watched."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check; Watch is answered on the --health port alone")
+
+
+def _connection_options(file_limit: int | None) -> list[tuple[str, int]]:
+    """Return what keeps strangers' connections from taking all of this process's open files."""
+    options = [("grpc.server_handshake_timeout_ms", int(_HANDSHAKE * 1000))]
+    if (most := most_connections(file_limit)) is not None:
+        options.append(("grpc.max_allowed_incoming_connections", most))
+    return options
+
+
+def _credentials(security: ServerSecurity, on_event: Callable[[str], None]) -> grpc.ServerCredentials:
+    from nufed.deploy.network.certificates import check_validity, read_certificate
 
     certificate = read_certificate(security.certificate, "the server's certificate")
+    if warning := check_validity(certificate, security.certificate):
+        on_event(warning)
     try:
         key = security.key.read_bytes()
     except OSError as error:

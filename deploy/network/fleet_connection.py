@@ -59,10 +59,10 @@ _PARALLEL_PIECES = 2
 
 
 class _Signature(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
-    """Adds node authentication to every call; one signature serves for half a minute."""
+    """Adds node authentication and the process's name to every call; one signature serves for half a minute."""
 
-    def __init__(self, key: ec.EllipticCurvePrivateKey, public_key: bytes) -> None:
-        self._key, self._public_key = key, public_key
+    def __init__(self, key: ec.EllipticCurvePrivateKey, public_key: bytes, process: str) -> None:
+        self._key, self._public_key, self._process = key, public_key, process
         self._signed_at = dt.datetime.min.replace(tzinfo=dt.UTC)
         self._metadata: tuple[tuple[str, str | bytes], ...] = ()
 
@@ -75,6 +75,7 @@ class _Signature(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
                 ("flwr-public-key-bin", self._public_key),
                 ("flwr-timestamp", stamp),
                 ("flwr-signature-bin", signature),
+                (headers.SESSION, self._process),
             )
             self._signed_at = now
         return continuation(details._replace(metadata=[*(details.metadata or ()), *self._metadata]), request)
@@ -87,7 +88,8 @@ class FleetConnection:
         server: where it is.
         key: the node's private key; with `registers`, one made for this process.
         registers: whether the node registers itself (no node keys are in use).
-        name: what the server shows for this client.
+        name: what this client is called; with node keys, the name of its key.
+        process: random name of this process, the same for each of its connections; None makes one.
 
     Raises:
         ConnectionLost: the server is not there (any more).
@@ -97,11 +99,21 @@ class FleetConnection:
     ANNOUNCES_WHOLE = True
     """Whether to ask for messages without Flower's objects; tests turn it off to speak as a stock client does."""
 
-    def __init__(self, server: ServerAddress, key: ec.EllipticCurvePrivateKey, *, registers: bool, name: str) -> None:
+    def __init__(
+        self,
+        server: ServerAddress,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        registers: bool,
+        name: str,
+        process: str | None = None,
+    ) -> None:
         self._server, self._registers = server, registers
         self._public_key = key.public_key().public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
         self._channel = _open_channel(server)
-        signed = grpc.intercept_channel(self._channel, _Signature(key, self._public_key))
+        signed = grpc.intercept_channel(
+            self._channel, _Signature(key, self._public_key, process or secrets.token_hex(16))
+        )
         self._stub = FleetStub(signed)
         self._push_bytes = signed.unary_unary(
             "/flwr.proto.Fleet/PushMessages", response_deserializer=fleet.PushMessagesResponse.FromString
@@ -175,7 +187,7 @@ class FleetConnection:
 
     def _join(self, name: str) -> tuple[Node, bool]:
         request = fleet.ActivateNodeRequest(public_key=self._public_key, heartbeat_interval=_DECLARED_INTERVAL)
-        announced: tuple[tuple[str, str], ...] = ((headers.NAME, name.encode("ascii", "replace").decode()),)
+        announced: tuple[tuple[str, str], ...] = ((headers.NAME, headers.quote_name(name)),)
         if self.ANNOUNCES_WHOLE:
             announced += ((headers.WHOLE, "1"),)
         if self._registers:

@@ -22,10 +22,14 @@ from flwr.supercore.run import Run
 
 from nufed.deploy.network.fleet_service import FleetService
 from nufed.deploy.run_grid import RunGrid
+from nufed.strategy.exchange import Quorum
 
 log = logging.getLogger(__name__)
 
 _CUT_OFF = "the reply was not uploaded completely"
+
+_MOST_ATTEMPTS = 3
+"""Times that a message is given to a client which ends or loses it each time, before the round goes on without."""
 
 CHECK_INTERVAL = 1.0
 """Seconds between looks at all outstanding messages: nodes gone silent, messages expired."""
@@ -46,6 +50,7 @@ class FleetGrid(RunGrid):
         self._outstanding: dict[str, Message] = {}
         self._announced: dict[str, Message] = {}
         self._unsent: dict[str, Message] = {}
+        self._attempts: dict[str, int] = {}
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes that are connected."""
@@ -54,6 +59,18 @@ class FleetGrid(RunGrid):
     def get_nodes(self) -> Sequence[NodeInfo]:
         """Return what is known of the nodes that are connected."""
         return self._state.get_node_info(node_ids=self.get_node_ids())
+
+    def busy_nodes(self) -> frozenset[int]:
+        """Return the nodes that still work on a message whose time is over."""
+        return self._service.sessions.busy()
+
+    def admitted_name(self, node_id: int) -> str | None:
+        """Return the name of a node's key, or None where no node keys are in use."""
+        return self._service.admitted_name(node_id)
+
+    def turn_away(self, node_id: int, reason: str) -> bool:
+        """End a client that cannot take part, with a sentence that says why; False if it cannot be told."""
+        return self._service.turn_away(node_id, reason)
 
     def wait_for_nodes(self, count: int, timeout: float | None = None) -> bool:
         """Return whether at least `count` nodes are connected, waiting up to `timeout` seconds for them."""
@@ -69,7 +86,7 @@ class FleetGrid(RunGrid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages and return their ids."""
         messages = list(messages)
-        whole = [self._service.takes_whole(message.metadata.dst_node_id) for message in messages]
+        whole = [self._service.sessions.takes_whole(message.metadata.dst_node_id) for message in messages]
         with no_object_id_recompute():
             for message, travels_whole in zip(messages, whole, strict=True):
                 message_id = message.metadata.message_id or secrets.token_hex(32)
@@ -99,22 +116,32 @@ class FleetGrid(RunGrid):
         """Return the replies that come within `timeout` seconds; what is unanswered then is withdrawn."""
         return list(self.stream_replies(messages, timeout=timeout))
 
-    def stream_replies(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+    def stream_replies(
+        self, messages: Iterable[Message], *, timeout: float | None = None, quorum: Quorum | None = None
+    ) -> Iterator[Message]:
         """Yield each reply as it arrives, for at most `timeout` seconds; what is unanswered then is withdrawn.
 
         A withdrawn message is not worked on any more: a slow node that comes back takes the current one.
+
+        Args:
+            messages: what to send.
+            timeout: seconds; None waits for ever.
+            quorum: how many replies are enough, and how long the others are waited for then; None waits for all.
         """
         deadline = _deadline(timeout)
         waiting = set(self.push_messages(messages))
         checked = time.monotonic()
         looked_at: set[str] = set()
+        deliveries = self._service.deliveries
         try:
             while waiting:
                 seen = self._service.replies.count
-                lost = self._service.take_lost()
-                partly = self._announced.keys() | self._unsent.keys() | self._service.take_answered()
+                lost = deliveries.take_lost()
+                partly = self._announced.keys() | self._unsent.keys() | deliveries.take_answered()
                 for reply in self.pull_messages(looked_at | (partly & waiting)):
                     waiting.discard(reply.metadata.reply_to_message_id)
+                    if quorum is not None and not reply.has_error() and quorum.is_met_by_one_more():
+                        deadline = min(deadline, time.monotonic() + quorum.grace)
                     yield reply
                 self._post_again(lost & waiting)
                 left = deadline - time.monotonic()
@@ -125,7 +152,10 @@ class FleetGrid(RunGrid):
                 if time.monotonic() - checked >= CHECK_INTERVAL:
                     looked_at, checked = set(waiting), time.monotonic()
         finally:
+            for message_id in waiting & self._outstanding.keys():
+                self._service.sessions.note_busy(self._outstanding[message_id].metadata.dst_node_id)
             self._withdraw(waiting)
+            self._attempts.clear()
 
     def _store_objects(self, messages: Sequence[Message]) -> None:
         """Store messages' objects; content that messages share is stored once."""
@@ -143,11 +173,11 @@ class FleetGrid(RunGrid):
     def _post(self, message: Message, *, whole: bool) -> None:
         """Make a message available to its node; its objects, if any, are stored already."""
         message_id = message.metadata.message_id
-        self._service.expect(message, whole=whole)
+        self._service.deliveries.expect(message, whole=whole)
         if self._state.store_message_ins(remove_content_from_message(message)):
             self._outstanding[message_id] = message
             return
-        self._service.forget(message)
+        self._service.deliveries.forget(message_id)
         self._refuse(message_id, message, f"node {message.metadata.dst_node_id} is not registered")
 
     def _refuse(self, message_id: str, message: Message, reason: str) -> None:
@@ -159,9 +189,13 @@ class FleetGrid(RunGrid):
         """Send messages again, under their old ids, to nodes that came back without them."""
         for message_id in message_ids & self._outstanding.keys():
             message = self._outstanding[message_id]
-            log.info("%s came back: its message is sent again", self._service.names.get(message.metadata.dst_node_id))
             self._withdraw([message_id])
             message.metadata.delivered_at = ""
+            self._attempts[message_id] = attempts = self._attempts.get(message_id, 1) + 1
+            if attempts > _MOST_ATTEMPTS:
+                self._refuse(message_id, message, f"its client took it {_MOST_ATTEMPTS} times and never answered")
+                continue
+            log.info("%s came back: its message is sent again", self._service.sessions.name(_node_of(message)))
             if self.push_messages([message]) != [message_id]:
                 self._withdraw([message.metadata.message_id])
                 self._refuse(message_id, message, "its node came back as another kind of client")
@@ -171,7 +205,8 @@ class FleetGrid(RunGrid):
         reply_id = head.metadata.message_id
         if head.has_error():
             return head
-        if (whole := self._service.take_reply(reply_id)) is not None:
+        whole = self._service.deliveries.take_reply(head.metadata.reply_to_message_id)
+        if whole is not None:
             return whole
         store = self._state.object_store
         try:
@@ -181,7 +216,7 @@ class FleetGrid(RunGrid):
         parts = {object_id: self._state.get_object(self._run.run_id, object_id) or b"" for object_id in ids}
         if not all(parts.values()):
             return None
-        self._service.complete_upload(head.metadata.reply_to_message_id)
+        self._service.deliveries.complete_upload(head.metadata.reply_to_message_id)
         return _inflate(head, parts)
 
     def _withdraw(self, message_ids: Iterable[str]) -> None:
@@ -192,8 +227,8 @@ class FleetGrid(RunGrid):
             self._state.object_store.delete(message_id)
             if (head := self._announced.pop(message_id, None)) is not None:
                 self._state.object_store.delete(head.metadata.message_id)
-            if (message := self._outstanding.pop(message_id, None)) is not None:
-                self._service.forget(message)
+            if self._outstanding.pop(message_id, None) is not None:
+                self._service.deliveries.forget(message_id)
 
 
 def _inflate(head: Message, parts: dict[str, bytes]) -> Message:
@@ -209,6 +244,10 @@ def _inflate(head: Message, parts: dict[str, bytes]) -> Message:
         return make_message(head.metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
     reply.metadata.__dict__["_message_id"] = reply_id
     return reply
+
+
+def _node_of(message: Message) -> int:
+    return int(message.metadata.dst_node_id)
 
 
 def _deadline(timeout: float | None) -> float:

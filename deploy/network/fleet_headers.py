@@ -1,4 +1,4 @@
-"""What NuFed adds to Flower's Fleet API: five gRPC headers, ignored by peers that do not know them.
+"""What NuFed adds to Flower's Fleet API: six gRPC headers, ignored by peers that do not know them.
 
 A stock SuperNode takes part without them, and our client works without them on a stock SuperLink. Between our own two
 ends they spare most of the round trips: a message of up to `WHOLE_LIMIT` bytes travels inside `PullMessages` and
@@ -7,6 +7,7 @@ as a tree of objects that are announced, hashed and fetched one by one.
 """
 
 from collections.abc import Iterable
+from urllib.parse import quote, unquote
 
 from flwr.app import Message
 
@@ -19,7 +20,13 @@ PIECES = "nufed-pieces"
 """Sent with a message's head: the number of pieces that the message itself travels in."""
 
 NAME = "nufed-name"
-"""Sent by a client: the name to show for it where no key names it."""
+"""Sent by a client: what it is called, percent-encoded; with node keys it must be the name of its key."""
+
+SESSION = "nufed-session"
+"""Sent by a client in every call: a random name of its process, so that two of them are told apart."""
+
+LONGEST_SESSION = 64
+"""Characters of a process's name that are looked at."""
 
 FINISHED = "nufed-finished"
 """Sent by a server that closes because its run is over."""
@@ -29,6 +36,30 @@ LATE = "nufed-late"
 
 WHOLE_LIMIT = 16 * 2**20
 """Bytes of arrays above which a message travels in pieces."""
+
+
+TURNED_AWAY = "nufed: "
+"""What the details of a refused call begin with, before the sentence that the client ends with."""
+
+REPLACED = (
+    "another process took its place under the same key or name; end the one that should not run, and give each client "
+    "a key and a name of its own"
+)
+"""Why a process is turned away whose node another one is."""
+
+LONGEST_NAME = 64
+"""Characters of a client's name."""
+
+
+def quote_name(name: str) -> str:
+    """Return a name as a header holds it."""
+    return quote(name, safe=" ")
+
+
+def read_name(metadata: Metadata | None) -> str | None:
+    """Return the name that a client gives itself, empty if it gives none, or None if it is no name."""
+    name = unquote(header_text(metadata, NAME)[: 12 * LONGEST_NAME], errors="replace")
+    return name if not name or (len(name) <= LONGEST_NAME and name.isprintable()) else None
 
 
 def has_header(metadata: Metadata | None, header: str) -> bool:

@@ -2,18 +2,41 @@
 
 The protocol is Flower's: a stock SuperNode connects. What is ours: `PullMessages` is held until there is a message,
 replies wake the ServerApp, and nodes that announce it (`fleet_headers.WHOLE`) get and send a message in one call.
+
+The states of a node here, what each call does in it, and what the ServerApp sees of it:
+
+    state         entered by                                  calls                                 ServerApp
+    ----------    ----------------------------------------    ----------------------------------    -----------------
+    unknown       (start; a key that was revoked)             refused before they are read          not there
+    registered    key folder read, or RegisterNode            ActivateNode only has an effect       not there
+    online        ActivateNode; a heartbeat                   all                                   asked
+    busy          a message's time ran out unanswered         all; PullMessages makes it online     there, not asked
+    offline       DeactivateNode; 15 s without a heartbeat    heartbeat or ActivateNode bring it    left: its messages
+                                                              back                                  are answered (error)
+    turned away   the ServerApp refuses the client;           of that process: refused with the     left
+                  another process took its place              sentence; a new process: as online
+
+A node that is online is never set offline in order to let a new process in: its messages would be answered with an
+error in between. Who owns what: `Sessions` and `Deliveries` each guard what they hold with one lock and call nothing
+while they hold it; Flower's state has a lock of its own; this service holds nothing that changes but whether it closes.
+The ServerApp's thread alone uses `FleetGrid`.
 """
 
 import threading
 import time
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import grpc
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import PUBLIC_KEY_HEADER, Status
+from flwr.common.constant import (
+    HEARTBEAT_MAX_INTERVAL,
+    HEARTBEAT_MIN_INTERVAL,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    PUBLIC_KEY_HEADER,
+    Status,
+)
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto import fleet_pb2 as fleet
 from flwr.proto import heartbeat_pb2 as heartbeat
@@ -26,16 +49,19 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.utils import get_metadata_bytes
 
 from nufed.deploy.network import fleet_headers as headers
-from nufed.deploy.network.message_bytes import message_parts, pull_response
+from nufed.deploy.network.deliveries import Deliveries
+from nufed.deploy.network.message_bytes import pull_response
 from nufed.deploy.network.node_keys import AdmittedKeys
-from nufed.deploy.network.pieces import PIECE_BYTES, CutBytes, PieceInbox, parse_piece_name
+from nufed.deploy.network.pieces import assemble, parse_number, parse_piece_name
+from nufed.deploy.network.sessions import Caller, Sessions
 from nufed.deploy.network.wakeup import Bell
 
 LIVENESS_INTERVAL = 7.5
 """Seconds; Flower takes a node for gone after two intervals without a heartbeat (our clients send one every 3 s)."""
 
-_REMEMBERED_UPLOADS = 4096
-_LARGEST_GROWTH, _LARGEST_SMALL_REPLY = 4, 256 * 2**20
+_SAME_NAME = "start it with --name of its key, or have the operator make a key of that name"
+_LONGEST_ID = 128
+_MOST_OBJECTS = 100_000
 
 
 class FleetService(FleetServicer):
@@ -45,87 +71,62 @@ class FleetService(FleetServicer):
         states: Flower's state.
         keys: admitted node keys; None lets nodes register themselves.
         hold: seconds that a request for messages is held while there is none.
+        on_event: called with a line of text when two processes want to be one client.
     """
 
-    def __init__(self, states: LinkStateFactory, *, keys: AdmittedKeys | None = None, hold: float = 10.0) -> None:
+    def __init__(
+        self,
+        states: LinkStateFactory,
+        *,
+        keys: AdmittedKeys | None = None,
+        hold: float = 10.0,
+        on_event: Callable[[str], None] = lambda _line: None,
+    ) -> None:
         super().__init__(states, states.objectstore_factory, keys is not None)
         self.replies, self.nodes = Bell(), Bell()
-        self.names: dict[int, str] = {}
-        self._keys, self._hold, self._closed = keys, hold, False
-        self._lock = threading.Lock()
-        self._bells: defaultdict[int, Bell] = defaultdict(Bell)
-        self._whole_nodes: set[int] = set()
-        self._told: set[int] = set()
-        self._expected: dict[str, Message | None] = {}
-        self._inbox: dict[str, Message] = {}
-        self._cut: dict[str, CutBytes] = {}
-        self._pieces, self._assembling = PieceInbox(), threading.Lock()
-        self._taken: defaultdict[int, set[str]] = defaultdict(set)
-        self._lost: set[str] = set()
-        self._uploads: dict[str, str] = {}
-        self._completed_uploads: deque[str] = deque(maxlen=_REMEMBERED_UPLOADS)
-        self._answered: set[str] = set()
+        self.sessions = Sessions(unique_names=keys is None)
+        self.deliveries = Deliveries()
+        self._keys, self._hold, self._on_event = keys, hold, on_event
+        self._closed = threading.Event()
+        self._assembling, self._joining = threading.Lock(), threading.Lock()
 
-    # What the grid asks for
-
-    def takes_whole(self, node_id: int) -> bool:
-        """Return whether a node takes messages whole."""
-        return node_id in self._whole_nodes
-
-    def expect(self, message: Message, *, whole: bool) -> None:
-        """Take replies to a message until `forget` is called; keep its content if it is to travel whole."""
-        self._expected[message.metadata.message_id] = message if whole else None
+    # What the server and its grid ask for
 
     def wake(self, node_ids: Iterable[int]) -> None:
         """Let nodes that wait for a message look again."""
         for node_id in node_ids:
-            self._bell(node_id).ring()
+            self.sessions.wake(node_id)
 
-    def take_answered(self) -> set[str]:
-        """Return the ids of messages for which something of a reply came since the last call."""
-        with self._lock:
-            answered, self._answered = self._answered, set()
-        return answered
+    def admitted_name(self, node_id: int) -> str | None:
+        """Return the name of a node's key, or None where no keys are in use."""
+        return self.sessions.name(node_id) if self._keys is not None else None
 
-    def take_lost(self) -> set[str]:
-        """Return the ids of messages whose node forgot them since the last call: it died, or never got them."""
-        with self._lock:
-            lost, self._lost = self._lost, set()
-        return lost
+    def turn_away(self, node_id: int, reason: str) -> bool:
+        """End a client that cannot take part, with a sentence; False for a stock SuperNode, which would not hear it."""
+        if not self.sessions.turn_away(node_id, reason):
+            return False
+        self.state_factory.state().deactivate_node(node_id)
+        self.nodes.ring()
+        return True
 
-    def complete_upload(self, message_id: str) -> None:
-        """Note that the reply to a message is there, some of it perhaps from a client whose content is the same."""
-        with self._lock:
-            if (session := self._uploads.pop(message_id, None)) is not None:
-                self._completed_uploads.append(session)
-
-    def take_reply(self, reply_id: str) -> Message | None:
-        """Return a reply that came whole."""
-        return self._inbox.pop(reply_id, None)
-
-    def forget(self, message: Message) -> None:
-        """Drop what is kept for a message: it is answered or withdrawn."""
-        message_id = message.metadata.message_id
-        self._pieces.forget(message_id)
-        with self._lock:
-            self._expected.pop(message_id, None)
-            self._cut.pop(message_id, None)
-            self._uploads.pop(message_id, None)
-            self._taken[message.metadata.dst_node_id].discard(message_id)
-            self._lost.discard(message_id)
-            stale = [key for key, reply in self._inbox.items() if reply.metadata.reply_to_message_id == message_id]
-            for key in stale:
-                del self._inbox[key]
+    def register(self, public_key: bytes) -> None:
+        """Make an admitted key a node of Flower's, if it is none yet."""
+        state = self.state_factory.state()
+        with self._joining:
+            if state.get_node_id_by_public_key(public_key) is None:
+                state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, 0)
 
     def close(self, patience: float) -> None:
         """Tell nodes that the run is over as they ask for messages, for at most `patience` seconds."""
         deadline = time.monotonic() + patience
-        with self._lock:
-            self._closed = True
-            waiting = set(self._whole_nodes)
-        self.wake(waiting)
-        while waiting & self._online() - self._told and (left := deadline - time.monotonic()) > 0:
+        self._closed.set()
+        self.wake(self.sessions.to_be_told())
+        while self.sessions.to_be_told() & self._online() and (left := deadline - time.monotonic()) > 0:
             self.nodes.wait(self.nodes.count, min(left, 0.1))
+
+    def _is_online(self, node_id: int) -> bool:
+        found = self.state_factory.state().get_node_info(node_ids=[node_id], statuses=[NodeStatus.ONLINE])
+        return bool(found)
 
     def _online(self) -> set[int]:
         return {node.node_id for node in self.state_factory.state().get_node_info(statuses=[NodeStatus.ONLINE])}
@@ -136,44 +137,52 @@ class FleetService(FleetServicer):
         self, request: fleet.RegisterNodeFleetRequest, context: grpc.ServicerContext
     ) -> fleet.RegisterNodeFleetResponse:
         """Register a node that has no admitted key; one that comes back keeps its id."""
-        if not self.enable_supernode_auth and _signer(context) == request.public_key:
-            node_id = self.state_factory.state().get_node_id_by_public_key(request.public_key)
-            if node_id is not None:
-                return fleet.RegisterNodeFleetResponse(node_id=node_id)
-        return super().RegisterNode(request, context)
+        if self._keys is not None:
+            raise FlowerError(ApiErrorCode.FLEET_SUPERNODE_REGISTRATION_DISABLED, "node keys are in use")
+        if _signer(context) != request.public_key:
+            raise FlowerError(ApiErrorCode.PUBLIC_KEY_NOT_VALID, "a node registers the key that it signs with")
+        self.register(request.public_key)
+        return fleet.RegisterNodeFleetResponse(node_id=self._node_of(request.public_key))
 
     def ActivateNode(  # noqa: N802 - Flower's name
         self, request: fleet.ActivateNodeRequest, context: grpc.ServicerContext
     ) -> fleet.ActivateNodeResponse:
-        """Let a node in; one that was killed and came back replaces its old session at once."""
-        state, metadata = self.state_factory.state(), context.invocation_metadata()
-        if _signer(context) != request.public_key or not self._admits(request.public_key):
+        """Let a node in; a new process of it replaces the one before at once, whether that was killed or still runs."""
+        metadata, public_key = context.invocation_metadata(), request.public_key
+        if _signer(context) != public_key or not self._admits(public_key):
             raise FlowerError(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, "the key is not admitted")
-        node_id = state.get_node_id_by_public_key(request.public_key)
-        if node_id is not None:
-            state.deactivate_node(node_id)
-        response = super().ActivateNode(request, context)
-        node_id = response.node_id
+        if self._keys is not None:
+            self.register(public_key)
+        name, node_id = self._name(public_key, context), self._node_of(public_key)
         whole = headers.has_header(metadata, headers.WHOLE)
-        with self._lock:
-            (self._whole_nodes.add if whole else self._whole_nodes.discard)(node_id)
-            self.names[node_id] = self._name(request.public_key, headers.header_text(metadata, headers.NAME), node_id)
-            if not whole:
-                self._lost |= self._taken.pop(node_id, set())
+        was_online = self._is_online(node_id)
+        opened = self.sessions.open(node_id, name, Caller.of(context), whole=whole)
+        if opened.refusal:
+            self._refuse(context, opened.refusal)
+        for other in opened.displaced:
+            was_online |= self.state_factory.state().deactivate_node(other)
+        if opened.replaces and was_online:
+            self._on_event(
+                f"{self.sessions.name(node_id)} is connected from a new process; the one before, if it still runs, is "
+                "turned away"
+            )
+        self._activate(request, context, node_id)
         if whole:
-            state.acknowledge_node_heartbeat(node_id, LIVENESS_INTERVAL)
+            self.state_factory.state().acknowledge_node_heartbeat(node_id, LIVENESS_INTERVAL)
             context.send_initial_metadata(((headers.WHOLE, "1"),))
+        else:
+            self.deliveries.give_up_taken(node_id)
         self.nodes.ring()
         self.replies.ring()
-        return response
+        return fleet.ActivateNodeResponse(node_id=node_id)
 
     def DeactivateNode(  # noqa: N802 - Flower's name
         self, request: fleet.DeactivateNodeRequest, context: grpc.ServicerContext
     ) -> fleet.DeactivateNodeResponse:
         """Let a node go; what it had taken is answered with an error at once."""
         response = super().DeactivateNode(request, context)
-        with self._lock:
-            self._answered |= self._taken[request.node_id]
+        self.deliveries.note_left(request.node_id)
+        self.sessions.end(request.node_id)
         self.nodes.ring()
         self.replies.ring()
         return response
@@ -182,7 +191,7 @@ class FleetService(FleetServicer):
         self, request: heartbeat.SendNodeHeartbeatRequest, context: grpc.ServicerContext
     ) -> heartbeat.SendNodeHeartbeatResponse:
         """Note that a node lives; ours are held to a shorter interval than Flower's minimum of 10 s."""
-        if not self.takes_whole(request.node.node_id):
+        if not self.sessions.takes_whole(request.node.node_id):
             return super().SendNodeHeartbeat(request, context)
         state = self.state_factory.state()
         known = state.acknowledge_node_heartbeat(request.node.node_id, LIVENESS_INTERVAL)
@@ -193,14 +202,17 @@ class FleetService(FleetServicer):
     ) -> fleet.PullMessagesResponse | bytes:
         """Return a node's next message as soon as there is one, or nothing after `hold` seconds."""
         node_id, deadline = request.node.node_id, time.monotonic() + self._hold
-        bell = self._bell(node_id)
-        if self.takes_whole(node_id):
-            self._give_up_taken(node_id)
-        while context.is_active() and self._admits(_signer(context)):
+        caller, signer = Caller.of(context), _signer(context)
+        bell, number = self.sessions.begin_wait(node_id)
+        if self.sessions.takes_whole(node_id) and self.deliveries.give_up_taken(node_id):
+            self.replies.ring()  # it works on one message at a time, so asking again means that it lost the last
+        while context.is_active() and self._admits(signer) and self.sessions.is_newest_wait(node_id, number):
             seen = bell.count
-            if self._closed:
+            if reason := self.sessions.refusal(node_id, caller):
+                self._refuse(context, reason)
+            if self._closed.is_set():
                 context.send_initial_metadata(((headers.FINISHED, "1"),))
-                self._told.add(node_id)
+                self.sessions.note_told(node_id)
                 self.nodes.ring()
                 return fleet.PullMessagesResponse()
             if (response := self._next_message(request, context)) is not None:
@@ -218,15 +230,17 @@ class FleetService(FleetServicer):
         metadata, node_id = request.messages_list[0].metadata, request.node.node_id
         if metadata.src_node_id != node_id:
             raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, "a node may answer for itself only")
+        message_id = metadata.reply_to_message_id
+        if len(metadata.message_id) > _LONGEST_ID or not self.deliveries.accepts(
+            node_id, message_id, request.ByteSize()
+        ):
+            context.send_initial_metadata(((headers.LATE, "1"),))
+            return fleet.PushMessagesResponse()
         if headers.has_header(context.invocation_metadata(), headers.WHOLE):
             response = self._take_whole(request, context)
         else:
-            response = super().PushMessages(request, context)
-            self._uploads[metadata.reply_to_message_id] = response.session_id
-        with self._lock:
-            if not response.objects_to_push:
-                self._taken[node_id].discard(metadata.reply_to_message_id)
-            self._answered.add(metadata.reply_to_message_id)
+            response = self._take_announced(request, context)
+        self.deliveries.note_answered(node_id, message_id, is_complete=not response.objects_to_push)
         self.replies.ring()
         return response
 
@@ -236,10 +250,9 @@ class FleetService(FleetServicer):
         """Return a part of a message."""
         if (name := parse_piece_name(request.object_id)) is None:
             return super().PullObject(request, context)
-        message, cut = self._expected.get(name[0]), self._cut.get(name[0])
-        if message is None or cut is None or message.metadata.dst_node_id != request.node.node_id:
+        content = self.deliveries.piece(request.node.node_id, *name)
+        if content is None:
             return message_pb2.PullObjectResponse(object_found=False)
-        content = cut.piece(name[1])
         return message_pb2.PullObjectResponse(object_found=True, object_available=True, object_content=content)
 
     def PushObject(  # noqa: N802 - Flower's name
@@ -247,116 +260,127 @@ class FleetService(FleetServicer):
     ) -> message_pb2.PushObjectResponse:
         """Take a part of a reply; one that the same content from another client made superfluous is dropped."""
         if (name := parse_piece_name(request.object_id)) is not None:
-            return message_pb2.PushObjectResponse(stored=self._take_piece(request, *name))
-        if request.session_id in self._completed_uploads:
+            stored = self.deliveries.add_piece(request.node.node_id, *name, request.object_content)
+            return message_pb2.PushObjectResponse(stored=stored)
+        if self.deliveries.is_superfluous(request.session_id):
             return message_pb2.PushObjectResponse(stored=True)
+        if request.session_id and not self.deliveries.uploads(request.session_id, len(request.object_content)):
+            return message_pb2.PushObjectResponse(stored=False)
         response = super().PushObject(request, context)
+        if not response.stored and self.deliveries.is_superfluous(request.session_id):
+            response.stored = True  # the reply was complete, and consumed, while this part was on its way
         self.replies.ring()
         return response
+
+    def ConfirmMessageReceived(  # noqa: N802 - Flower's name
+        self, request: message_pb2.ConfirmMessageReceivedRequest, context: grpc.ServicerContext
+    ) -> message_pb2.ConfirmMessageReceivedResponse:
+        """Let go of a message's objects once its node has them; no node may do so for another."""
+        if not self.deliveries.is_for(request.node.node_id, request.message_object_id):
+            return message_pb2.ConfirmMessageReceivedResponse()
+        return super().ConfirmMessageReceived(request, context)
 
     def _admits(self, public_key: bytes | None) -> bool:
         return self._keys is None or self._keys.name_of(public_key or b"") is not None
 
-    def _name(self, public_key: bytes, announced: str, node_id: int) -> str:
+    def _node_of(self, public_key: bytes) -> int:
+        node_id = self.state_factory.state().get_node_id_by_public_key(public_key)
+        if node_id is None:
+            raise FlowerError(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, "the key is not registered")
+        return node_id
+
+    def _name(self, public_key: bytes, context: grpc.ServicerContext) -> str:
+        """Return what a client is called: by its key if keys are in use, and it may not call itself otherwise."""
+        announced = headers.read_name(context.invocation_metadata())
+        if announced is None:
+            self._refuse(context, f"its name is none: expected 1 to {headers.LONGEST_NAME} printable characters")
         by_key = self._keys.name_of(public_key) if self._keys is not None else None
-        return by_key or announced or f"node-{node_id}"
+        if by_key is not None and announced and announced != by_key:
+            self._on_event(f"a client with the key of {by_key} called itself {announced!r} and is turned away")
+            self._refuse(context, f"its key is that of {by_key!r}, but it calls itself {announced!r}; {_SAME_NAME}")
+        return by_key or announced or ""
 
-    def _bell(self, node_id: int) -> Bell:
-        with self._lock:
-            return self._bells[node_id]
+    def _refuse(self, context: grpc.ServicerContext, reason: str) -> None:
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, headers.TURNED_AWAY + reason)
 
-    def _give_up_taken(self, node_id: int) -> None:
-        """Mark what a node took as lost: it works on one message at a time, so asking again means that."""
-        with self._lock:
-            lost = self._taken.pop(node_id, None)
-            if not lost:
+    def _activate(self, request: fleet.ActivateNodeRequest, context: grpc.ServicerContext, node_id: int) -> None:
+        """Make a node online without a moment in which it is not, if it is."""
+        if not HEARTBEAT_MIN_INTERVAL <= request.heartbeat_interval <= HEARTBEAT_MAX_INTERVAL:
+            raise FlowerError(ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL, "the heartbeat interval is out of bounds")
+        state = self.state_factory.state()
+        with self._joining:
+            if self._is_online(node_id) and state.acknowledge_node_heartbeat(node_id, request.heartbeat_interval):
                 return
-            self._lost |= lost
-        self.replies.ring()
+            super().ActivateNode(request, context)
 
     def _next_message(
         self, request: fleet.PullMessagesRequest, context: grpc.ServicerContext
     ) -> fleet.PullMessagesResponse | bytes | None:
         """Return a response with a node's next message, already as bytes if it travels whole, or None."""
         node_id = request.node.node_id
-        if not self.takes_whole(node_id):
+        if not self.sessions.takes_whole(node_id):
             response = super().PullMessages(request, context)
-            self._note_taken(node_id, (message.metadata.message_id for message in response.messages_list))
+            self.deliveries.note_taken(node_id, (message.metadata.message_id for message in response.messages_list))
             return response if response.messages_list else None
         heads = self.state_factory.state().get_message_ins(node_id=node_id, limit=1)
         if not heads:
             return None
         message_id = heads[0].metadata.message_id
-        self._note_taken(node_id, [message_id])
-        message = self._expected.get(message_id)
+        self.deliveries.note_taken(node_id, [message_id])
+        message = self.deliveries.whole_message(message_id)
         if message is None:
+            # It was posted to another kind of client, or withdrawn just now.
+            self.deliveries.give_up_taken(node_id)
+            self.replies.ring()
             return None
         if headers.array_bytes(message) <= headers.WHOLE_LIMIT:
             return pull_response(message)
-        self._cut[message_id] = CutBytes(message_parts(message))
-        context.send_initial_metadata(((headers.PIECES, str(self._cut[message_id].count)),))
+        if (cut := self.deliveries.cut(message_id)) is None:
+            return None
+        context.send_initial_metadata(((headers.PIECES, str(cut.count)),))
         return fleet.PullMessagesResponse(messages_list=[message_to_proto(heads[0])])
 
-    def _note_taken(self, node_id: int, message_ids: Iterable[str]) -> None:
-        with self._lock:
-            self._taken[node_id].update(message_ids)
-
-    def _take_piece(self, request: message_pb2.PushObjectRequest, message_id: str, number: int) -> bool:
-        """Return whether a piece of a reply was kept; a node may send a few times what it was sent, to its message."""
-        message = self._expected.get(message_id)
-        if message is None or message.metadata.dst_node_id != request.node.node_id:
-            return False
-        allowed = _LARGEST_GROWTH * headers.array_bytes(message) + _LARGEST_SMALL_REPLY
-        if (number + 1) * PIECE_BYTES > allowed or len(request.object_content) > PIECE_BYTES:
-            return False
-        self._pieces.add(message_id, number, request.object_content)
-        return True
-
-    def _assemble(self, head: message_pb2.Message, count: int) -> Message | None:
-        """Return a reply that came in pieces, or None if some are missing; one at a time, for the memory it takes."""
-        with self._assembling:
-            if (proto := self._pieces.take(head.metadata.reply_to_message_id, count)) is None:
-                return None
-            proto.metadata.CopyFrom(head.metadata)
-            return message_from_proto(proto)
+    def _take_announced(
+        self, request: fleet.PushMessagesRequest, context: grpc.ServicerContext
+    ) -> fleet.PushMessagesResponse:
+        """Take the announcement of a reply whose objects follow."""
+        trees = request.message_object_trees
+        if len(trees) != 1 or trees[0].ByteSize() > _MOST_OBJECTS * _LONGEST_ID:
+            raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, "a reply has one tree of objects")
+        response = super().PushMessages(request, context)
+        self.deliveries.begin_upload(request.messages_list[0].metadata.reply_to_message_id, response.session_id)
+        return response
 
     def _take_whole(
         self, request: fleet.PushMessagesRequest, context: grpc.ServicerContext
     ) -> fleet.PushMessagesResponse:
+        """Take a reply that came in this call, or in pieces before it."""
         head = request.messages_list[0]
-        if count := headers.header_text(context.invocation_metadata(), headers.PIECES):
-            reply = self._assemble(head, int(count))
-        else:
-            reply = message_from_proto(head)
+        announced = headers.header_text(context.invocation_metadata(), headers.PIECES)
+        reply = self._assemble(head, parse_number(announced)) if announced else message_from_proto(head)
         if reply is None:
             context.send_initial_metadata(((headers.LATE, "1"),))
             return fleet.PushMessagesResponse()
         state, reply_id, run_id = self.state_factory.state(), reply.metadata.message_id, reply.metadata.run_id
         if reason := check_abort(run_id, [Status.PENDING, Status.STARTING, Status.FINISHED], state):
             raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, reason)
-        self._inbox[reply_id] = reply
-        wanted = reply.metadata.reply_to_message_id in self._expected
-        if not wanted or state.store_message_res(remove_content_from_message(reply)) is None:
-            self._inbox.pop(reply_id, None)
+        if not self.deliveries.put_reply(reply):
+            context.send_initial_metadata(((headers.LATE, "1"),))
+        elif state.store_message_res(remove_content_from_message(reply)) is None:
+            self.deliveries.drop_reply(reply.metadata.reply_to_message_id)
             context.send_initial_metadata(((headers.LATE, "1"),))
         return fleet.PushMessagesResponse(results={reply_id: 0})
 
-
-class RawResponses(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Lets `PullMessages` answer with bytes; belongs innermost."""
-
-    def intercept_service(
-        self, continuation: Callable[[Any], Any], handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler:
-        """Replace what turns the response into bytes."""
-        handler = continuation(handler_call_details)
-        if handler is None or handler_call_details.method != "/flwr.proto.Fleet/PullMessages":
-            return handler
-        return grpc.unary_unary_rpc_method_handler(handler.unary_unary, handler.request_deserializer, _as_bytes)
-
-
-def _as_bytes(response: fleet.PullMessagesResponse | bytes) -> bytes:
-    return response if isinstance(response, bytes) else response.SerializeToString()
+    def _assemble(self, head: message_pb2.Message, count: int | None) -> Message | None:
+        """Return a reply that came in pieces, or None if some are missing; one at a time, for the memory it takes."""
+        metadata = head.metadata
+        with self._assembling:
+            found = self.deliveries.take_pieces(metadata.src_node_id, metadata.reply_to_message_id, count or 0)
+            if found is None:
+                return None
+            proto = assemble(found)
+            proto.metadata.CopyFrom(metadata)
+            return message_from_proto(proto)
 
 
 def _signer(context: grpc.ServicerContext) -> bytes | None:

@@ -5,7 +5,6 @@ which costs a copy. A piece is named `<id of the message>/<number>`.
 """
 
 import itertools
-import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +12,10 @@ from flwr.proto import message_pb2
 
 PIECE_BYTES = 4 * 2**20
 """Size of a piece: a few in flight, little memory each."""
+
+
+LONGEST_NUMBER = 9
+"""Digits of a piece's number at most: 10^9 pieces are more than any message has."""
 
 
 def piece_name(message_id: str, number: int) -> str:
@@ -23,7 +26,13 @@ def piece_name(message_id: str, number: int) -> str:
 def parse_piece_name(name: str) -> tuple[str, int] | None:
     """Return (message id, number) if an object's name is that of a piece."""
     message_id, slash, number = name.partition("/")
-    return (message_id, int(number)) if slash and number.isdecimal() else None
+    parsed = parse_number(number)
+    return None if not slash or parsed is None else (message_id, parsed)
+
+
+def parse_number(text: str) -> int | None:
+    """Return a number or a count of pieces, or None if the text is not one."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER else None
 
 
 class CutBytes:
@@ -54,29 +63,3 @@ def assemble(pieces: Iterable[bytes]) -> message_pb2.Message:
         content += piece
     message: message_pb2.Message = message_pb2.Message.FromString(content)
     return message
-
-
-class PieceInbox:
-    """Collects the pieces of replies that are on their way."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pieces: dict[str, dict[int, bytes]] = {}
-
-    def add(self, message_id: str, number: int, content: bytes) -> None:
-        """Keep a piece; one that comes again replaces the first."""
-        with self._lock:
-            self._pieces.setdefault(message_id, {})[number] = content
-
-    def take(self, message_id: str, count: int) -> message_pb2.Message | None:
-        """Return the message that `count` pieces make up and forget them, or None if one is missing."""
-        with self._lock:
-            pieces = self._pieces.pop(message_id, {})
-        if pieces.keys() != set(range(count)):
-            return None
-        return assemble(pieces.pop(number) for number in range(count))
-
-    def forget(self, message_id: str) -> None:
-        """Drop the pieces of a reply that is not waited for any more."""
-        with self._lock:
-            self._pieces.pop(message_id, None)

@@ -70,7 +70,7 @@ def test_a_run_does_not_start_with_too_few_clients():
 def test_two_clients_of_one_name_are_refused_by_their_nodes(grid_class):
     grid = grid_class({5: client("a"), 6: client("b"), 7: client("a")})
 
-    with pytest.raises(RunError, match=r"nodes 5 and 7 both call themselves 'a'"):
+    with pytest.raises(RunError, match=r"only 2 of 3 .*node 7 calls itself 'a', as node 5 does"):
         discovered(grid)
 
 

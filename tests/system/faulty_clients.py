@@ -91,7 +91,7 @@ def main():
 def serve(arguments, spec):
     partition, _, fault = spec.partition(":")
     node_config = {"partition-id": int(partition)}
-    identity = ClientIdentity(f"client-{partition}", arguments.key, node_config, RunConfig().flat())
+    identity = ClientIdentity(f"client-{int(partition):03d}", arguments.key, node_config, RunConfig().flat())
     client = DirectClient(
         Faulty(fault),
         arguments.server,

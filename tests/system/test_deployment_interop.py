@@ -72,7 +72,7 @@ def test_separate_processes_under_tls_and_keys_give_the_simulated_model(start, t
     security = ["--certificates", folder.root]
     server = start("server", *nufed("server", "--listen", "127.0.0.1:0", *security, "--out", tmp_path / "o", *OPTIONS))
     clients = []
-    for index, name in enumerate(("hospital-0", "hospital-1")):
+    for index, name in enumerate(("client-000", "client-001")):
         who = ["--server", address_of(server), "--data", f"digits#{index}/2", "--name", name]
         trust = [*roots, "--key", add_client(folder, name)]
         clients.append(start(name, *nufed("client", *who, *trust, "--once")))
@@ -80,7 +80,7 @@ def test_separate_processes_under_tls_and_keys_give_the_simulated_model(start, t
     assert server.wait() == 0
     assert [client.wait(60) for client in clients] == [0, 0]
     assert model(tmp_path / "o") == simulated
-    assert "hospital-1 joined" in server.output
+    assert "client-001 joined" in server.output
 
 
 def test_a_stock_supernode_takes_part_on_our_server(start, tmp_path, simulated):

@@ -70,7 +70,7 @@ def test_a_client_whose_network_was_away_takes_part_again(network, tmp_path):
         far = start("far", *faulty_clients(f"{host}:9092", 1), prefix=prefix)
         _until(lambda: _replied(tmp_path / "out") == 2)
         cut()
-        server.wait_for("client-1 left")
+        server.wait_for("client-001 left")
         _until(lambda: _replied(tmp_path / "out") == 1)
         time.sleep(CUT)  # the cut itself: what is tested is that it may last
         mend()

@@ -70,13 +70,13 @@ def test_a_round_goes_on_without_a_client_that_was_killed_in_it(start, tmp_path)
     assert [counts(record)["replied"] for record in records] == [3, 2, 2]
     assert counts(records[1])["failed"] == 1
     assert records[2]["sampled"] == 2
-    assert "client-2 left" in serving.output
+    assert "client-002 left" in serving.output
 
 
 def test_a_client_killed_and_restarted_gets_its_message_again_under_tls(start, tmp_path):
     folder = CertificateFolder(tmp_path / "certs")
     create_authority(folder, ["127.0.0.1"])
-    keys = [add_client(folder, name) for name in ("a", "b")]
+    keys = [add_client(folder, name) for name in ("client-000", "client-001")]
     roots = ["--root-certificates", folder.authority_certificate]
 
     security = ("--certificates", folder.root)
@@ -95,20 +95,20 @@ def test_a_client_killed_and_restarted_gets_its_message_again_under_tls(start, t
     assert [counts(record)["replied"] for record in records] == [2, 2, 2]
 
 
-def test_a_client_slower_than_the_round_is_missing_there_and_back_later(start, tmp_path):
+def test_a_client_slower_than_the_round_is_missing_once_and_not_waited_for_again(start, tmp_path):
+    """It costs the time of one round: until it asks for work again, the others go on without it."""
     options = ["--rounds", 8, "--round-timeout", 4]
 
     serving = server(start, tmp_path / "out", *options, num_clients=2)
     address = address_of(serving)
     start("good", *faulty_clients(address, "0"))
-    slow = start("slow", *faulty_clients(address, "1:sleep@2"))
+    start("slow", *faulty_clients(address, "1:sleep@2"))
 
     assert serving.wait() == 0
-    missing = [record["missing"] for record in round_records(tmp_path / "out")]
-    assert missing[0] == 0
-    assert missing[1] == 1
-    assert missing[-1] == 0
-    assert "the reply is dropped" in slow.output
+    records = round_records(tmp_path / "out")
+    assert [record["missing"] for record in records] == [0, 1, 0, 0, 0, 0, 0, 0]
+    assert [record["sampled"] for record in records] == [2, 2, 1, 1, 1, 1, 1, 1]
+    assert "client-001 still works on an earlier message" in serving.output
 
 
 def test_clients_that_come_before_the_server_wait_for_it(start, tmp_path):

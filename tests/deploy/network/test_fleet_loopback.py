@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from nufed.common.errors import DataError, PeerError, RunError
-from nufed.deploy.network import fleet_headers, fleet_service, pieces
+from nufed.deploy.network import fleet_headers, pieces
 from nufed.deploy.network.call_failures import RunOver
 from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 from nufed.deploy.network.direct_server import DirectServer, ServerEndpoint
@@ -30,7 +30,6 @@ def path(request, monkeypatch):
     if request.param == "in pieces":
         monkeypatch.setattr(fleet_headers, "WHOLE_LIMIT", -1)
         monkeypatch.setattr(pieces, "PIECE_BYTES", 64)
-        monkeypatch.setattr(fleet_service, "PIECE_BYTES", 64)
     if request.param == "as objects":
         monkeypatch.setattr(FleetConnection, "ANNOUNCES_WHOLE", False)
     return request.param
@@ -266,7 +265,7 @@ def test_a_node_cannot_answer_for_another(path):
 
         def forge():
             honest = connect(server, ec.generate_private_key(ec.SECP384R1()))
-            with honest, connect(server, ec.generate_private_key(ec.SECP384R1())) as other:
+            with honest, connect(server, ec.generate_private_key(ec.SECP384R1()), "other") as other:
                 message = honest.receive()
                 reply = Message(RecordDict(added(message.content, 666)), reply_to=message)
                 with pytest.raises(RunOver):

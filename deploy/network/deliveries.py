@@ -1,0 +1,241 @@
+"""Messages under way between the ServerApp's grid and the nodes, from the moment they are posted until they are done.
+
+A message's states, and what moves it on:
+
+    posted     expect()                        it waits for its node
+    taken      note_taken()                    its node has it; a node works on one message at a time
+    lost       give_up_taken()                 its node asked for a message again without an answer: sent again
+    answered   put_reply(), begin_upload()     (something of) a reply is there
+    done       forget()                        the reply was given out, or nobody waits for it any more
+
+Whatever comes for a message that is not expected is refused: it is late, or was never asked for.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+
+from nufed.deploy.network import fleet_headers as headers
+from nufed.deploy.network import pieces
+from nufed.deploy.network.message_bytes import message_parts
+from nufed.deploy.network.pieces import CutBytes
+
+_REMEMBERED_UPLOADS = 4096
+_LARGEST_GROWTH, _LARGEST_SMALL_REPLY = 4, headers.WHOLE_LIMIT
+
+
+@dataclass
+class _Delivery:
+    message: Message
+    whole: bool
+    largest_reply: int
+    cut: CutBytes | None = None
+    pieces: dict[int, bytes] = field(default_factory=dict)
+    reply: Message | None = None
+    upload: str | None = None
+    uploaded: int = 0
+    is_complete: bool = False
+
+    @property
+    def node_id(self) -> int:
+        return int(self.message.metadata.dst_node_id)
+
+
+class Deliveries:
+    """Holds what is kept for each message; any thread may call any method."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[str, _Delivery] = {}
+        self._taken: dict[int, set[str]] = {}
+        self._lost: set[str] = set()
+        self._answered: set[str] = set()
+        self._by_upload: dict[str, str] = {}
+        self._completed_uploads: deque[str] = deque(maxlen=_REMEMBERED_UPLOADS)
+
+    def expect(self, message: Message, *, whole: bool) -> None:
+        """Take replies to a message until `forget` is called."""
+        largest = _LARGEST_GROWTH * headers.array_bytes(message) + _LARGEST_SMALL_REPLY
+        with self._lock:
+            self._open[message.metadata.message_id] = _Delivery(message, whole, largest)
+
+    def forget(self, message_id: str) -> None:
+        """Drop what is kept for a message: it is answered or withdrawn."""
+        with self._lock:
+            delivery = self._open.pop(message_id, None)
+            self._lost.discard(message_id)
+            self._answered.discard(message_id)
+            if delivery is None:
+                return
+            self._taken.get(delivery.node_id, set()).discard(message_id)
+            if delivery.upload is not None:
+                self._by_upload.pop(delivery.upload, None)
+
+    # Towards a node
+
+    def note_taken(self, node_id: int, message_ids: Iterable[str]) -> None:
+        """Note which messages a node took."""
+        with self._lock:
+            self._taken.setdefault(node_id, set()).update(message_ids)
+
+    def give_up_taken(self, node_id: int) -> bool:
+        """Mark what a node took and did not answer as lost; return whether there was any."""
+        with self._lock:
+            lost = self._taken.pop(node_id, set())
+            self._lost |= lost
+            return bool(lost)
+
+    def note_left(self, node_id: int) -> None:
+        """Note that a node left: what it took is looked at again."""
+        with self._lock:
+            self._answered |= self._taken.get(node_id, set())
+
+    def whole_message(self, message_id: str) -> Message | None:
+        """Return a message that travels whole, or None if there is none (any more)."""
+        with self._lock:
+            delivery = self._open.get(message_id)
+            return delivery.message if delivery and delivery.whole else None
+
+    def cut(self, message_id: str) -> CutBytes | None:
+        """Return the pieces of a message that travels whole, cut at its first call; None if there is none."""
+        with self._lock:
+            delivery = self._open.get(message_id)
+            if delivery is None or not delivery.whole:
+                return None
+            if delivery.cut is None:
+                delivery.cut = CutBytes(message_parts(delivery.message))
+            return delivery.cut
+
+    def is_for(self, node_id: int, message_id: str) -> bool:
+        """Return whether a message that is under way is a node's."""
+        with self._lock:
+            delivery = self._open.get(message_id)
+            return delivery is not None and delivery.node_id == node_id
+
+    def piece(self, node_id: int, message_id: str, number: int) -> bytes | None:
+        """Return a piece of a message that its node took, or None if it is not that node's or was withdrawn."""
+        with self._lock:
+            delivery = self._open.get(message_id)
+            if delivery is None or delivery.cut is None or delivery.node_id != node_id:
+                return None
+            cut = delivery.cut
+        return cut.piece(number)
+
+    # From a node
+
+    def add_piece(self, node_id: int, message_id: str, number: int, content: bytes) -> bool:
+        """Keep a piece of a reply, and return whether it was kept; one that comes again replaces the first."""
+        with self._lock:
+            delivery = self._open.get(message_id)
+            if delivery is None or delivery.node_id != node_id or len(content) > pieces.PIECE_BYTES:
+                return False
+            if (number + 1) * pieces.PIECE_BYTES > delivery.largest_reply:
+                return False
+            delivery.pieces[number] = content
+            return True
+
+    def take_pieces(self, node_id: int, message_id: str, count: int) -> list[bytes] | None:
+        """Return the pieces of a reply in their order and let go of them; None if it is not `count` of them."""
+        with self._lock:
+            delivery = self._open.get(message_id)
+            if delivery is None or delivery.node_id != node_id:
+                return None
+            found, delivery.pieces = delivery.pieces, {}
+        # `count` may be any number that a client thought of: nothing of that size is made.
+        if len(found) != count or max(found, default=-1) != count - 1:
+            return None
+        return [found[number] for number in range(count)]
+
+    def accepts(self, node_id: int, message_id: str, size: int) -> bool:
+        """Return whether a reply of `size` bytes may come to this message from this node."""
+        with self._lock:
+            delivery = self._open.get(message_id)
+            return delivery is not None and delivery.node_id == node_id and size <= delivery.largest_reply
+
+    def put_reply(self, reply: Message) -> bool:
+        """Keep a reply that came whole, and return whether it was kept; the first one stands."""
+        with self._lock:
+            delivery = self._open.get(reply.metadata.reply_to_message_id)
+            if delivery is None or delivery.node_id != reply.metadata.src_node_id:
+                return False
+            if delivery.reply is not None:
+                return bool(delivery.reply.metadata.message_id == reply.metadata.message_id)
+            delivery.reply = reply
+            return True
+
+    def drop_reply(self, message_id: str) -> None:
+        """Let go of a reply that Flower's state did not take."""
+        with self._lock:
+            if delivery := self._open.get(message_id):
+                delivery.reply = None
+
+    def take_reply(self, message_id: str) -> Message | None:
+        """Return the reply to a message if it came whole."""
+        with self._lock:
+            delivery = self._open.get(message_id)
+            if delivery is None:
+                return None
+            reply, delivery.reply = delivery.reply, None
+            return reply
+
+    def begin_upload(self, message_id: str, session: str) -> None:
+        """Note that a reply's objects come in a session of Flower's; they may be there already, from another client."""
+        with self._lock:
+            delivery = self._open.get(message_id)
+            if delivery is None or delivery.is_complete:
+                self._completed_uploads.append(session)
+                return
+            if delivery.upload is not None:
+                self._by_upload.pop(delivery.upload, None)
+            delivery.upload = session
+            self._by_upload[session] = message_id
+
+    def complete_upload(self, message_id: str) -> None:
+        """Note that the reply to a message is there, some of it perhaps from a client whose content is the same."""
+        with self._lock:
+            delivery = self._open.get(message_id)
+            if delivery is None:
+                return
+            delivery.is_complete = True
+            if delivery.upload is not None:
+                self._completed_uploads.append(delivery.upload)
+                self._by_upload.pop(delivery.upload, None)
+                delivery.upload = None
+
+    def uploads(self, session: str, size: int) -> bool:
+        """Return whether an object of `size` bytes may come in a session of Flower's; its sizes are added up."""
+        with self._lock:
+            delivery = self._open.get(self._by_upload.get(session, ""))
+            if delivery is None:
+                return False
+            delivery.uploaded += size
+            return delivery.uploaded <= delivery.largest_reply
+
+    def is_superfluous(self, session: str) -> bool:
+        """Return whether a session's reply was complete without what is still sent of it."""
+        with self._lock:
+            return session in self._completed_uploads
+
+    def note_answered(self, node_id: int, message_id: str, *, is_complete: bool) -> None:
+        """Note that something of a reply came; a node that sent all of it holds the message no more."""
+        with self._lock:
+            if message_id not in self._open:
+                return
+            self._answered.add(message_id)
+            if is_complete:
+                self._taken.get(node_id, set()).discard(message_id)
+
+    def take_answered(self) -> set[str]:
+        """Return the ids of messages for which something of a reply came since the last call."""
+        with self._lock:
+            answered, self._answered = self._answered, set()
+            return answered
+
+    def take_lost(self) -> set[str]:
+        """Return the ids of messages whose node forgot them since the last call: it died, or never got them."""
+        with self._lock:
+            lost, self._lost = self._lost, set()
+            return lost
