@@ -105,21 +105,20 @@ class Roster:
         Raises:
             RunError: too few within `timeout` seconds, or too few that can take part.
         """
-        deadline = time.monotonic() + timeout
-        waiting = wait_for_nodes(grid, expected, timeout)
-        while waiting:
-            self.refresh(grid, max(0.0, deadline - time.monotonic()))
-            able = self.connected(grid, ["participating", "new"])
+        deadline, is_first = time.monotonic() + timeout, True
+        while is_first or time.monotonic() < deadline:
+            is_first, here = False, connected_nodes(grid)
+            left = max(0.0, deadline - time.monotonic())
+            self.refresh(grid, left if len(here) >= expected else min(left, QUERY_TIMEOUT))
+            able, here = self.connected(grid, ["participating", "new"]), connected_nodes(grid)
             if len(able) >= expected:
                 return
-            here = connected_nodes(grid)
             if len(here) >= expected and self._problems.keys() & here:
                 raise RunError(
                     f"Expected {expected} clients, but only {len(able)} of {len(here)} connected nodes can take part"
                     f"{self._explanation()}. Mend those clients and start again."
                 )
-            _wait_for_change(grid, here, min(_LOOK_AGAIN, deadline - time.monotonic()))
-            waiting = time.monotonic() < deadline
+            wait_for_nodes(grid, len(here) + 1, min(_LOOK_AGAIN, deadline - time.monotonic()))
         raise RunError(
             f"Expected {expected} clients within {timeout:g} s, but {len(connected_nodes(grid))} nodes are connected"
             f"{self._explanation()}. Start the other clients, or expect fewer."

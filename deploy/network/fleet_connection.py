@@ -119,6 +119,7 @@ class FleetConnection:
             "/flwr.proto.Fleet/PushMessages", response_deserializer=fleet.PushMessagesResponse.FromString
         )
         self._closing = threading.Event()
+        self._beginning = threading.Lock()  # gRPC crashes where a call begins on a channel that is being closed
         try:
             self._node, self._whole = self._join(name)
         except BaseException:
@@ -136,7 +137,13 @@ class FleetConnection:
         self._closing.set()
         with contextlib.suppress(grpc.RpcError):
             self._stub.DeactivateNode(fleet.DeactivateNodeRequest(node_id=self._node.node_id), timeout=2)
-        self._channel.close()
+        self.drop()
+
+    def drop(self) -> None:
+        """Close without a word."""
+        with self._beginning:
+            self._closing.set()
+            self._channel.close()
         self._heartbeats.join()
 
     @property
@@ -310,8 +317,12 @@ class FleetConnection:
         """Tell the server that this node lives; what is wrong with the connection, the main thread finds out."""
         request = heartbeat.SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_DECLARED_INTERVAL)
         while not self._closing.wait(HEARTBEAT):
-            with contextlib.suppress(grpc.RpcError, ValueError):
-                self._stub.SendNodeHeartbeat(request, timeout=5)
+            with self._beginning:
+                if self._closing.is_set():
+                    return
+                beat = self._stub.SendNodeHeartbeat.future(request, timeout=5)
+            with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):
+                beat.result()
 
 
 def _open_channel(server: ServerAddress) -> grpc.Channel:

@@ -37,7 +37,7 @@ from flwr.common.constant import (
     PUBLIC_KEY_HEADER,
     Status,
 )
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2 as fleet
 from flwr.proto import heartbeat_pb2 as heartbeat
 from flwr.proto import message_pb2
@@ -50,7 +50,7 @@ from flwr.supercore.utils import get_metadata_bytes
 
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.deliveries import Deliveries
-from nufed.deploy.network.message_bytes import pull_response
+from nufed.deploy.network.message_bytes import pull_response, read_reply
 from nufed.deploy.network.node_keys import AdmittedKeys
 from nufed.deploy.network.pieces import assemble, parse_number, parse_piece_name
 from nufed.deploy.network.sessions import Caller, Sessions
@@ -357,7 +357,7 @@ class FleetService(FleetServicer):
         """Take a reply that came in this call, or in pieces before it."""
         head = request.messages_list[0]
         announced = headers.header_text(context.invocation_metadata(), headers.PIECES)
-        reply = self._assemble(head, parse_number(announced)) if announced else message_from_proto(head)
+        reply = self._assemble(head, parse_number(announced) or 0) if announced else read_reply(head)
         if reply is None:
             context.send_initial_metadata(((headers.LATE, "1"),))
             return fleet.PushMessagesResponse()
@@ -371,16 +371,16 @@ class FleetService(FleetServicer):
             context.send_initial_metadata(((headers.LATE, "1"),))
         return fleet.PushMessagesResponse(results={reply_id: 0})
 
-    def _assemble(self, head: message_pb2.Message, count: int | None) -> Message | None:
+    def _assemble(self, head: message_pb2.Message, count: int) -> Message | None:
         """Return a reply that came in pieces, or None if some are missing; one at a time, for the memory it takes."""
         metadata = head.metadata
         with self._assembling:
-            found = self.deliveries.take_pieces(metadata.src_node_id, metadata.reply_to_message_id, count or 0)
-            if found is None:
+            found = self.deliveries.take_pieces(metadata.src_node_id, metadata.reply_to_message_id, count)
+            if not found:
                 return None
             proto = assemble(found)
             proto.metadata.CopyFrom(metadata)
-            return message_from_proto(proto)
+            return read_reply(proto)
 
 
 def _signer(context: grpc.ServicerContext) -> bytes | None:

@@ -7,8 +7,10 @@ follow each other are merged. What is read back, protobuf reads.
 
 from collections.abc import Sequence
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.common.serde import recorddict_to_proto
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from flwr.app.message import make_message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto, recorddict_to_proto
 from flwr.common.serde_utils import error_to_proto, metadata_to_proto
 from flwr.proto import fleet_pb2, message_pb2, recorddict_pb2
 
@@ -64,6 +66,17 @@ def message_parts(message: Message) -> list[bytes]:
         head.error.CopyFrom(error_to_proto(message.error))
     parts = [head.SerializeToString()]
     return parts + _field(_CONTENT, _records(message.content)) if message.has_content() else parts
+
+
+def read_reply(proto: message_pb2.Message) -> Message:
+    """Return a reply as Flower has it, or an error in its place if it is none."""
+    try:
+        return message_from_proto(proto)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        empty = message_pb2.Message(metadata=proto.metadata, content=recorddict_pb2.RecordDict())
+        reason = f"the reply makes up no message ({type(error).__name__})"
+        metadata = message_from_proto(empty).metadata
+        return make_message(metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
 
 
 def _records(records: RecordDict) -> list[bytes]:

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 from flwr.proto import message_pb2
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 PIECE_BYTES = 4 * 2**20
 """Size of a piece: a few in flight, little memory each."""
@@ -57,9 +58,15 @@ class CutBytes:
 
 
 def assemble(pieces: Iterable[bytes]) -> message_pb2.Message:
-    """Return the message's record that pieces make up; each can be freed as the next is taken."""
-    content = bytearray()
+    """Return the message's record that pieces make up, an empty one if they make up none.
+
+    Each piece can be freed as the next is taken.
+    """
+    content, message = bytearray(), message_pb2.Message()
     for piece in pieces:
         content += piece
-    message: message_pb2.Message = message_pb2.Message.FromString(content)
+    try:
+        message.MergeFromString(content)
+    except DecodeError:
+        return message_pb2.Message()
     return message

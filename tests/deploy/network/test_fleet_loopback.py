@@ -219,8 +219,7 @@ def test_a_message_whose_client_died_is_sent_again_when_it_is_back(path):
     def die_and_come_back():
         first = connect(server, key)
         assert first.receive() is not None
-        first._closing.set()
-        first._channel.close()  # as a killed process does: without a word
+        first.drop()  # as a killed process does: without a word
         with connect(server, key) as second:
             message = second.receive()
             second.send(Message(RecordDict(added(message.content, 1)), reply_to=message), 0.0)

@@ -1,12 +1,16 @@
 """Cutting and assembling give back every byte, and what is incomplete is not taken for whole."""
 
 import pytest
+from flwr.app import Message as TaskMessage
+from flwr.app import RecordDict
 from flwr.proto.message_pb2 import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nufed.deploy.network import pieces
-from nufed.deploy.network.pieces import CutBytes, PieceInbox, parse_piece_name, piece_name
+from nufed.deploy.network.deliveries import Deliveries
+from nufed.deploy.network.pieces import CutBytes, assemble, parse_piece_name, piece_name
+from tests.strategy.fake_grid import FakeGrid
 
 HEX = st.text("0123456789abcdef", min_size=1, max_size=64)
 
@@ -29,45 +33,59 @@ def test_the_pieces_make_up_the_parts(parts):
     assert cut.piece(cut.count) == b""
 
 
-@given(HEX, st.integers(0, 10**9))
+@given(HEX, st.integers(0, 10**9 - 1))
 def test_a_pieces_name_reads_back(message_id, number):
     assert parse_piece_name(piece_name(message_id, number)) == (message_id, number)
 
 
-@pytest.mark.parametrize("name", ["abc", "abc/", "abc/x", "abc/-1", "abc/1/2"])
+@pytest.mark.parametrize("name", ["abc", "abc/", "abc/x", "abc/-1", "abc/1/2", "abc/1000000000", "abc/٣"])
 def test_a_name_that_is_not_a_pieces_is_left_to_flower(name):
     assert parse_piece_name(name) is None
+
+
+def expected(node_id=7):
+    """Deliveries that expect a reply to one message, and the message's id."""
+    FakeGrid({})  # gives messages a sender
+    message = TaskMessage(RecordDict(), node_id, "train")
+    message.metadata.__dict__["_message_id"] = "id"
+    deliveries = Deliveries()
+    deliveries.expect(message, whole=True)
+    return deliveries
 
 
 @given(st.permutations(range(5)))
 def test_pieces_may_come_in_any_order_and_twice(order):
     record = Message()
     record.metadata.message_type = "train me well, it is long"
-    cut, inbox = CutBytes([record.SerializeToString()]), PieceInbox()
+    cut, deliveries = CutBytes([record.SerializeToString()]), expected()
 
-    for number in [*order, order[0]]:
-        inbox.add("id", number, cut.piece(number))
+    kept = [deliveries.add_piece(7, "id", number, cut.piece(number)) for number in [*order, order[0]]]
 
+    assert all(kept)
     assert cut.count == 5
-    assert inbox.take("id", 5) == record
-    assert inbox.take("id", 5) is None
+    assert assemble(deliveries.take_pieces(7, "id", 5)) == record
+    assert deliveries.take_pieces(7, "id", 5) is None
 
 
 def test_a_message_with_a_piece_missing_or_too_many_is_none():
-    inbox = PieceInbox()
-    inbox.add("id", 0, b"")
-    inbox.add("id", 2, b"")
+    deliveries = expected()
 
-    assert inbox.take("id", 3) is None
-    inbox.add("id", 0, b"")
-    inbox.add("id", 1, b"")
-    assert inbox.take("id", 1) is None
+    for present, count in (([0, 2], 3), ([0, 1], 1), ([1, 2], 2), ([0], 40_000_000)):
+        for number in present:
+            assert deliveries.add_piece(7, "id", number, b"")
+        assert deliveries.take_pieces(7, "id", count) is None
 
 
-def test_forgotten_pieces_are_gone():
-    inbox = PieceInbox()
-    inbox.add("id", 0, b"")
+def test_pieces_that_nobody_waits_for_are_not_kept():
+    deliveries = expected()
 
-    inbox.forget("id")
+    assert not deliveries.add_piece(8, "id", 0, b"")
+    assert not deliveries.add_piece(7, "other", 0, b"")
+    assert not deliveries.add_piece(7, "id", 0, bytes(8))
+    assert not deliveries.add_piece(7, "id", 10**8, b"")
+    deliveries.forget("id")
+    assert not deliveries.add_piece(7, "id", 0, b"")
 
-    assert inbox.take("id", 1) is None
+
+def test_pieces_that_make_up_no_message_are_an_empty_one():
+    assert assemble([b"\xff\xff", b"\xff"]) == Message()
