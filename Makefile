@@ -18,7 +18,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test fuzz test-flwr-next bench check format lint types docs release clean
+.PHONY: help install demo smoke test fuzz stress test-flwr-next bench check format lint types docs release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 16
@@ -87,6 +87,9 @@ fuzz: $(VENV)/.dev  ## read made-up files, messages and options for FUZZ_MINUTES
 
 test-flwr-next: $(NEXT)/.installed  ## run the tests of the direct runtime on a newer Flower, in a venv of its own
 	$(NEXT)/bin/python -m pytest tests/deploy/network/test_fleet_*.py
+
+stress: $(VENV)/.dev  ## repeat the races of the direct runtime for minutes
+	NUFED_STRESS=20 $(BIN)/python -m pytest tests/deploy/network/test_fleet_stress.py
 
 bench: $(VENV)/.bench  ## measure time and memory beside the peers; tables and JSON in benchmarks/results
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
