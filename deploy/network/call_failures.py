@@ -5,9 +5,9 @@ import datetime as dt
 import grpc
 
 from nufed.common.errors import PeerError
+from nufed.common.untrusted import printable
 from nufed.deploy.network.fleet_headers import TURNED_AWAY
 from nufed.deploy.network.node_auth import REVOKED
-from nufed.deploy.network.refusals import printable
 from nufed.deploy.network.server_probe import ServerAddress
 
 _PASSING = frozenset(

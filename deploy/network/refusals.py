@@ -5,8 +5,7 @@ import threading
 import time
 from collections import Counter
 
-LONGEST_LINE = 500
-"""Characters that a line of the log may have which others can write into."""
+from nufed.common.untrusted import printable
 
 _INTERVAL = 60.0
 
@@ -32,13 +31,6 @@ class Refusals:
                 return None
             counts, self._counts, self._said_at = self._counts, Counter(), now
         return "refused: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-
-
-def printable(text: str, longest: int = LONGEST_LINE) -> str:
-    """Return a text with what is not printable escaped, and its middle left out where it is long."""
-    if len(text) > longest:
-        text = f"{text[: longest // 2]} … {text[-longest // 2 :]}"
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 class PrintableRecords(logging.Filter):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from nufed.common.untrusted import printable
 from nufed.deploy.network import fleet_headers as headers
-from nufed.deploy.network.refusals import printable
 from nufed.deploy.network.wakeup import Bell
 
 _REMEMBERED_REFUSALS = 4096

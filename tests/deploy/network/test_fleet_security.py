@@ -117,7 +117,6 @@ def test_an_expired_certificate_is_named(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(certificates, "check_validity", lambda *_: None)  # our own server would not start with it
     old = CertificateFolder(tmp_path)
     create_authority(old, ["127.0.0.1"], days=3650)
-    old.server_certificate.unlink()
     create_authority(old, ["127.0.0.1"], days=-1)
 
     with DirectServer(secure(old)) as server:

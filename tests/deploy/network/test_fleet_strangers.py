@@ -30,7 +30,7 @@ from nufed.deploy.network.call_failures import RunOver
 from nufed.deploy.network.certificates import CertificateFolder, create_authority
 from nufed.deploy.network.direct_server import DirectServer, ServerEndpoint, ServerSecurity
 from nufed.deploy.network.fleet_connection import FleetConnection
-from nufed.deploy.network.refusals import PrintableRecords, Refusals, printable
+from nufed.deploy.network.refusals import PrintableRecords, Refusals
 from nufed.deploy.network.server_probe import ServerAddress
 from tests.deploy.network.loopback import LOOPBACK, added, adding_app, call, clients, request
 
@@ -266,9 +266,8 @@ def test_what_libraries_log_of_others_is_printable_and_bounded(caplog):
 
     (record,) = caplog.records
     assert record.getMessage().isprintable()
-    assert len(caplog.text) < 4 * refusals.LONGEST_LINE
+    assert len(caplog.text) < 2000
     assert "ValueError" in caplog.text
-    assert printable("plain, with ü and 东") == "plain, with ü and 东"
 
 
 def test_refusals_are_counted_and_told_once_a_minute(monkeypatch):
