@@ -24,7 +24,19 @@ from nufed.common.errors import ConfigError, NufedError
 
 NEEDED = frozenset(
     {
-        *("PIL", "click", "cryptography", "flwr", "grpc", "grpc_health", "matplotlib", "numpy", "nufed", "onnx"),
+        *(
+            "PIL",
+            "click",
+            "cryptography",
+            "flwr",
+            "google",
+            "grpc",
+            "grpc_health",
+            "matplotlib",
+            "numpy",
+            "nufed",
+            "onnx",
+        ),
         *("onnxscript", "pandas", "pyarrow", "pydantic", "pydantic_core", "pydantic_settings", "ray", "rich"),
         *("safetensors", "scipy", "sklearn", "torch", "torchvision", "typer", "typing_extensions"),
     }
