@@ -45,6 +45,8 @@ def train(message: Message, context: Context) -> Message:
     update = local_update(
         place.training_loss, _on_device(request.params), place.data.support, place.config.method, stream
     )
+    if place.own:
+        place.own.remember()
     reply = train_reply(update, len(place.data.support), time.perf_counter() - started)
     return Message(reply.to_records(), reply_to=message)
 

@@ -4,15 +4,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from nufed.client.split_memory import SplitMemory, state_path
 from nufed.common.config import ModelConfig, RunConfig, Scalar
 from nufed.common.data import load_federation
-from nufed.common.data.private.load import Membership, load_private
+from nufed.common.data.private.load import Membership, PrivateClient, load_private
 from nufed.common.data.private.preparation import Preparation
-from nufed.common.data.private.rows import refusal
+from nufed.common.data.private.rows import refusal, tell_here
+from nufed.common.data.private.split import SplitHashes
 from nufed.common.errors import ConfigError, NufedError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
 from nufed.common.models import MODELS, build_model
@@ -36,6 +39,7 @@ class Workplace:
         adaptation_loss: in evaluation mode.
         masks: whether the training loss draws dropout masks.
         preparation: how a private table's columns became the inputs; None where nothing was changed.
+        own: which of its own examples are for what, and what it remembers of earlier ones; None in a simulation.
     """
 
     config: RunConfig
@@ -46,6 +50,7 @@ class Workplace:
     adaptation_loss: LossFn
     masks: bool
     preparation: Preparation | None = None
+    own: "OwnExamples | None" = None
 
 
 def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar], settings: Settings) -> Workplace:
@@ -65,14 +70,28 @@ def forget_workplaces() -> None:
     _models.cache_clear()
 
 
+@dataclass(frozen=True)
+class OwnExamples:
+    """A client's own examples: their hashes, how they were split, and what is remembered of earlier training."""
+
+    hashes: SplitHashes
+    way: str
+    memory: SplitMemory
+
+    def remember(self) -> None:
+        """Note that the support split was trained on."""
+        self.memory.remember(self.way, self.hashes)
+
+
 @lru_cache(maxsize=4096)
 def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workplace:
     config = _config(run_items)
     node_config = dict(node_items)
-    preparation = None
+    preparation = own = None
     if "data" in node_config:
         client, num_here = load_private(_membership(node_config), config, settings), 1
         task, data, preparation = client.task, client.data, client.preparation
+        own = _own_examples(client, config, node_config)
     else:
         (task, data), num_here = _simulated_client(config, node_config, settings), config.data.num_clients
     data = _on_device(data, settings.device)
@@ -80,7 +99,7 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
     masks = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training_model.modules())
     training_loss = make_loss(training_model, task)
     config = settle_compile(config, training_loss, num_here)
-    return Workplace(config, task, data, model, training_loss, make_loss(model, task), masks, preparation)
+    return Workplace(config, task, data, model, training_loss, make_loss(model, task), masks, preparation, own)
 
 
 def _membership(node_config: Mapping[str, Scalar]) -> Membership:
@@ -95,6 +114,30 @@ def _membership(node_config: Mapping[str, Scalar]) -> Membership:
         )
     groups: dict[Scalar | None, Group] = {"participating": "participating", "new": "new"}
     return Membership(str(node_config["data"]), str(node_config.get("client-id", "")), groups.get(group))
+
+
+def _own_examples(client: PrivateClient, config: RunConfig, node_config: Mapping[str, Scalar]) -> OwnExamples | None:
+    """Return what is remembered with a client's examples; say loudly if some have moved into the test split."""
+    if client.hashes is None:
+        return None
+    data = config.data
+    way = f"{config.seed}/{client.data.client_id}/{data.test_fraction}/{data.validation_fraction}"
+    memory = _memory(state_path(node_config), client.data.client_id)
+    if moved := memory.num_moved(way, client.hashes):
+        tell_here(
+            "THE SPLIT HAS MOVED: %d of %d test examples of %s were trained on before, because its data have changed "
+            "since. What is reported of its accuracy from now on is too good. Put the data back as they were, or keep "
+            "a test part of your own (npz: x_test, y_test)",
+            moved,
+            len(client.hashes.test),
+            client.data.client_id,
+        )
+    return OwnExamples(client.hashes, way, memory)
+
+
+@lru_cache(maxsize=64)
+def _memory(path: Path | None, _client_id: str) -> SplitMemory:
+    return SplitMemory.load(path)
 
 
 @lru_cache(maxsize=8)

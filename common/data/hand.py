@@ -47,25 +47,43 @@ def give_away(num_rows: int, fraction: float) -> int:
     return min(max(1, round(fraction * num_rows)), num_rows - 1) if fraction > 0 else 0
 
 
-def split_hand(hand: Hand, task: TaskInfo, config: DataConfig, seed: int, dtype: torch.dtype) -> ClientData:
-    """Return the client's three splits, drawn at random; new clients have no validation split.
+@dataclass(frozen=True)
+class SplitRows:
+    """Rows of a client's three splits; those of the test point into the source's own test part if it has one."""
+
+    support: Rows
+    validation: Rows
+    test: Rows
+
+
+def split_rows(hand: Hand, config: DataConfig, seed: int) -> SplitRows:
+    """Return the rows of each split, drawn at random; new clients have no validation split.
 
     The test split is `test_fraction` of the rows, unless the source has its own; the validation split is
     `validation_fraction` of what remains.
     """
     rows = numpy_generator(seed, "data", "split", hand.client_id).permutation(hand.rows)
+    test = hand.test_rows
     if hand.test_table is None:
         num_test = give_away(len(rows), config.test_fraction)
-        test_table, test_rows, rows = hand.table, rows[:num_test], rows[num_test:]
-    else:
-        test_table, test_rows = hand.test_table, hand.test_rows
+        test, rows = rows[:num_test], rows[num_test:]
     num_validation = 0 if hand.group == "new" else give_away(len(rows), config.validation_fraction)
+    return SplitRows(rows[num_validation:], rows[:num_validation], test)
+
+
+def split_hand(hand: Hand, task: TaskInfo, config: DataConfig, seed: int, dtype: torch.dtype) -> ClientData:
+    """Return the client's three splits, as `split_rows` draws them."""
+    return make_splits(hand, split_rows(hand, config, seed), task, dtype)
+
+
+def make_splits(hand: Hand, rows: SplitRows, task: TaskInfo, dtype: torch.dtype) -> ClientData:
+    """Return the examples of the rows that were drawn."""
     return ClientData(
         client_id=hand.client_id,
         group=hand.group,
-        support=hand.table.examples(rows[num_validation:], task, dtype),
-        validation=hand.table.examples(rows[:num_validation], task, dtype),
-        test=test_table.examples(test_rows, task, dtype),
+        support=hand.table.examples(rows.support, task, dtype),
+        validation=hand.table.examples(rows.validation, task, dtype),
+        test=(hand.test_table or hand.table).examples(rows.test, task, dtype),
     )
 
 

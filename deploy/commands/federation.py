@@ -221,14 +221,21 @@ class ParticipantOptions(DeclaredOptions):
         Path | None,
         typer.Option(help="file to keep the run's final model in, adapted to this client's data", metavar="FILE"),
     ] = None
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="file that remembers which examples were trained on (default: beside --personal-model)", metavar="FILE"
+        ),
+    ] = None
 
     def node_config(self) -> dict[str, Scalar]:
         """Return what the client's app reads; what can be wrong with it before a run is known is refused here.
 
         Raises:
-            NufedError: the data are no known kind, or the personal model cannot be written.
+            NufedError: the data are no known kind, or the personal model or the state cannot be written.
         """
         from nufed.client.personal_model import personal_path
+        from nufed.client.split_memory import SplitMemory, state_path
         from nufed.common.data.private.load import check_spec
 
         check_spec(self.data)
@@ -238,7 +245,16 @@ class ParticipantOptions(DeclaredOptions):
         if self.personal_model:
             config["personal-model"] = str(self.personal_model.expanduser().absolute())
         personal_path(config)
+        if self.state:
+            config["state"] = str(self.state.expanduser().absolute())
+        SplitMemory.load(state_path(config))
         return config
+
+    def remembers(self) -> bool:
+        """Return whether it is known after a restart which examples were trained on; trials need not know."""
+        from nufed.common.data.private.load import is_slice
+
+        return bool(self.state or self.personal_model) or is_slice(self.data)
 
 
 @with_option_groups
@@ -269,6 +285,8 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
         _quiet_flower()
         say = (lambda _line: None) if quiet else typer.echo
         client = DirectClient(client_app, server, identity, root_certificates=security.root_certificates, on_event=say)
+        if not participant.remembers():
+            say("which examples were trained on is forgotten when this process ends; --state FILE remembers it")
         try:
             client.serve(until_finished=once, patience=wait)
         except KeyboardInterrupt:

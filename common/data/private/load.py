@@ -19,13 +19,14 @@ import torch
 from nufed.common.config import DataConfig, RunConfig
 from nufed.common.data.cast import cast, target_name
 from nufed.common.data.federation import describe_task, load_client
-from nufed.common.data.hand import Hand, split_hand, too_small
+from nufed.common.data.hand import Hand, make_splits, split_rows, too_small
 from nufed.common.data.pool import Table
 from nufed.common.data.private.arrays import read_archive, read_function
 from nufed.common.data.private.images import read_images
 from nufed.common.data.private.preparation import Policy, Preparation, fit_preparation
 from nufed.common.data.private.rows import PrivateRows, check_rows, refusal, told_column
 from nufed.common.data.private.spec import PrivateSpec, parse_spec
+from nufed.common.data.private.split import SplitHashes, hash_split
 from nufed.common.data.private.table import MISSING, SCALES, read_table
 from nufed.common.data.private.task import Column, declared_scaling
 from nufed.common.errors import ConfigError, DataError, NufedError
@@ -58,11 +59,13 @@ class PrivateClient:
         task: what the run is for.
         data: the client's splits.
         preparation: how a table's columns became the inputs; None where nothing was changed.
+        hashes: of its own examples; None for a slice of a named source.
     """
 
     task: TaskInfo
     data: ClientData
     preparation: Preparation | None = None
+    hashes: SplitHashes | None = None
 
 
 def is_slice(spec: str) -> bool:
@@ -198,14 +201,16 @@ def _split(
         )
     dtype = getattr(torch, config.model.dtype)
     # Statistics of a table's columns are computed in float64, whatever the model's precision.
-    data = split_hand(hand, task, config.data, config.seed, torch.float64 if rows.columns else dtype)
+    split = split_rows(hand, config.data, config.seed)
+    hashes = hash_split(rows, split)
+    data = make_splits(hand, split, task, torch.float64 if rows.columns else dtype)
     if not rows.columns:
-        return PrivateClient(task, data)
+        return PrivateClient(task, data, hashes=hashes)
     preparation = fit_preparation(rows.columns, _policy(spec, config.data), data.support.inputs.numpy())
     parts = [
         _prepared(part, rows.columns, preparation, task, dtype) for part in (data.support, data.validation, data.test)
     ]
-    return PrivateClient(task, ClientData(data.client_id, data.group, *parts), preparation)
+    return PrivateClient(task, ClientData(data.client_id, data.group, *parts), preparation, hashes)
 
 
 def _prepared(

@@ -55,7 +55,8 @@ class Preparation:
     def apply(self, inputs: Array) -> Array:
         """Return prepared inputs, float64 [N, D]."""
         filled = np.where(np.isnan(inputs), np.array(self.fill), inputs)
-        prepared: Array = (filled - np.array(self.shift)) / np.array(self.scale)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused by column (common/data/cast.py)
+            prepared: Array = (filled - np.array(self.shift)) / np.array(self.scale)
         return prepared
 
     def to_json(self) -> dict[str, Any]:
@@ -126,8 +127,7 @@ def _center(values: Array, missing: str, *, is_category: bool) -> Array:
     """Return the mean or median; of categories, [N, k] one-hot, the shares or the most frequent one."""
     known = values[~np.isnan(values).any(1)]
     if missing == "mean":
-        mean: Array = known.mean(0)
-        return mean
+        return _mean_and_deviation(known)[0]
     if not is_category:
         median: Array = np.median(known, axis=0)
         return median
@@ -161,10 +161,19 @@ def _scaling(columns: Sequence[Column], policy: Policy, support: Array) -> tuple
     if policy.scale == "run" and policy.run_scaling:
         shift[numbers], scale[numbers] = policy.run_scaling
     if policy.scale == "local" and numbers.any():
-        shift[numbers] = support[:, numbers].mean(0)
-        deviation = support[:, numbers].std(0)
+        shift[numbers], deviation = _mean_and_deviation(support[:, numbers])
         scale[numbers] = np.where(deviation > NOISE * np.abs(support[:, numbers]).max(0), deviation, 1.0)
     return shift, scale
+
+
+def _mean_and_deviation(values: Array) -> tuple[Array, Array]:
+    """Return the mean and the deviation of each column, finite also where the squares of its values are not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, deviation = values.mean(0), values.std(0)
+    if np.isfinite(mean).all() and np.isfinite(deviation).all():
+        return mean, deviation
+    largest = np.maximum(np.abs(values).max(0), 1.0)
+    return (values / largest).mean(0) * largest, (values / largest).std(0) * largest
 
 
 def _is_number(columns: Sequence[Column]) -> Array:

@@ -1,5 +1,8 @@
 """Claims about NumPy archives of the user's own."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -145,6 +148,198 @@ def test_a_malformed_archive_is_refused_with_array_and_reason(tmp_path, arrays, 
     """Each message names the array, what was expected and what came."""
     with pytest.raises(DataError, match=message):
         load(write(tmp_path, **arrays))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([10, 1_000_000], "2 different numbers up to 1000000 would make 1000001 classes; write 0 to 1 in their place"),
+        ([0, 2**31], "1 are above 2147483647|15 are above 2147483647"),
+        ([0, 2**63 - 1], "15 are above 2147483647"),
+        ([250, 401], "402 classes; write 0 to 1"),
+        ([-1, 0], "15 values below 0"),
+    ],
+)
+def test_class_numbers_that_are_codes_are_refused(tmp_path, labels, message):
+    """They would become as many classes, and as many outputs of the model; neither load nor describe makes them."""
+    config = write(tmp_path, x=X, y=np.array(labels * 15), user=USERS)
+
+    for read in (load, lambda config: describe_task(config, Settings())):
+        with pytest.raises(DataError, match=message):
+            read(config)
+
+
+def test_unsigned_labels_do_not_become_negative(tmp_path):
+    """2**64 - 1 is -1 in 64 signed bits."""
+    with pytest.raises(DataError, match="15 are above"):
+        load(write(tmp_path, x=X, y=np.array([0, 2**64 - 1] * 15, np.uint64), user=USERS))
+
+
+def test_codes_are_classes_where_every_class_has_a_name(tmp_path):
+    """Their number is then that of the names."""
+    federation = load(
+        write(tmp_path, x=X, y=Y * 150, user=USERS, class_names=np.array([f"c{index}" for index in range(151)]))
+    )
+
+    assert federation.task.num_outputs == 151
+
+
+def test_classes_without_examples_and_whole_floats_are_noted(tmp_path):
+    """Neither is a fault, both are often a slip."""
+    made = []
+    for name, targets in {"gaps": Y * 3, "floats": Y * 1.0, "values": Y * 0.5}.items():
+        np.savez(tmp_path / f"{name}.npz", x=X, y=targets, user=USERS)
+        made.append(load(config_for(tmp_path / f"{name}.npz")))
+
+    gaps, floats, values = made
+    assert "of the 4 classes of npz:" in gaps.notes[0]
+    assert "whole floats, taken as values to predict" in floats.notes[0]
+    assert not values.notes
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "g", "f2", ">i8", ">u2", "u8", "?", "<i1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numbers_of_every_type_are_read(tmp_path, dtype, order):
+    """Whatever machine wrote them: in either byte order, longer or shorter, by columns or by rows."""
+    x = np.array(np.abs(np.rint(features(30))), dtype=np.dtype(dtype), order=order)
+    y = (np.arange(30) % 2).astype(np.dtype(dtype if np.dtype(dtype).kind in "iub" else ">i2"))
+
+    federation = load(write(tmp_path, x=x, y=y, user=USERS.astype(">i4")))
+
+    client = next(c for c in federation.clients if c.client_id == "0")
+    rows = torch.cat([client.support.inputs, client.validation.inputs, client.test.inputs])
+    assert sorted(rows.tolist()) == sorted(x[:10].astype(float).tolist())
+    assert federation.task.num_outputs == 2
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((30, 3), complex), "expected x in .* to be numbers, but got complex128"),
+        (np.zeros((30, 3), "M8[s]"), "expected x in .* to be numbers"),
+        (np.zeros(30, [("a", "f4"), ("b", "f4")]), "'x' in .* plain array"),
+        (np.zeros((30, 3), "V4"), "'x' in .* plain array"),
+        (np.full((30, 3), b"a"), "expected x in .* to be numbers"),
+        (np.array(1.0), r"x in .* of shape \[N, ...\]"),
+        (np.zeros((30, 0)), "to have values in each example"),
+        (np.full((30, 3), np.longdouble("1e400")), r"NaN or infinite values: feature 0 \(30\)"),
+    ],
+)
+def test_inputs_that_are_no_numbers_are_refused(tmp_path, array, message):
+    """With what they are."""
+    with pytest.raises(DataError, match=message):
+        load(write(tmp_path, x=array, y=Y, user=USERS))
+
+
+@pytest.mark.parametrize("key", ["class_names", "feature_names", "user_names"])
+@pytest.mark.parametrize("value", [np.array("one"), np.array([["a"], ["b"]]), np.array([0.5, 1.5])])
+def test_names_are_a_list_of_text(tmp_path, key, value):
+    """A single text, a table or floats are none."""
+    with pytest.raises(DataError, match=f"expected {key} in .* to be names"):
+        load(write(tmp_path, **{"x": X, "y": Y, "user": USERS, key: value}))
+
+
+def archive_of(path, members, **how):
+    """Write an archive of these bytes and return a configuration for it."""
+    with zipfile.ZipFile(path / "made.npz", "w", **how) as file:
+        for name, content in members.items():
+            file.writestr(f"{name}.npy", content)
+    return config_for(path / "made.npz")
+
+
+def npy(array, lie=None):
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, array)
+    return stream.getvalue().replace(*lie) if lie else stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy(X, (b"(30, 3), ", b"(30, 4), ")),
+        npy(X, (b"(30, 3), ", b"(-1, 3), ")),
+        npy(X, (b"(30, 3), }          ", b"(99999999999, 999), }")),
+        npy(X, (b"'<f8'", b"'|O' ")),
+        npy(X, (b"{'descr'", b"{'descr[")),
+        npy(X)[:200],
+        npy(X)[:9],
+        b"",
+        b"\x93NUMPY\x07\x00" + npy(X)[8:],
+    ],
+)
+def test_headers_that_lie_and_arrays_that_are_cut_are_refused(tmp_path, content):
+    """Before memory is asked for what they announce; the server, which reads the header alone, refuses them too."""
+    config = archive_of(tmp_path, {"x": content, "y": npy(Y), "user": npy(USERS)})
+
+    for read in (load, lambda config: describe_task(config, Settings())):
+        with pytest.raises(DataError, match=r"'x' in .* plain array, but it cannot be read"):
+            read(config)
+
+
+def test_a_damaged_archive_is_refused(tmp_path):
+    """One byte is enough: zip has check sums."""
+    config = write(tmp_path, x=X, y=Y, user=USERS)
+    content = bytearray((tmp_path / "made.npz").read_bytes())
+    for position in (200, len(content) // 2):
+        damaged = content.copy()
+        damaged[position] ^= 255
+        (tmp_path / "made.npz").write_bytes(damaged)
+
+        with pytest.raises(DataError, match="cannot be read"):
+            load(config)
+
+    (tmp_path / "made.npz").write_bytes(content[:-30])
+    with pytest.raises(DataError, match="is none; write it with"):
+        load(config)
+
+
+def test_an_archive_made_to_fill_the_memory_is_refused(tmp_path):
+    """A gigabyte of zeros is a megabyte of file."""
+    with zipfile.ZipFile(tmp_path / "made.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        with file.open("x.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(
+                member, {"descr": "<f8", "fortran_order": False, "shape": (2**15, 2**10)}
+            )
+            for _ in range(16):
+                member.write(bytes(2**24))
+        file.writestr("y.npy", npy(np.zeros(2**15, np.int64)))
+
+    with pytest.raises(DataError, match=r"arrays of about the size of .* would become \d{9}; .* numpy.savez"):
+        load(config_for(tmp_path / "made.npz"))
+
+
+def test_an_array_that_stands_twice_is_refused(tmp_path):
+    """Zip allows it, and which one counts is anybody's guess."""
+    write(tmp_path, x=X, y=Y, user=USERS)
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(tmp_path / "made.npz", "a") as file:
+        file.writestr("y.npy", npy(1 - Y))
+
+    with pytest.raises(DataError, match="one stands twice"):
+        load(config_for(tmp_path / "made.npz"))
+
+
+def test_numbers_beyond_the_runs_precision_are_refused_by_feature(tmp_path):
+    """1e39 is finite in the file and infinite in float32."""
+    x = features(30)
+    x[3:6, 1] = 1e39
+
+    config = write(tmp_path, x=x, y=Y, user=USERS)
+
+    with pytest.raises(DataError, match=r"float32 can hold.*: input 2 \(\d\); .*model.dtype=float64") as caught:
+        load_federation(config, seed=0, dtype=torch.float32, settings=Settings())
+    assert "e+39" not in str(caught.value)
+    load(config)
+
+
+def test_users_that_take_no_part_are_noted_with_their_number(tmp_path):
+    """Whoever has 100 sites and asks for 4 should know what became of the others."""
+    users = np.repeat(np.arange(10), 3)
+
+    federation = load(write(tmp_path, x=X, y=Y, user=users))
+
+    [note] = federation.notes
+    assert "3 of 10 users of npz:" in note
+    assert "7 take no part (data.num-clients=2, data.num-new-clients=1)" in note
 
 
 def test_a_missing_file_is_named_with_its_whole_path(tmp_path):

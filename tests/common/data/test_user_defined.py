@@ -83,6 +83,79 @@ def test_classes_are_counted_over_all_clients(load):
     assert made.task.num_outputs == 5
 
 
+def test_the_order_of_the_dict_does_not_matter(load):
+    """Who takes part, and with which examples, follows from the names and the seed."""
+    clients = {name: (X + index, Y) for index, name in enumerate("abcdefgh")}
+
+    forwards, _ = load(clients, seed=3)
+    backwards, _ = load(dict(reversed(clients.items())), seed=3)
+
+    for one, other in zip(forwards.clients, backwards.clients, strict=True):
+        assert one.client_id == other.client_id
+        assert torch.equal(one.support.inputs, other.support.inputs)
+        assert torch.equal(one.test.inputs, other.test.inputs)
+
+
+def test_clients_that_take_no_part_are_noted(load):
+    """With their number."""
+    made, _ = load({f"site-{index}": (X, Y) for index in range(100)})
+
+    [note] = made.notes
+    assert note.startswith("3 of 100 users of python:of_mine:make are the participating and new clients of this run")
+    assert "97 take no part" in note
+
+
+def test_codes_are_no_class_numbers(load):
+    """As in an archive."""
+    with pytest.raises(DataError, match="targets of python:of_mine:make to number the classes"):
+        load(dict.fromkeys("abc", (X, Y * 1000)))
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+def test_what_a_model_does_to_its_inputs_does_not_reach_the_users_own_arrays(load, convert):
+    """Nor do the user's later changes reach the clients; whether a dict or a federation was returned."""
+    own_x, own_y = convert(X.copy()), convert(Y * 0.5)
+    task = TaskInfo("regression", (3,), 1)
+    names = zip("abc", ["participating", "participating", "new"], strict=True)
+    whole = Federation(
+        task, tuple(client(name, group, torch.as_tensor(own_x), torch.as_tensor(own_y)) for name, group in names)
+    )
+
+    for made in (dict.fromkeys("abc", (own_x, own_y)), whole):
+        loaded, _ = load(made)
+        parts = [part for one in loaded.clients for part in (one.support, one.validation, one.test)]
+        for part in parts:
+            part.inputs.zero_()
+            part.targets.zero_()
+
+        assert np.array_equal(np.asarray(own_x), X)
+        assert np.array_equal(np.asarray(own_y), Y * 0.5)
+        own_x += 1
+        assert not any(part.inputs.any() for part in parts)
+        own_x -= 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.ma.masked_array(X, X > 9), "without masked values, but 8 are"),
+        (torch.as_tensor(X).to_sparse(), "to be an array"),
+        (torch.as_tensor(X).to(torch.complex64), "to be numbers"),
+    ],
+)
+def test_what_a_conversion_would_lose_is_refused(load, inputs, message):
+    """NumPy drops a mask without a word."""
+    with pytest.raises(DataError, match=message):
+        load({"a": (X, Y), "b": (inputs, Y), "c": (X, Y)})
+
+
+def test_tensors_of_types_that_numpy_lacks_are_taken(load):
+    """Brain floats are exact in float32; a mask that hides nothing is no mask."""
+    made, _ = load({"a": (torch.as_tensor(X).bfloat16(), Y), "b": (np.ma.masked_array(X), Y), "c": (X, Y)})
+
+    assert {c.client_id for c in made.clients} == set("abc")
+
+
 NAN = np.where(np.arange(18).reshape(6, 3) == 4, np.nan, X)
 
 

@@ -195,6 +195,46 @@ def test_features_are_compared_by_name(tmp_path):
         load(save(tmp_path, x=X, y=Y, feature_names=["a", "c", "b"]), run)
 
 
+@pytest.mark.parametrize("dtype", [str, "S3"])
+def test_labels_may_be_the_names_of_the_runs_classes(tmp_path, dtype):
+    """In an archive as in a table."""
+    named = load(save(tmp_path, x=X, y=np.array(["no", "yes"] * 6).astype(dtype)), ARRAYS)
+    numbered = load(save(tmp_path, x=X, y=Y), ARRAYS)
+
+    for ours, theirs in zip(splits(named), splits(numbered), strict=True):
+        assert torch.equal(ours.targets, theirs.targets)
+    with pytest.raises(DataError, match=r"classes as targets \(no, yes\), but 6 of 12 are others"):
+        load(save(tmp_path, x=X, y=np.array(["no", "NA"] * 6)), ARRAYS)
+
+
+def test_codes_in_an_archive_do_not_make_classes(tmp_path):
+    """The run says how many there are; nothing of that size is made to find out."""
+    with pytest.raises(DataError, match=r"labels from 0 to 1 .* 6 of 12 are beyond"):
+        load(save(tmp_path, x=X, y=Y * (2**31 - 1)), ARRAYS)
+
+
+def test_folders_are_classes_by_the_same_rule_as_cells(tmp_path):
+    """`3.0` is 3, and 03 is no class of a run that has 3."""
+    run = IMAGES.updated({"data.class-names": "3,03"})
+    draw_images(tmp_path, classes=("3.0",), count=4)
+    draw_images(tmp_path, classes=("03",), count=2)
+
+    client = load(f"images:{tmp_path}", run)
+
+    targets = torch.cat([part.targets for part in splits(client)])
+    assert sorted(targets.tolist()) == [0] * 4 + [1] * 2
+
+
+def test_files_that_are_no_images_are_counted_here(tmp_path, caplog):
+    """A folder of DICOM files with three previews would be a client of three."""
+    draw_images(tmp_path)
+    (tmp_path / "yes" / "scan.dcm").write_bytes(b"DICM")
+
+    load(f"images:{tmp_path}", IMAGES)
+
+    assert "1 of 8 files in" in caplog.text
+
+
 def test_an_archive_to_predict_may_hold_inputs_alone(tmp_path):
     """Or labels too, which are then compared with."""
     rows, examples = load_rows(save(tmp_path, x=X), load_task(ARRAYS), ARRAYS, Settings())

@@ -7,6 +7,7 @@ import torch
 
 from nufed.common.config import RunConfig
 from nufed.common.data.private.load import Membership, load_private, load_rows
+from nufed.common.data.private.task import declared_scaling
 from nufed.common.errors import ConfigError, DataError
 from nufed.common.settings import Settings
 
@@ -191,6 +192,80 @@ def test_a_column_that_never_varies_is_only_shifted(frame, tmp_path):
     client = load(write(frame.assign(age=50), tmp_path), "label=disease&scale=local")
 
     assert set(client.data.support.inputs[:, 0].tolist()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.1] * NUM_ROWS,
+        [0.1 + 0.2, 0.3] * (NUM_ROWS // 2),
+        [1e9, 1e9 + 1e-6] * (NUM_ROWS // 2),
+        [-1e300] * NUM_ROWS,
+        [0.0] * NUM_ROWS,
+    ],
+)
+def test_a_column_is_not_divided_by_the_rounding_of_its_values(frame, tmp_path, values):
+    """The deviation of 0.1, 0.1, 0.1 is 1.4e-17, and the next patient's 0.2 would be 7e15."""
+    run = config().updated({"model.dtype": "float64"})
+
+    client = load(write(frame.assign(age=values), tmp_path), "label=disease&scale=local", run)
+
+    assert client.preparation.scale[0] == 1.0
+    assert float(client.data.support.inputs[:, 0].abs().max()) <= 1e-7 * max(1.0, abs(values[0]))
+    nearby = np.array([[values[0] + 0.1, 1, 0, 200.5]])
+    assert abs(client.preparation.apply(nearby)[0, 0]) <= 0.11
+
+
+def test_columns_of_huge_numbers_are_scaled_as_others(frame, tmp_path):
+    """Their squares are infinite in float64; a deviation that is would make every value 0."""
+    values = [1e200, -1e200] * (NUM_ROWS // 2)
+
+    client = load(write(frame.assign(age=values), tmp_path), "label=disease&scale=local&missing=mean")
+
+    assert float(client.data.support.inputs[:, 0].double().std(correction=0)) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_varies_little_beside_its_size_is_scaled(frame, tmp_path):
+    """Minutes of one day as seconds since 1970."""
+    seconds = [1.7e9 + 60.0 * index * 60 for index in range(NUM_ROWS)]
+
+    client = load(write(frame.assign(age=seconds), tmp_path), "label=disease&scale=local")
+
+    assert client.preparation.scale[0] > 1000
+    assert float(client.data.support.inputs[:, 0].double().std(correction=0)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("scales", ["0,52", "1e-17,52", "-1,52", "9,1e-400"])
+def test_scales_of_the_run_that_are_none_are_refused(scales):
+    """0, and what is 0 but for rounding."""
+    with pytest.raises(ConfigError, match="Write 1 for a column that never varies"):
+        declared_scaling(config(feature_means="54,246", feature_scales=scales).data)
+
+
+def test_numbers_beyond_the_runs_precision_are_refused_by_column(frame, tmp_path):
+    """1e39 is finite in the file and infinite in float32; so is what a division makes of 1e300."""
+    path = write(frame.assign(chol=[1e39, 1e39, *frame["chol"][2:]]), tmp_path)
+
+    with pytest.raises(DataError, match=r"float32 can hold.*: column 'chol' \([12]\); .*model.dtype=float64") as caught:
+        load(path)
+    assert "e39" not in str(caught.value)
+    assert "e+39" not in str(caught.value)
+
+    run = config().updated({"model.dtype": "float64"})
+    assert 1e39 in everything(load(path, run=run).data)[:, 3]
+    tiny = config(feature_means="54,0", feature_scales="9,1e-300").updated({"model.dtype": "float64"})
+    with pytest.raises(DataError, match=r"float64 can hold.*: column 'chol' \(\d\); correct them") as caught:
+        load(path, run=tiny)
+    assert "model.dtype" not in str(caught.value)
+
+
+def test_an_empty_cell_that_a_personal_model_cannot_fill_is_refused_with_what_helps(frame, tmp_path):
+    """It was made with missing=drop; to choose missing= now would contradict it."""
+    client = load(write(frame, tmp_path), "label=disease&missing=drop")
+    path = write(frame.assign(age=[None, *frame["age"][1:]]), tmp_path)
+
+    with pytest.raises(DataError, match=r"1 of 12 rows lack one; .*make the personal model again"):
+        load_rows(f"csv:{path}", client.task, config(), Settings(), client.preparation)
 
 
 SECRET = "Ann-Smith-77"
