@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nufed.common.config import Scalar
+from nufed.common.data.private.load import is_slice
 from nufed.common.data.private.rows import tell_here
 from nufed.common.data.private.split import SplitHashes
 from nufed.common.durable_file import replace_durably
@@ -102,6 +103,11 @@ def state_path(node_config: Mapping[str, Scalar]) -> Path | None:
     if personal := node_config.get("personal-model"):
         return Path(str(personal)).expanduser().with_suffix(ENDING)
     return None
+
+
+def forgets(node_config: Mapping[str, Scalar]) -> bool:
+    """Return whether a client with examples of its own has no file to remember them in; slices are for trials."""
+    return state_path(node_config) is None and not is_slice(str(node_config.get("data", "")))
 
 
 def _write_for_owner(path: Path, text: str) -> None:

@@ -106,7 +106,7 @@ def names_in(path: Path, arrays: Arrays, key: str) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-_MISSING = "check data.source=npz:PATH"
+_MISSING = "check the path"
 
 
 def _path(request: SourceRequest) -> Path:

@@ -250,12 +250,6 @@ class ParticipantOptions(DeclaredOptions):
         SplitMemory.load(state_path(config))
         return config
 
-    def remembers(self) -> bool:
-        """Return whether it is known after a restart which examples were trained on; trials need not know."""
-        from nufed.common.data.private.load import is_slice
-
-        return bool(self.state or self.personal_model) or is_slice(self.data)
-
 
 @with_option_groups
 def client_command(  # noqa: PLR0913 - one parameter per option that belongs to no group
@@ -274,6 +268,7 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
     Nothing but model arrays and aggregate metrics leaves this process.
     """
     from nufed.client.app import app as client_app
+    from nufed.client.split_memory import forgets
     from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 
     security.check()
@@ -285,7 +280,7 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
         _quiet_flower()
         say = (lambda _line: None) if quiet else typer.echo
         client = DirectClient(client_app, server, identity, root_certificates=security.root_certificates, on_event=say)
-        if not participant.remembers():
+        if forgets(identity.node_config):
             say("which examples were trained on is forgotten when this process ends; --state FILE remembers it")
         try:
             client.serve(until_finished=once, patience=wait)

@@ -29,7 +29,7 @@ from nufed.common.errors import ConfigError, DataError, NufedError
 from nufed.common.examples import TaskInfo
 from nufed.common.user_code import load_function
 
-_MISSING = "check --data"
+_MISSING = "check the path"
 
 
 def read_archive(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, labelled: bool) -> PrivateRows:
