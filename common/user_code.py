@@ -27,6 +27,7 @@ NEEDED = frozenset(
         *(
             "PIL",
             "click",
+            "cloudpickle",
             "cryptography",
             "flwr",
             "google",

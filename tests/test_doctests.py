@@ -8,7 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("common", "client", "strategy", "server", "deploy")
-FILES = [ROOT / "nufed" / "__init__.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
+LIBRARY = (ROOT / "nufed" / "library").glob("*.py")
+FILES = [
+    ROOT / "nufed" / "__init__.py",
+    *LIBRARY,
+    *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")),
+]
 SHOWN = sorted(path.relative_to(ROOT).as_posix() for path in FILES if ">>> " in path.read_text(encoding="utf-8"))
 
 

@@ -264,10 +264,10 @@ def _readable_by_workers(origin: Origin) -> Iterator[None]:
 
 
 def _pickled(content: Any, engine: str) -> bytes:
-    from ray import cloudpickle  # takes functions of notebooks, scripts and closures too
+    import cloudpickle  # takes functions of notebooks, scripts and closures too
 
     try:
-        return bytes(cloudpickle.dumps(content))  # type: ignore[no-untyped-call]
+        return bytes(cloudpickle.dumps(content))
     except (TypeError, AttributeError, pickle.PicklingError, RecursionError) as error:
         raise RunError(
             f"Expected to hand the model to the processes of engine {engine!r}, but it cannot be pickled ({error}). "
