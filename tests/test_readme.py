@@ -1,11 +1,13 @@
 """What the README shows is run, and what it names exists."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import nufed
 from nufed.common.config import option_descriptions
 from nufed.deploy.commands.cli import app
 
@@ -41,6 +43,23 @@ def test_the_example_of_ones_own_data_and_model_runs_as_printed(tmp_path, monkey
     ]
     assert [words(line) for line in shown] == [words(line) for line in printed]
     assert [numbers(line) for line in shown] == [pytest.approx(numbers(line), abs=3) for line in printed]
+
+
+def test_the_example_in_python_is_the_run_of_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "factories.py").write_text(block("python", "factories tell good parts"), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("factories", None)
+    printed = [numbers(line) for line in block("console", "nufed simulate").splitlines()[-2:]]
+    names: dict = {}
+
+    exec(compile(block("python", "import factories"), "README.md", "exec"), names)
+
+    groups = [names["run"].summary[group] for group in ("participating", "new")]
+    shown = [[100 * group["accuracy"][step] for step in (0, 1, 5, 10)] for group in groups]
+    assert shown == [pytest.approx(line[:4], abs=3) for line in printed]
+    assert len(names["run"].curves("new")) == 4 * 11 * 2
+    assert nufed.evaluate(names["mine"], *names["clients"]["factory-15"]).accuracy > 0.8
+    assert names["one"].summary["new"]["accuracy"][5] == pytest.approx(0.925, abs=0.03)  # as the text says
 
 
 def test_the_strategy_example_is_a_server_app():
