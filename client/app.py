@@ -14,7 +14,7 @@ from nufed.client.discretion import discreet
 from nufed.client.personal_model import personal_path, personalize_after_run
 from nufed.client.personalize import adaptation_curves
 from nufed.client.train_reply import train_reply
-from nufed.client.workplace import Workplace, workplace
+from nufed.client.workplace import Workplace, start_run, workplace
 from nufed.common.meta.local_update import Stream, local_update
 from nufed.common.meta.objective import initial_params
 from nufed.common.params import Params
@@ -66,6 +66,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _workplace(context: Context) -> Workplace:
     settings = process_settings()
+    if "data" in context.node_config:
+        start_run(context.run_id)
     if torch.get_num_threads() != settings.num_threads:
         torch.set_num_threads(settings.num_threads)
     return workplace(context.run_config, context.node_config, settings)

@@ -70,6 +70,15 @@ def forget_workplaces() -> None:
     _models.cache_clear()
 
 
+@lru_cache(maxsize=1)
+def start_run(_run_id: int) -> None:
+    """Forget the workplaces of the run before, so that a client reads its own data anew at the first message of each.
+
+    A client's process outlives runs, and its files may change between them.
+    """
+    forget_workplaces()
+
+
 @dataclass(frozen=True)
 class OwnExamples:
     """A client's own examples: their hashes, how they were split, and what is remembered of earlier training."""

@@ -51,6 +51,7 @@ def _deal_rows(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Hand], t
     notes: tuple[str, ...] = ()
     if pool.train.users is not None:
         notes = (f"{config.source} says who made each example; data.partition=by-user makes them the clients",)
+    notes += _unused_parts(pool, config)
     rng = numpy_generator(seed, "data", "partition")
     if config.partition == "per-fedavg":
         hands, more = deal_per_fedavg(pool, config, rng)
@@ -58,6 +59,16 @@ def _deal_rows(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Hand], t
     parts = PARTITIONERS[config.partition](pool.train.targets, num_total, config, rng)
     hands = [Hand(*client_name(index, config), pool.train, rows) for index, rows in enumerate(parts.rows)]
     return hands, notes + parts.notes
+
+
+def _unused_parts(pool: Pool, config: DataConfig) -> tuple[str, ...]:
+    """Return a note on the parts of a user's own file that the partition leaves out; named sources document theirs."""
+    parts = {"test": pool.test if config.partition != "per-fedavg" else None, "new": pool.new}
+    sizes = {name: len(part) for name, part in parts.items() if part is not None}
+    if not sizes or not config.source.startswith("npz:"):
+        return ()
+    told = " and ".join(f"{size} examples of x_{name}" for name, size in sizes.items())
+    return (f"{told} in {config.source} take no part: data.partition={config.partition} deals the others",)
 
 
 def _deal_by_user(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Hand], tuple[str, ...]]:

@@ -72,6 +72,19 @@ def test_a_row_more_is_told_with_how_many_test_rows_it_moved(site, tmp_path, cap
     assert f"THE SPLIT HAS MOVED: {moved} of {len(after.test)} test examples of site were trained on" in caplog.text
 
 
+def test_a_client_that_outlives_runs_reads_its_file_anew_at_each(site, tmp_path, caplog):
+    """Within a run the data stay what they were when it began."""
+    node, frame = site
+    params = model_params(take_part(node).model)
+    write(frame.iloc[::-1], tmp_path)
+
+    ask("train", RUN, node, params)
+    assert "MOVED" not in caplog.text
+    ask("query", RUN, node, run_id=2)
+
+    assert "MOVED" in caplog.text
+
+
 def test_a_restart_with_the_same_data_is_silent(site, tmp_path, caplog):
     """Also where the columns stand in another order, or are prepared otherwise."""
     node, frame = site

@@ -50,6 +50,8 @@ def read_archive(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, label
             return PrivateRows(unlabelled, None, number_rows(unlabelled))
         parts = npz.read_parts(spec.path, lambda stored, what: _targets(stored, what, task))
         _check_names(spec.path, parts.arrays, task, config)
+    if new := parts.tables.get("_new"):
+        tell_here("%d examples of x_new in %s are left out: they are other users'", len(new), spec.path)
     test = None if "_test" not in parts.tables else _rows(_own(parts.tables["_test"], spec))
     rows = _rows(_own(parts.train, spec))
     return PrivateRows(rows.inputs, rows.targets, rows.numbers, test=test)

@@ -19,6 +19,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 import numpy as np
 
@@ -43,8 +44,18 @@ class Markers:
     def __init__(self, spellings: Iterable[str] = ()) -> None:
         """Keep them."""
         self.names = frozenset(map(canonical, spellings))
-        numbers = (parse_number(name) for name in self.names)
-        self.numbers = frozenset(number for number in numbers if number is not None)
+        self._numbers = {parse_number(name) for name in self.names} - {None}
+        self._exactly = {Decimal(name) for name in self.names if _NUMBER.fullmatch(name)}
+
+    def name(self, text: str) -> bool:
+        """Return whether a name is one of them."""
+        return bool(self.names) and canonical(text) in self.names
+
+    def number(self, text: str, number: float | None) -> bool:
+        """Return whether a number is one of them, in whatever way it is written; long ones digit by digit."""
+        if self.name(text):
+            return True
+        return number in self._numbers and _NUMBER.fullmatch(text) is not None and Decimal(text) in self._exactly
 
 
 @dataclass
@@ -90,7 +101,7 @@ class NumberColumn:
             if text in MISSING_WORDS:
                 continue
             number = parse_number(text)
-            if self.markers.names and (canonical(text) in self.markers.names or number in self.markers.numbers):
+            if self.markers.number(text, number):
                 continue
             if number is None:
                 self.refused.add(first_row + index, text)
@@ -135,4 +146,4 @@ class NameColumn:
         name = canonical(text)
         if name in self._codes:
             return self._codes[name]
-        return math.nan if text in MISSING_WORDS or name in self.markers.names else None
+        return math.nan if text in MISSING_WORDS or self.markers.name(name) else None

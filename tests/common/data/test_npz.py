@@ -342,6 +342,17 @@ def test_users_that_take_no_part_are_noted_with_their_number(tmp_path):
     assert "7 take no part (data.num-clients=2, data.num-new-clients=1)" in note
 
 
+def test_parts_that_the_partition_leaves_out_are_noted(tmp_path):
+    """A test part of one's own is used by users only; whoever deals the examples otherwise should know."""
+    np.savez(tmp_path / "parts.npz", x_train=X, y_train=Y, x_test=X[:9], y_test=Y[:9])
+
+    federation = load(config_for(tmp_path / "parts.npz", partition="iid"))
+
+    assert federation.notes == (
+        f"9 examples of x_test in npz:{tmp_path}/parts.npz take no part: data.partition=iid deals the others",
+    )
+
+
 def test_a_missing_file_is_named_with_its_whole_path(tmp_path):
     """The path shown is absolute, because processes may start in different folders."""
     with pytest.raises(DataError, match=f"archive at {tmp_path}/nothing.npz, but there is no such file"):

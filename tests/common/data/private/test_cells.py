@@ -100,6 +100,29 @@ def test_a_cell_as_a_number(cell, number):
 
 
 @pytest.mark.parametrize(
+    ("marker", "cell", "missing"),
+    [
+        ("-9", "-9.00E0", True),
+        ("9", "09", True),
+        ("0.50", "0.5", True),
+        ("9007199254740993", "9007199254740993", True),
+        ("9007199254740993", "9007199254740992", False),
+        ("1", "true", False),
+        ("true", "TRUE", True),
+        ("x", "1", False),
+    ],
+)
+def test_a_marker_is_a_number_where_the_column_is(marker, cell, missing):
+    """However it is written; neighbors that one float64 stands for stay two."""
+    column = NumberColumn(Markers([marker]))
+
+    [number] = column.read([cell], 1)
+
+    assert bool(np.isnan(number)) == missing
+    assert column.refused.count == 0
+
+
+@pytest.mark.parametrize(
     "cell",
     ["1,234", "1_000", "0x1F", "٣", "inf", "-Infinity", "1e999", "1.2.3", "2026-01-31", "yes", "1 2", "--1", "e5"],
 )
