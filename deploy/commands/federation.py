@@ -269,6 +269,7 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
     """
     from nufed.client.app import app as client_app
     from nufed.client.split_memory import forgets
+    from nufed.deploy.commands.client_ending import check_ending
     from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 
     security.check()
@@ -283,11 +284,17 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
         if forgets(identity.node_config):
             say("which examples were trained on is forgotten when this process ends; --state FILE remembers it")
         try:
-            client.serve(until_finished=once, patience=wait)
+            ending = client.serve(until_finished=once, patience=wait)
         except KeyboardInterrupt:
             say(f"{participant.name} has left")
-        if _modified(participant.personal_model) != kept_before:
+            if once:  # before the run is over
+                raise
+            ending = None
+        written = _modified(participant.personal_model) != kept_before
+        if written:
             say(f"personal model: {participant.personal_model}")
+        if ending:
+            check_ending(ending, server=server, unwritten=None if written else participant.personal_model)
 
 
 @certs.command("init")

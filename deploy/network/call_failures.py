@@ -32,7 +32,11 @@ class RunOver(Exception):  # noqa: N818 - an event the client goes on from
 
 
 class ServerFinished(Exception):  # noqa: N818 - an event the client goes on from
-    """The server says that its run is over and closes."""
+    """The server says how its run ended, and closes."""
+
+    def __init__(self, ending: str) -> None:
+        super().__init__(ending)
+        self.ending = ending
 
 
 class TurnedAway(Exception):  # noqa: N818 - an event the client ends from

@@ -25,6 +25,14 @@ from nufed.deploy.network.server_probe import ServerAddress, probe
 
 log = logging.getLogger(__name__)
 
+ENDED = "is over"
+ENDINGS = {
+    "interrupted": "was interrupted before its end",
+    "nothing-trained": f"{ENDED} and has trained nothing",
+    "diverged": f"{ENDED}: it diverged",
+}
+"""What to say of a run that ended in another way than at its end."""
+
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.2, 5.0
 _SHORTEST_IDLE, _LONGEST_IDLE = 0.05, 1.0
 _SAY_AGAIN = 60.0
@@ -84,12 +92,15 @@ class DirectClient:
         """Make `serve` return after the message it works on."""
         self._stopping.set()
 
-    def serve(self, *, until_finished: bool = False, patience: float | None = None) -> None:
+    def serve(self, *, until_finished: bool = False, patience: float | None = None) -> str | None:
         """Work on messages, connecting again whenever the connection is lost.
 
         Args:
-            until_finished: return when the server says that its run is over, instead of waiting for the next.
+            until_finished: return when the server says that its run has ended, instead of waiting for the next.
             patience: seconds to wait for a server that is not there; None waits for ever.
+
+        Returns:
+            How the run ended, in the server's words (`nufed.server.outcome.Status`); None if this client was stopped.
 
         Raises:
             PeerError: the server refuses this client, is not the one expected, or did not come in time.
@@ -107,16 +118,17 @@ class DirectClient:
                 if self._unfit is not None:
                     raise self._unfit from refusal
                 raise PeerError(f"The server at {self._server} turned this client away: {refusal}.") from refusal
-            except ServerFinished:
-                self._on_event(f"the run at {self._server} is over")
+            except ServerFinished as finished:
+                self._on_event(f"the run at {self._server} {ENDINGS.get(finished.ending, ENDED)}")
                 if until_finished:
-                    return
+                    return finished.ending
                 self._stopping.wait(_LONGEST_WAIT)
             except ConnectionLost as lost:
                 self._on_event(f"the connection to {self._server} is lost ({lost}); connecting again")
                 # A server that fails at once, again and again, is not asked ten times a second.
                 wait = _SHORTEST_WAIT if time.monotonic() - started > _LONGEST_WAIT else min(2 * wait, _LONGEST_WAIT)
                 self._stopping.wait(wait)
+        return None
 
     def _await_server(self, patience: float | None) -> None:
         """Return when the server answers; say once a minute that it does not."""

@@ -33,7 +33,7 @@ from flwr.superlink.federation import NoOpFederationManager
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nufed.common.config import Scalar
-from nufed.common.errors import PeerError, RunError
+from nufed.common.errors import DivergedError, NothingTrainedError, PeerError, RunError
 from nufed.deploy.network.file_limit import is_crowded, most_connections, raise_file_limit
 from nufed.deploy.network.fleet_grid import FleetGrid
 from nufed.deploy.network.fleet_service import FleetService
@@ -127,6 +127,7 @@ class DirectServer:
             self.service.register(key)
         self._health = health.HealthServicer()
         self._online: set[int] = set()
+        self._ending = "interrupted"
         self._closing = threading.Event()
         self._servers = [self._start_fleet(states, endpoint)]
         if endpoint.health_address:
@@ -144,9 +145,9 @@ class DirectServer:
         self.close()
 
     def close(self) -> None:
-        """Tell waiting clients that the run is over, and stop serving."""
+        """Tell waiting clients how the run ended, and stop serving."""
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.service.close(_FAREWELL)
+        self.service.close(_FAREWELL, ending=self._ending)
         self._closing.set()
         self.service.nodes.ring()
         for stopped in [server.stop(grace=2) for server in self._servers]:
@@ -165,9 +166,15 @@ class DirectServer:
             run_config: complete flat run configuration; goes to the ServerApp and to every client.
             bundle: the app for stock SuperNodes; None if only our own clients take part.
         """
+        self._ending = "interrupted"
         with self._open_run(run_config, bundle) as run:
             grid = FleetGrid(self._state, run, self.service)
-            app(grid, Context(run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
+            try:
+                app(grid, Context(run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
+            except (NothingTrainedError, DivergedError) as error:
+                self._ending = "diverged" if isinstance(error, DivergedError) else "nothing-trained"
+                raise
+        self._ending = "complete"
 
     def _start_fleet(self, states: LinkStateFactory, endpoint: ServerEndpoint) -> grpc.Server:
         server = grpc.server(

@@ -160,7 +160,7 @@ class FleetConnection:
         """
         response, metadata = self._call(self._stub.PullMessages, fleet.PullMessagesRequest(node=self._node))
         if headers.has_header(metadata, headers.FINISHED):
-            raise ServerFinished
+            raise ServerFinished(headers.header_text(metadata, headers.FINISHED))
         if not response.messages_list:
             return None
         if count := headers.header_text(metadata, headers.PIECES):

@@ -29,7 +29,7 @@ LONGEST_SESSION = 64
 """Characters of a process's name that are looked at."""
 
 FINISHED = "nufed-finished"
-"""Sent by a server that closes because its run is over."""
+"""Sent by a server that closes: how its run ended, a status of `nufed.server.outcome`."""
 
 LATE = "nufed-late"
 """Sent by a server whose round was over before a client's reply came."""

@@ -87,7 +87,7 @@ class FleetService(FleetServicer):
         self.sessions = Sessions(unique_names=keys is None)
         self.deliveries = Deliveries()
         self._keys, self._hold, self._on_event = keys, hold, on_event
-        self._closed = threading.Event()
+        self._closed, self._ending = threading.Event(), ""
         self._assembling, self._joining = threading.Lock(), threading.Lock()
 
     # What the server and its grid ask for
@@ -116,9 +116,10 @@ class FleetService(FleetServicer):
             if state.get_node_id_by_public_key(public_key) is None:
                 state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, 0)
 
-    def close(self, patience: float) -> None:
-        """Tell nodes that the run is over as they ask for messages, for at most `patience` seconds."""
+    def close(self, patience: float, *, ending: str) -> None:
+        """Tell nodes how the run ended as they ask for messages, for at most `patience` seconds."""
         deadline = time.monotonic() + patience
+        self._ending = ending
         self._closed.set()
         self.wake(self.sessions.to_be_told())
         while self.sessions.to_be_told() & self._online() and (left := deadline - time.monotonic()) > 0:
@@ -211,7 +212,7 @@ class FleetService(FleetServicer):
             if reason := self.sessions.refusal(node_id, caller):
                 self._refuse(context, reason)
             if self._closed.is_set():
-                context.send_initial_metadata(((headers.FINISHED, "1"),))
+                context.send_initial_metadata(((headers.FINISHED, self._ending),))
                 self.sessions.note_told(node_id)
                 self.nodes.ring()
                 return fleet.PullMessagesResponse()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from nufed.common.errors import RunError
 from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority
 from tests.system.processes import (
     QUICK,
@@ -142,16 +143,21 @@ def test_a_killed_server_is_waited_for_and_its_run_resumed(start, tmp_path):
     assert rounds == list(range(1, done + 6))
 
 
-def test_a_server_that_is_told_to_stop_leaves_a_whole_folder(start, tmp_path):
-    serving = server(start, tmp_path / "out", "--rounds", 4000, num_clients=2)
-    start("clients", *faulty_clients(address_of(serving), "0", "1"))
+def test_a_server_that_is_told_to_stop_leaves_a_whole_folder_and_tells_its_clients(start, tmp_path):
+    serving, personal = server(start, tmp_path / "out", "--rounds", 4000, num_clients=2), tmp_path / "personal"
+    address = address_of(serving)
+    who = ["--server", address, "--insecure", "--once", "--name", "site", "--data", "digits#0/2"]
+    site = start("site", *nufed("client", *who, "--personal-model", personal))
+    start("clients", *faulty_clients(address, "1"))
     _until_round(tmp_path / "out", 3)
 
     serving.popen.terminate()
 
-    assert serving.wait(60) != 0
+    assert serving.wait(60) == 130
     summary = (run_folder(tmp_path / "out") / "summary.json").read_text()
     assert '"interrupted"' in summary
+    assert site.wait(60) == RunError.exit_code
+    assert f"was interrupted before its end; the personal model {personal} was not written" in site.output
 
 
 @pytest.mark.parametrize(
