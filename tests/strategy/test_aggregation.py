@@ -14,6 +14,7 @@ from nufed.strategy.aggregation import (
     RunningMean,
     find_aggregation,
     fixed_point_for,
+    server_step,
 )
 
 
@@ -327,3 +328,9 @@ def test_float32_values_that_lie_on_the_grid_are_added_without_any_rounding():
 
     exact = [float(np.float32(sum(Fraction(v[i].item()) for v in values) / 10)) for i in range(1000)]
     assert mean.tolist() == exact
+
+
+def test_a_server_step_rounds_integers_to_the_nearest():
+    moved = server_step({"count": torch.tensor([10, -10])}, {"count": torch.tensor([13, -13])}, 0.9)
+
+    assert moved["count"].tolist() == [13, -13]  # 12.7, where truncation gives 12

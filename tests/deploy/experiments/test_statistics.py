@@ -168,3 +168,15 @@ def test_runs_that_did_not_reach_the_target_count_as_longer_than_any(values, med
     assert censored.median == median
     assert censored.text(60) == text
     assert censored.num_reached == sum(value is not None for value in values)
+
+
+def test_a_corrected_p_value_is_never_below_that_of_a_stronger_difference():
+    """Two p-values that are nearly one: the second, times one test less, would come out below the first."""
+    strong, weak = [1.0, 1.1, 0.9, 1.05], [1.0, 1.1, 0.9, 1.06]
+
+    corrected = holm({name: dict(enumerate(values)) for name, values in {"a": strong, "b": weak}.items()})
+
+    raw = {name: each.interval.p_value for name, each in corrected.items()}
+    first, second = sorted(raw, key=raw.get)
+    assert raw[second] < 2 * raw[first]
+    assert corrected[second].p_adjusted == corrected[first].p_adjusted == pytest.approx(2 * raw[first])
