@@ -32,3 +32,8 @@ def check_ending(ending: str, *, server: str, unwritten: Path | None) -> None:
             "model with `nufed personalize` from the run's model.safetensors, or have the server repeat the final "
             "evaluation (`nufed server --resume`)."
         )
+
+
+def last_written(path: Path | None) -> int | None:
+    """Return when a file was last written, in nanoseconds; None if there is none."""
+    return path.stat().st_mtime_ns if path and path.exists() else None

@@ -269,14 +269,14 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
     """
     from nufed.client.app import app as client_app
     from nufed.client.split_memory import forgets
-    from nufed.deploy.commands.client_ending import check_ending
+    from nufed.deploy.commands.client_ending import check_ending, last_written
     from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 
     security.check()
     identity = ClientIdentity(
         participant.name, security.key, participant.node_config(), default_run_config=RunConfig().flat()
     )
-    kept_before = _modified(participant.personal_model)
+    kept_before = last_written(participant.personal_model)
     with machine.exported(), _terminated_as_interrupted():
         _quiet_flower()
         say = (lambda _line: None) if quiet else typer.echo
@@ -290,7 +290,7 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
             if once:  # before the run is over
                 raise
             ending = None
-        written = _modified(participant.personal_model) != kept_before
+        written = last_written(participant.personal_model) != kept_before
         if written:
             say(f"personal model: {participant.personal_model}")
         if ending:
@@ -379,11 +379,6 @@ def _server_security(certificates: Path | None) -> "ServerSecurity":
             "NAME`, name its folder with --certificates, or type --insecure for a trial on one machine."
         )
     return ServerSecurity(folder.server_certificate, folder.server_key, folder.admitted_clients)
-
-
-def _modified(path: Path | None) -> int | None:
-    """Return when a file was last written, in nanoseconds; None if there is none."""
-    return path.stat().st_mtime_ns if path and path.exists() else None
 
 
 def _quiet_flower() -> None:
