@@ -1,4 +1,4 @@
-"""The tutorial is carried out as it stands, in an empty folder; the project's files name one version."""
+"""The tutorial and the page on Python are carried out as they stand; the project's files name one version."""
 
 import os
 import re
@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from nufed.deploy.commands.cli import main
 
@@ -43,6 +44,19 @@ def test_every_command_of_the_tutorial_works_in_this_order(tmp_path):
     models = [next(folder.glob("*-processes/model.safetensors")) for folder in (tmp_path / "runs", rehearsed)]
     assert models[0].read_bytes() == models[1].read_bytes(), "the page says: byte for byte"
     assert {"mine.safetensors", "late.safetensors", "late.pt2"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_every_block_of_the_page_on_python_works_in_this_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/in-python.md").read_text(encoding="utf-8")
+    names: dict = {}
+
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        exec(compile(block, "in-python.md", "exec"), names)
+
+    assert names["after"].accuracy > names["before"].accuracy
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert torch.allclose(names["params"]["w"], torch.ones(3), atol=0.05)
 
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
