@@ -12,7 +12,7 @@ from nufed.common.meta.local_update import Stream, local_update
 from nufed.common.meta.objective import fine_tune
 from nufed.common.params import Params
 from nufed.common.rng import numpy_generator
-from nufed.common.task import judge
+from nufed.common.task import judged_by_all
 
 Curves = dict[str, list[float]]
 
@@ -22,17 +22,16 @@ def adaptation_curves(place: Workplace, params: Mapping[str, Tensor]) -> Curves:
 
     Returns:
         `test-loss`, `test-accuracy` and, where there is a validation split, `validation-loss` and
-        `validation-accuracy`: S+1 numbers each, means over examples. Accuracies are absent for regression.
+        `validation-accuracy`: S+1 numbers each, means over examples. Accuracies are absent for regression; further
+        metrics of `nufed.common.metrics` are named likewise.
     """
     judged = {"test": place.data.test, "validation": place.data.validation}
     judged = {name: examples for name, examples in judged.items() if len(examples)}
     curves: Curves = {}
     for point in adapted_points(place, params):
         for name, examples in judged.items():
-            loss, accuracy = judge(place.model, place.task, point, examples.as_batch())
-            curves.setdefault(f"{name}-loss", []).append(loss)
-            if accuracy is not None:
-                curves.setdefault(f"{name}-accuracy", []).append(accuracy)
+            for measure, value in judged_by_all(place.model, place.task, point, examples.as_batch()).items():
+                curves.setdefault(f"{name}-{measure}", []).append(value)
     return curves
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from nufed.common.errors import WireError
+from nufed.common.metrics import SPLITS, further_metrics
 from nufed.common.untrusted import shown, shown_names
 
 MetricValue = int | float | list[int] | list[float]
@@ -113,6 +114,14 @@ EVALUATE_REPLY: Schema = {
     "test-accuracy": _ACCURACIES,
     "validation-loss": replace(_LOSSES, meaning="as `test-loss`; absent without a validation split"),
     "validation-accuracy": replace(_ACCURACIES, meaning="as `test-accuracy`"),
+}
+EVALUATE_REPLY = {
+    **EVALUATE_REPLY,
+    **{
+        f"{split}-{name}": Quantity(metric.meaning, metric.low, metric.high, may_diverge=True, is_curve=True)
+        for name, metric in further_metrics().items()
+        for split in SPLITS
+    },
 }
 SCHEMAS: dict[str, Schema] = {"query": QUERY_REPLY, "train": TRAIN_REPLY, "evaluate": EVALUATE_REPLY}
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - the name torch's own documentati
 from torch import Tensor, nn
 
 from nufed.common.examples import Batch, TaskInfo
+from nufed.common.metrics import measured
 from nufed.common.rng import seeded_torch
 
 LossFn = Callable[[Mapping[str, Tensor], Batch], Tensor]
@@ -85,11 +86,15 @@ def make_loss(model: nn.Module, task: TaskInfo) -> ModelLoss:
     return ModelLoss(model, task, with_params(model))
 
 
-@torch.no_grad()
 def judge(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch) -> tuple[float, float | None]:
     """Return (mean loss, accuracy in [0, 1] or None for regression) of a model in evaluation mode."""
+    found = judged_by_all(model, task, params, batch)
+    return found["loss"], found.get("accuracy")
+
+
+@torch.no_grad()
+def judged_by_all(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch) -> dict[str, float]:
+    """Return `loss` and all metrics of the task (`nufed.common.metrics`) of a model in evaluation mode."""
     outputs = with_params(model)(params, batch.inputs)
     loss = float(task_loss(task, outputs, batch.targets))
-    if task.kind == "regression":
-        return loss, None
-    return loss, float((outputs.argmax(1) == batch.targets).double().mean())
+    return {"loss": loss, **measured(task.kind, outputs, batch.targets)}

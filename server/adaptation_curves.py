@@ -5,8 +5,8 @@ over clients. All curves start from the server's model, never from a model that 
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nufed.common.errors import WireError
 from nufed.common.examples import Group
+from nufed.common.metrics import further_curves
 from nufed.common.wire import ClientDescription, EvaluateReply
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
 
@@ -42,6 +43,7 @@ class ClientCurves:
         test_accuracy: share of test examples, in [0, 1], [S+1]; None for regression.
         validation_loss: as `test_loss` on the validation split; None if it is empty.
         validation_accuracy: as `test_accuracy` on the validation split; None if it is empty, or for regression.
+        metrics: curves of further metrics (`nufed.common.metrics`), e.g. `test-top-5`.
     """
 
     client_id: str
@@ -53,6 +55,7 @@ class ClientCurves:
     validation_loss: Curve | None = None
     validation_accuracy: Curve | None = None
     num_validation: int = 0
+    metrics: Mapping[str, Curve] = field(default_factory=dict)
 
     @classmethod
     def from_reply(
@@ -75,7 +78,8 @@ class ClientCurves:
             WireError: a curve that is needed is missing, or a curve has another length or is no list.
         """
         length = num_adapt_steps + 1
-        curves = {key: _curve(reply, key, description.client_id, length) for key in _KEYS}
+        further = further_curves()
+        curves = {key: _curve(reply, key, description.client_id, length) for key in (*_KEYS, *further)}
         test_loss = curves["test-loss"]
         if test_loss is None or curves[f"test-{measure}"] is None:
             missing = "test-loss" if test_loss is None else f"test-{measure}"
@@ -93,6 +97,7 @@ class ClientCurves:
             test_accuracy=_where_finite(curves["test-accuracy"], test_loss),
             validation_loss=curves["validation-loss"],
             validation_accuracy=_where_finite(curves["validation-accuracy"], curves["validation-loss"]),
+            metrics={key: found for key in further if (found := curves[key]) is not None},
         )
 
     def has_diverged(self, step: int) -> bool:
@@ -121,6 +126,7 @@ class GroupCurves:
         area: mean over s = 0..S of A(s), or of the loss for regression.
         validation_accuracy: unweighted mean over the clients that have a validation split; None without any.
         validation_loss: likewise.
+        metrics: unweighted means of further metrics over the clients that have them; absent without any.
     """
 
     num_clients: int
@@ -136,10 +142,12 @@ class GroupCurves:
     area: float
     validation_accuracy: Curve | None
     validation_loss: Curve | None
+    metrics: Mapping[str, Curve] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the curves as JSON values; `nufed.common.durable_file.json_ready` turns NaN into null."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.metrics else {key: value for key, value in values.items() if key != "metrics"}
 
 
 def group_curves(
@@ -206,7 +214,13 @@ def _summarize(members: Sequence[ClientCurves], primary_step: int, measure: Meas
         area=float(_mean_of_finite(judged).mean()),
         validation_accuracy=_mean(_stack([client.validation_accuracy for client in members])),
         validation_loss=_mean(_stack([client.validation_loss for client in members])),
+        metrics=_further(members),
     )
+
+
+def _further(members: Sequence[ClientCurves]) -> dict[str, Curve]:
+    curves = {key: [client.metrics.get(key) for client in members] for client in members for key in client.metrics}
+    return {key: mean for key, found in curves.items() if (mean := _mean(_stack(found))) is not None}
 
 
 def _curve(reply: EvaluateReply, key: str, client_id: str, length: int) -> Curve | None:

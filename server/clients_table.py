@@ -8,6 +8,7 @@ from typing import cast
 
 from nufed.common.errors import RunError
 from nufed.common.examples import Group
+from nufed.common.metrics import further_curves
 from nufed.server.adaptation_curves import ClientCurves, Curve
 
 CLIENTS = "clients.csv"
@@ -27,6 +28,9 @@ def clients_csv(clients: Sequence[ClientCurves]) -> str:
     """
     curves_by_name: dict[str, list[Curve | None]] = {
         name: [getattr(client, attribute) for client in clients] for name, attribute in _CURVES.items()
+    }
+    curves_by_name |= {
+        _column(key): [client.metrics.get(key) for client in clients] for client in clients for key in client.metrics
     }
     columns = {
         name: _columns(curves) for name, curves in curves_by_name.items() if any(curve is not None for curve in curves)
@@ -69,7 +73,13 @@ def _client(row: dict[str, str]) -> ClientCurves:
         test_accuracy=_curve(row, "accuracy"),
         validation_loss=_curve(row, "validation_loss"),
         validation_accuracy=_curve(row, "validation_accuracy"),
+        metrics={key: curve for key in further_curves() if (curve := _curve(row, _column(key))) is not None},
     )
+
+
+def _column(key: str) -> str:
+    """Return what the columns of a further metric's curve begin with, e.g. `top_5` for `test-top-5`."""
+    return key.removeprefix("test-").replace("-", "_")
 
 
 def _curve(row: dict[str, str], name: str) -> Curve | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nufed.common.examples import TaskInfo
+from nufed.common.metrics import METRICS
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
 
@@ -17,11 +18,11 @@ class Judgement:
 
     Attributes:
         losses: [S+1, m], means over each client's examples.
-        accuracies: [S+1, m] in float64; None for regression.
+        metrics: by name, [S+1, m] in float64.
     """
 
     losses: Tensor
-    accuracies: Tensor | None
+    metrics: dict[str, Tensor]
 
 
 def outputs_while_adapting(
@@ -91,7 +92,7 @@ def products_pay(kernel: DenseKernel, num_support: int, num_judged: int, num_ste
 def judge_outputs(
     task: TaskInfo, outputs: Iterator[Tensor], targets: Tensor, weights: Sequence[Tensor]
 ) -> list[Judgement]:
-    """Return losses and accuracies on each split.
+    """Return losses and the task's metrics on each split.
 
     Args:
         task: what the outputs mean.
@@ -99,20 +100,21 @@ def judge_outputs(
         targets: [m, T] class numbers, or [m, T, K] values.
         weights: for each split [m, T], 1/T_i for its examples and 0 for all others.
     """
+    metrics = METRICS[task.kind]
     losses: list[list[Tensor]] = [[] for _ in weights]
-    accuracies: list[list[Tensor]] = [[] for _ in weights]
+    found: list[dict[str, list[Tensor]]] = [{name: [] for name in metrics} for _ in weights]
     sizes = [(split > 0).sum(1) for split in weights]
     for out in outputs:
         if task.kind == "regression":
-            each, is_right = 0.5 * (out - targets).square().flatten(2).sum(2), None
+            each = 0.5 * (out - targets).square().flatten(2).sum(2)
         else:
             each = out.logsumexp(2) - out.gather(2, targets.unsqueeze(2)).squeeze(2)
-            is_right = out.argmax(2) == targets
+        measures = {name: metric.of_each(out, targets).double() for name, metric in metrics.items()}
         for number, split in enumerate(weights):
             losses[number].append((each * split).sum(1))
-            if is_right is not None:
-                accuracies[number].append((is_right & (split > 0)).sum(1).double() / sizes[number])
+            for name, values in measures.items():
+                found[number][name].append((values * (split > 0)).sum(1) / sizes[number])
     return [
-        Judgement(torch.stack(loss), torch.stack(accuracy) if accuracy else None)
-        for loss, accuracy in zip(losses, accuracies, strict=True)
+        Judgement(torch.stack(loss), {name: torch.stack(values) for name, values in measures.items()})
+        for loss, measures in zip(losses, found, strict=True)
     ]

@@ -230,6 +230,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table | None:
         diverged = [group.get("num_diverged", [0] * (last + 1))[step] for step in steps]
         worst = [_number(group["worst_decile"][step], measure) for step in (0, last)]
         table.add_row(name, str(group["num_clients"]), *means, *worst)
+        for key, curve in (group.get("metrics") or {}).items():
+            if key.startswith("test-"):
+                further = key.removeprefix("test-")
+                table.add_row(f"  {further}", "", *(_number(curve[step], further) for step in steps))
         if any(diverged):
             table.add_row("  of them diverged", "", *map(str, diverged))
     return table
@@ -283,4 +287,9 @@ def _step_names(step: int, summary: Mapping[str, Any], last: int) -> str:
 def _number(value: float | None, measure: str) -> str:
     if value is None or value != value:
         return "diverged"
-    return f"{100 * value:.1f} %" if measure == "accuracy" else f"{value:.4g}"
+    if measure == "loss":
+        return f"{value:.4g}"
+    from nufed.common.metrics import ACCURACY, further_metrics  # loads PyTorch, which is loaded once there are numbers
+
+    known = {"accuracy": ACCURACY, **further_metrics()}.get(measure)
+    return f"{100 * value:.1f} %" if known and known.is_share else f"{value:.4g}"

@@ -1,6 +1,6 @@
 """Adaptation curves of several clients as one batched computation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -84,13 +84,10 @@ def _split_weights(sizes: Tensor, like: Tensor) -> list[Tensor]:
     ]
 
 
-def _enter(curves: Iterable[Curves], name: str, result: Judgement, sizes: Sequence[int]) -> None:
-    """Add a split's losses and accuracies to the curves of the clients that have examples in it."""
-    losses = result.losses.double().T.tolist()
-    accuracies = [None] * len(losses) if result.accuracies is None else result.accuracies.T.tolist()
-    for own, loss, accuracy, size in zip(curves, losses, accuracies, sizes, strict=True):
-        if size == 0:
-            continue
-        own[f"{name}-loss"] = loss
-        if accuracy is not None:
-            own[f"{name}-accuracy"] = accuracy
+def _enter(curves: Sequence[Curves], name: str, result: Judgement, sizes: Sequence[int]) -> None:
+    """Add a split's losses and metrics to the curves of the clients that have examples in it."""
+    found = {"loss": result.losses.double(), **result.metrics}
+    for measure, values in found.items():
+        for own, curve, size in zip(curves, values.T.tolist(), sizes, strict=True):
+            if size:
+                own[f"{name}-{measure}"] = curve
