@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from nufed.common.config import RunConfig
-from nufed.common.metrics import METRICS, Metric
+from nufed.common.metrics import ACCURACY, METRICS, Metric
 from nufed.deploy.commands.terminal import TerminalObserver
 from nufed.deploy.simulation.engines import simulate
 from nufed.server.clients_table import clients_csv, read_clients_csv
@@ -59,8 +59,16 @@ def test_a_metric_that_is_registered_in_one_place_is_everywhere(tmp_path, capsys
     assert local == pytest.approx(cohort, abs=0.05)
 
 
-def test_without_further_metrics_a_summary_is_as_it_was(tmp_path, capsys):
+def test_without_further_metrics_a_summary_is_as_it_was(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(METRICS, "classification", {"accuracy": ACCURACY})
+
     folder, summary, _ = run(tmp_path, "local", capsys)
 
     assert "metrics" not in summary["new"]
-    assert "top" not in (folder / "clients.csv").read_text()
+    header = (folder / "clients.csv").read_text().splitlines()[0].split(",")
+    assert {name.rpartition("_")[0] for name in header[5:]} == {
+        "accuracy",
+        "loss",
+        "validation_accuracy",
+        "validation_loss",
+    }
