@@ -117,8 +117,12 @@ class ClientDescription:
     num_test: int
 
     def to_records(self) -> RecordDict:
-        """Return the Flower records of this description."""
-        config = ConfigRecord({"client-id": self.client_id, "group": self.group})
+        """Return the Flower records of this description.
+
+        Raises:
+            WireError: no server would take a client of this name.
+        """
+        config = ConfigRecord({"client-id": check_client_id(self.client_id), "group": self.group})
         sizes = {"num-support": self.num_support, "num-validation": self.num_validation, "num-test": self.num_test}
         return RecordDict({CONFIG: config, METRICS: MetricRecord(dict(sizes))})
 

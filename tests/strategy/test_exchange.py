@@ -161,3 +161,20 @@ def test_of_a_long_error_the_beginning_and_the_end_are_kept():
     assert described.startswith("error 2: begins")
     assert described.endswith("ends")
     assert len(described) < 450
+
+
+def test_a_node_that_answers_anothers_message_is_believed_for_neither():
+    asked = [query(7), query(8)]
+    FakeGrid(nodes(7, 8)).push_messages(asked)
+    forged = error_reply(asked[0])
+    forged.metadata.__dict__["_src_node_id"] = 8
+
+    assert sender_of(asked)(error_reply(asked[0])) == 7
+    assert sender_of(asked)(forged) is None
+
+
+def test_an_error_cannot_move_the_cursor():
+    described = describe_error(error_reply(query(7), "\x1b[2J\x07\u202ea\rb\u2028c\ud800" * 10_000))
+
+    assert described.isprintable()
+    assert len(described) < 3000

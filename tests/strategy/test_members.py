@@ -273,3 +273,35 @@ def test_a_node_that_went_and_came_back_is_asked_again():
     roster.refresh(grid)
 
     assert roster.members["a"].description.num_support == 8
+
+
+def test_of_two_answers_of_one_node_the_first_counts():
+    """Or one node could be two clients, and count twice."""
+
+    def twice(message):
+        return [client(name)(message) for name in ("a", "b")]
+
+    roster = discovered(FakeGrid({5: twice}))
+
+    assert list(roster.members) == ["a"]
+
+
+def test_a_node_that_takes_another_name_leaves_the_first_one():
+    grid = FakeGrid({5: client("a")})
+    roster = discovered(grid)
+    grid.nodes[5] = client("b")
+
+    roster.reask("a")
+    roster.refresh(grid)
+
+    assert {name: member.node_id for name, member in roster.members.items()} == {"b": 5}
+
+
+def test_an_error_of_thousands_of_nodes_names_some():
+    grid = FakeGrid(dict.fromkeys(range(1000, 1500), error_reply))
+
+    with pytest.raises(RunError) as caught:
+        discovered(grid, timeout=0.05)
+
+    assert "and 480 more" in str(caught.value)
+    assert len(str(caught.value)) < 5000

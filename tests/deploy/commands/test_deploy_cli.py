@@ -84,3 +84,12 @@ def test_a_server_that_cannot_listen_names_the_address(listen, capsys):
     assert main(["server", "--insecure", "--listen", listen]) == 6
 
     assert listen in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "a\nb", "\x1b[2J", ""])
+def test_a_client_whose_name_no_server_would_take_does_not_start(name, capsys):
+    code = main(["client", "--server", "127.0.0.1:9", "--data", "digits#0/2", "--name", name, "--insecure"])
+
+    assert code == ConfigError.exit_code
+    assert "--name is refused" in (told := " ".join(capsys.readouterr().err.split()))
+    assert told.isprintable()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nufed.common.durable_file import json_ready
@@ -134,7 +134,6 @@ def check_shown(result):
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "examples"])
-@settings(deadline=None, max_examples=150)
 @given(bad=replies("train"))
 def test_any_reply_to_a_training_message_counts_as_it_is_or_not_at_all(weighting, bad):
     strategy = MetaFedAvg(participation_fraction=1.0, weighting=weighting)
@@ -151,7 +150,6 @@ def test_any_reply_to_a_training_message_counts_as_it_is_or_not_at_all(weighting
         assert result.mean_metrics == {"loss": 0.625}
 
 
-@settings(deadline=None, max_examples=150)
 @given(bad=replies("evaluate"))
 def test_any_reply_to_an_evaluation_counts_as_it_is_or_not_at_all(bad):
     grid = federation({"evaluate": bad})
@@ -166,7 +164,6 @@ def test_any_reply_to_an_evaluation_counts_as_it_is_or_not_at_all(bad):
         assert average(result.client_metrics, "uniform").curves["test-accuracy"] == [0.25, 0.5]
 
 
-@settings(deadline=None, max_examples=150)
 @given(bad=replies("query"))
 def test_any_answer_to_who_are_you_is_one_client_or_none(bad):
     strategy = MetaFedAvg(participation_fraction=1.0)
