@@ -35,7 +35,7 @@ LISTS = st.one_of(
 )
 TEXTS = st.one_of(
     st.text(max_size=20),
-    st.sampled_from(["=HYPERLINK(1)", "a\nb", "\x1b[2J", "\u202e", "", "x" * 200_000, "client-id", "bad"]),
+    st.sampled_from(["=HYPERLINK(1)", "a\nb", "\x1b[2J", "\u202e", "", "x" * 200_000, "client-id", "bad", "good-1"]),
 )
 NAMES = st.one_of(st.sampled_from([*TRAINED, *JUDGED, "w", "b", "num-support"]), TEXTS)
 CONFIG_VALUES = st.one_of(
