@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nufed.common.config import RunConfig, Scalar
-from nufed.common.errors import ConfigError, WireError
+from nufed.common.errors import ConfigError
 from nufed.deploy.commands.option_groups import DeclaredOptions, MachineOptions, with_option_groups
 from nufed.deploy.commands.outputs import Force
 from nufed.deploy.commands.run_options import RunOptions
@@ -237,13 +237,8 @@ class ParticipantOptions(DeclaredOptions):
         from nufed.client.personal_model import personal_path
         from nufed.client.split_memory import SplitMemory, state_path
         from nufed.common.data.private.load import check_spec
-        from nufed.common.message_schema import check_client_id
 
-        check_spec(self.data)
-        try:
-            check_client_id(self.name)
-        except WireError as error:
-            raise ConfigError(f"--name is refused: {error}.") from error
+        check_spec(self.data, self.name)
         config: dict[str, Scalar] = {"data": self.data, "client-id": self.name}
         if self.new:
             config["group"] = "new"

@@ -29,8 +29,9 @@ from nufed.common.data.private.spec import PrivateSpec, parse_spec
 from nufed.common.data.private.split import SplitHashes, hash_split
 from nufed.common.data.private.table import MISSING, SCALES, read_table
 from nufed.common.data.private.task import Column, declared_scaling
-from nufed.common.errors import ConfigError, DataError, NufedError
+from nufed.common.errors import ConfigError, DataError, NufedError, WireError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
+from nufed.common.message_schema import check_client_id
 from nufed.common.settings import Settings
 
 _SLICE = re.compile(r"(?P<source>.+)#(?P<index>\d+)/(?P<count>\d+)")
@@ -73,14 +74,18 @@ def is_slice(spec: str) -> bool:
     return _SLICE.fullmatch(spec) is not None
 
 
-def check_spec(spec: str) -> None:
-    """Refuse a spec that is misspelled, without reading any data.
+def check_spec(spec: str, name: str = "client") -> None:
+    """Refuse a spec that is misspelled, or a name that no server takes, without reading any data.
 
     Raises:
         ConfigError: with the right spelling.
     """
     if not is_slice(spec):
         parse_spec(spec)
+    try:
+        check_client_id(name)
+    except WireError as error:
+        raise ConfigError(f"--name is refused: {error}.") from error
 
 
 def load_private(member: Membership, config: RunConfig, settings: Settings) -> PrivateClient:
