@@ -16,7 +16,7 @@ NumpyGenerator = np.random.Generator
 def derive_seed(run_seed: int, *purpose: str | int) -> int:
     """Return a 63-bit seed that depends on the run's seed and on what the stream is for.
 
-    Example:
+    Examples:
         >>> derive_seed(0, "client", "client-003", "round", 7, "step", 0)
         5381554818276651805
     """

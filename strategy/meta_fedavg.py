@@ -53,7 +53,7 @@ class MetaFedAvg(Strategy):
     stream, and the mean has the same bits in whatever order they answer) and that no client can spoil it: each
     reply is checked before it counts, and what is wrong with it is counted, named and logged.
 
-    Example:
+    Examples:
         >>> strategy = MetaFedAvg(seed=0, participation_fraction=0.5, weighting="uniform")
         >>> strategy.weighting
         'uniform'

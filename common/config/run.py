@@ -64,7 +64,7 @@ class RunConfig(Section):
     def replace(self, **changes: Scalar) -> Self:
         """Return a copy with flat keys changed; `__` stands for `.` and `_` for `-`.
 
-        Example:
+        Examples:
             >>> RunConfig().replace(method__num_inner_steps=5).method.num_inner_steps
             5
         """

@@ -22,7 +22,7 @@ from nufed.common.task import LossFn
 def head_names(names: Iterable[str]) -> list[str]:
     """Return the names of the last layer's parameters: those of the module that owns the last one.
 
-    Example:
+    Examples:
         >>> head_names(["1.weight", "1.bias", "3.weight", "3.bias"])
         ['3.weight', '3.bias']
     """

@@ -34,7 +34,7 @@ class OptionGroup(Protocol):
 class DeclaredOptions:
     """An option group that is a dataclass whose fields are annotated as typer's parameters are; a base for such ones.
 
-    Example:
+    Examples:
         >>> @dataclass(frozen=True)
         ... class Where(DeclaredOptions):
         ...     listen: Annotated[str, typer.Option(help="address")] = "0.0.0.0:9092"

@@ -6,7 +6,7 @@ import threading
 class Bell:
     """Counts its rings, so that one between looking and waiting is not missed.
 
-    Example:
+    Examples:
         >>> bell = Bell()
         >>> seen = bell.count
         >>> bell.ring()

@@ -110,7 +110,7 @@ machine (folders, device, threads) is set by flags and `NUFED_*` variables and n
 def public_api() -> str:
     """Return the page of `nufed`'s public names; one without a docstring fails."""
     parts = ["# Python API", f"{inspect.getdoc(nufed)}"]
-    for name in sorted(getattr(nufed, "__all__", ()), key=str.lower):
+    for name in nufed.__all__:
         if name.startswith("__"):
             continue
         value = getattr(nufed, name)

@@ -50,7 +50,7 @@ def meta_gradient(
         ConfigError: the estimator is unknown, an option is out of range, or batches are missing.
         ModelError: the loss is no scalar that depends on every parameter, or raised an error.
 
-    Example:
+    Examples:
         >>> import nufed, torch
         >>> def loss_fn(params, batch):
         ...     return 0.5 * (params["w"] - batch).square().sum()

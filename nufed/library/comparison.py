@@ -32,7 +32,7 @@ def compare(runs: Iterable[RunOrPath] | Mapping[str, RunOrPath], *, step: int | 
         ConfigError: there is no run, two labels are the same, or a run has no such step.
         RunError: a folder is not a run's.
 
-    Example:
+    Examples:
         >>> import nufed
         >>> runs = [
         ...     nufed.simulate("sinusoid", num_inner_steps=steps, local_lr=0.01, num_rounds=1, progress=False)

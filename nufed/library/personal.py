@@ -87,7 +87,7 @@ def personalize(  # noqa: PLR0913 - all but three by name
         DataError: the examples are malformed, or do not fit the model.
         ModelError: the model does not fit, or fine-tuning diverged.
 
-    Example:
+    Examples:
         >>> import nufed, torch
         >>> inputs, targets = torch.eye(4), torch.tensor([0, 1, 2, 3])
         >>> start = torch.nn.Linear(4, 4)
@@ -128,7 +128,7 @@ def evaluate(model: nn.Module, inputs: Any, targets: Any) -> Evaluation:
         DataError: the examples are malformed, or do not fit the model.
         ModelError: the model does not take such inputs.
 
-    Example:
+    Examples:
         >>> import nufed, torch
         >>> nufed.evaluate(torch.nn.Linear(2, 1), torch.zeros(3, 2), torch.zeros(3)).num_examples
         3

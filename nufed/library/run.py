@@ -78,7 +78,7 @@ class Run:
         summary: content of summary.json: mean curves over s = 0 … S steps per group, costs, status.
         params: the trained parameters by name, and the learned step sizes of Meta-SGD.
 
-    Example:
+    Examples:
         >>> import nufed
         >>> run = nufed.simulate("sinusoid", num_clients=4, num_new_clients=2, num_rounds=1, progress=False)
         >>> run.clients["group"].tolist()

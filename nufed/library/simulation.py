@@ -82,7 +82,7 @@ def simulate(  # noqa: PLR0913 - all by name
             `data_root`, `download`.
 
     Returns:
-        The run: model, curves, summary.
+        The run, with its model, curves and summary.
 
     Raises:
         NufedError: a `ConfigError` of options, a `DataError` of the data, a `ModelError` of the model, or a `RunError`
@@ -90,7 +90,7 @@ def simulate(  # noqa: PLR0913 - all by name
             `DivergedError` (a `ModelError`) or `NothingTrainedError` (a `RunError`) where it came to nothing.
         KeyboardInterrupt: after what there is was written to `out`; `load_run(...).resume()` goes on.
 
-    Example:
+    Examples:
         >>> import numpy as np, nufed
         >>> rng = np.random.default_rng(0)
         >>> clients = {}
@@ -159,7 +159,7 @@ def load_run(path: str | os.PathLike[str], *, dataset: Any = None, model: Any = 
         RunError: the folder is not a run's.
         ConfigError: the dataset or the model is another one than the run's.
 
-    Example:
+    Examples:
         >>> import nufed, tempfile
         >>> folder = tempfile.TemporaryDirectory()
         >>> run = nufed.simulate("sinusoid", out=folder.name, num_rounds=1, progress=False)

@@ -76,7 +76,7 @@ class Refused:
 def parse_number(text: str) -> float | None:
     """Return the finite number that a cell's text is, else None.
 
-    Example:
+    Examples:
         >>> parse_number("1e3"), parse_number("TRUE"), parse_number("1,234"), parse_number("1e999")
         (1000.0, 1.0, None, None)
     """

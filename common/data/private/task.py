@@ -146,7 +146,7 @@ def canonical(text: str) -> str:
 
     Digits are compared as text: whole numbers of any length stay different, and a code such as 01 is no number.
 
-    Example:
+    Examples:
         >>> canonical(" 3.0 "), canonical("1e+3"), canonical("01"), canonical("True"), canonical("f")
         ('3', '1000', '01', 'true', 'f')
     """
