@@ -152,6 +152,7 @@ CASES = {
     "text in an unnamed column": csv("ann-smith-2,b,ann-smith\n1,1,no\nann-smith-3,1,no\n", run=UNNAMED),
     "no column has a mean": csv("a,b,ann-smith\n,x,no\n,y,no\n,x,no\n", f"{LABEL}&missing=mean"),
     "an unnamed column has no mean": csv("ann-smith-2,b,ann-smith\n,1,no\n,2,no\n", f"{LABEL}&missing=mean", UNNAMED),
+    "nothing but rows to drop": csv("a,b,ann-smith\n,x,no\n1,,no\n1,x,\n", f"{LABEL}&missing=drop"),
     "header only": csv("a,b,ann-smith\n"),
     "one row": csv("a,b,ann-smith\n1,x,no\n"),
     "no label named": csv(options=""),

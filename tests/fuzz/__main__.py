@@ -15,14 +15,14 @@ def main(minutes: float) -> int:
         number += 1
         seed = int.from_bytes(os.urandom(4), "big")
         print(f"pass {number}, --hypothesis-seed={seed}, {left / 60:.1f} minutes left", flush=True)
-        options = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile=fuzz", f"--hypothesis-seed={seed}"]
+        options = ["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile=fuzz", f"--hypothesis-seed={seed}"]
         began = time.monotonic()
         try:
             status = subprocess.run(
                 [sys.executable, "-m", "pytest", "tests/fuzz", *options], check=False, timeout=left
             ).returncode
         except subprocess.TimeoutExpired:
-            print("time is over")
+            print("time is over; the last pass was not finished")
             return 0
         if status:
             return status

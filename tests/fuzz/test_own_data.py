@@ -143,7 +143,7 @@ def arrays(draw, rows: int):
         made = np.zeros(shape, dtype)
     if dtype.kind == "f" and made.size and draw(st.booleans()):
         made.flat[0] = draw(st.floats(width=16))
-    return np.asfortranarray(made) if draw(st.booleans()) else made
+    return np.asarray(made, dtype, order="F" if draw(st.booleans()) else "C")
 
 
 @st.composite

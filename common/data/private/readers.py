@@ -141,7 +141,7 @@ def _texts(column: Any, position: int) -> Cells:
         values = [None if value is None else str(value) for value in column.to_pylist()]
     elif types.is_decimal(kind):
         values = [None if value is None else format(value, "f") for value in column.to_pylist()]
-    elif types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind):
+    elif str(kind) in ("string", "large_string", "string_view", "null"):
         values = column.to_pylist()
     elif types.is_date(kind) or types.is_timestamp(kind) or types.is_time(kind):
         values = [None if text is None else _short_time(text) for text in column.cast(pa.string()).to_pylist()]

@@ -21,7 +21,15 @@ from nufed.common.config import DataConfig
 from nufed.common.data.pool import Array
 from nufed.common.data.private.cells import Markers, NameColumn, NumberColumn
 from nufed.common.data.private.readers import TableFile, open_table
-from nufed.common.data.private.rows import PrivateRows, listed, number_rows, refusal, shown_names, told_column
+from nufed.common.data.private.rows import (
+    PrivateRows,
+    listed,
+    number_rows,
+    refusal,
+    shown_names,
+    tell_here,
+    told_column,
+)
 from nufed.common.data.private.spec import PrivateSpec
 from nufed.common.data.private.task import Column, canonical, declared_columns, parse_categories
 from nufed.common.errors import LISTED, ConfigError, DataError
@@ -243,6 +251,13 @@ def _without_missing(rows: PrivateRows, policy: str, task: TaskInfo) -> PrivateR
     unknown: Array = np.asarray(np.isnan(labels if labels.ndim == 2 else labels[:, None]).any(axis=1))
     if policy == "drop":
         kept = ~(unknown | empty.any(1))
+        if len(rows) and not kept.any():
+            raise refusal(
+                DataError,
+                f"expected rows without empty cells, but missing=drop leaves none of {len(rows)}; fill some in",
+            )
+        if not kept.all():
+            tell_here("missing=drop leaves out %d of %d rows, which have empty cells", int((~kept).sum()), len(rows))
         targets = None if rows.targets is None else rows.targets[kept]
         return _typed(PrivateRows(rows.inputs[kept], targets, rows.numbers[kept], rows.columns), task)
     if unknown.any():

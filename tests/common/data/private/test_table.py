@@ -124,13 +124,14 @@ def test_values_to_predict_are_taken_from_as_many_columns_as_named(frame, tmp_pa
     assert client.data.test.targets.dtype == torch.float32
 
 
-def test_separators_and_spellings_of_missing_values_can_be_named(frame, tmp_path):
+def test_separators_and_spellings_of_missing_values_can_be_named(frame, tmp_path, caplog):
     """As in the heart disease files of the UCI repository."""
     path = write(frame.assign(age=["?", *frame["age"][1:]]), tmp_path, sep=";")
 
     client = load(path, "label=disease&sep=;&na=?&missing=drop")
 
     assert len(everything(client.data)) == NUM_ROWS - 1
+    assert "leaves out 1 of 12 rows" in caplog.text
 
 
 def test_an_empty_cell_is_refused_with_columns_and_counts(frame, tmp_path):
