@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from nufed.common.config import DataConfig
-from nufed.common.data.hand import SMALLEST_CLIENT, Hand, client_name, split_hand, too_small
+from nufed.common.data.dealt_client import SMALLEST_CLIENT, DealtClient, client_name, split_client, too_small
 from nufed.common.data.partition import PARTITIONERS
 from nufed.common.data.per_fedavg import deal_per_fedavg
 from nufed.common.data.pool import DealtFederation, Pool, Rows, Table
@@ -24,23 +24,23 @@ def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:
         DataError: there are too few examples or users, or a client would be too small.
     """
     if pool.by_user_only or config.partition == "by-user":
-        hands, notes = _deal_by_user(pool, config, seed)
+        dealt_clients, notes = _deal_by_user(pool, config, seed)
     else:
-        hands, notes = _deal_rows(pool, config, seed)
-    for hand in hands:
-        if problem := too_small(hand):
+        dealt_clients, notes = _deal_rows(pool, config, seed)
+    for dealt in dealt_clients:
+        if problem := too_small(dealt):
             raise DataError(
-                f"expected client {hand.client_id!r} to have enough examples to train on and to be judged on, but it "
+                f"expected client {dealt.client_id!r} to have enough examples to train on and to be judged on, but it "
                 f"{problem}; lower data.num-clients or data.num-new-clients, or choose another data.partition"
             )
 
     def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
-        return split_hand(hands[partition_id], pool.task, config, seed, dtype)
+        return split_client(dealt_clients[partition_id], pool.task, config, seed, dtype)
 
-    return DealtFederation(pool.task, len(hands), make_client, pool.notes + notes)
+    return DealtFederation(pool.task, len(dealt_clients), make_client, pool.notes + notes)
 
 
-def _deal_rows(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Hand], tuple[str, ...]]:
+def _deal_rows(pool: Pool, config: DataConfig, seed: int) -> tuple[list[DealtClient], tuple[str, ...]]:
     num_total = config.num_clients + config.num_new_clients
     if num_total * SMALLEST_CLIENT > len(pool.train):
         raise DataError(
@@ -54,11 +54,13 @@ def _deal_rows(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Hand], t
     notes += _unused_parts(pool, config)
     rng = numpy_generator(seed, "data", "partition")
     if config.partition == "per-fedavg":
-        hands, more = deal_per_fedavg(pool, config, rng)
-        return hands, notes + more
+        dealt_clients, more = deal_per_fedavg(pool, config, rng)
+        return dealt_clients, notes + more
     parts = PARTITIONERS[config.partition](pool.train.targets, num_total, config, rng)
-    hands = [Hand(*client_name(index, config), pool.train, rows) for index, rows in enumerate(parts.rows)]
-    return hands, notes + parts.notes
+    dealt_clients = [
+        DealtClient(*client_name(index, config), pool.train, rows) for index, rows in enumerate(parts.rows)
+    ]
+    return dealt_clients, notes + parts.notes
 
 
 def _unused_parts(pool: Pool, config: DataConfig) -> tuple[str, ...]:
@@ -71,42 +73,42 @@ def _unused_parts(pool: Pool, config: DataConfig) -> tuple[str, ...]:
     return (f"{told} in {config.source} take no part: data.partition={config.partition} deals the others",)
 
 
-def _deal_by_user(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Hand], tuple[str, ...]]:
-    """Return one hand per user, chosen at random, participating first; new ones from `pool.new` if there is one."""
+def _deal_by_user(pool: Pool, config: DataConfig, seed: int) -> tuple[list[DealtClient], tuple[str, ...]]:
+    """Return one client per user, chosen at random, participating first; new ones from `pool.new` if there is one."""
     if pool.new is None:
         num_total = config.num_clients + config.num_new_clients
-        users = _choose(_user_hands(pool.train, pool.test, config), num_total, "participating and new", config, seed)
-        own, new = users.hands[: config.num_clients], users.hands[config.num_clients :]
+        users = _choose(_user_clients(pool.train, pool.test, config), num_total, "participating and new", config, seed)
+        own, new = users.dealt_clients[: config.num_clients], users.dealt_clients[config.num_clients :]
         notes = users.notes
     else:
-        users = _choose(_user_hands(pool.train, pool.test, config), config.num_clients, "participating", config, seed)
-        new_users = _choose(_user_hands(pool.new, None, config), config.num_new_clients, "new", config, seed)
-        own, new = users.hands, new_users.hands
+        users = _choose(_user_clients(pool.train, pool.test, config), config.num_clients, "participating", config, seed)
+        new_users = _choose(_user_clients(pool.new, None, config), config.num_new_clients, "new", config, seed)
+        own, new = users.dealt_clients, new_users.dealt_clients
         notes = users.notes + new_users.notes
-    hands = [*own, *(replace(hand, group="new") for hand in new)]
-    names = [hand.client_id for hand in hands]
+    dealt_clients = [*own, *(replace(dealt, group="new") for dealt in new)]
+    names = [dealt.client_id for dealt in dealt_clients]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(
             f"expected every user to have a name of its own, but {twice!r} names two users of {config.source}; "
             "rename one of them"
         )
-    return hands, notes
+    return dealt_clients, notes
 
 
-def _user_hands(table: Table, test: Table | None, config: DataConfig) -> list[Hand]:
-    """Return a hand for every user that has examples, as a participating client."""
+def _user_clients(table: Table, test: Table | None, config: DataConfig) -> list[DealtClient]:
+    """Return a client for every user that has examples, as a participating client."""
     if table.users is None:
         raise DataError(
             f"data.partition=by-user needs to know who made each example, but {config.source} does not say; "
             "use data.partition=iid, dirichlet or classes"
         )
     rows, test_rows = _rows_by_user(table), None if test is None else _rows_by_user(test)
-    hands = []
+    dealt_clients = []
     for user in np.unique(table.users):
-        hand = Hand(table.user_names[user], "participating", table, rows[user])
-        hands.append(hand if test_rows is None else replace(hand, test_table=test, test_rows=test_rows[user]))
-    return hands
+        dealt = DealtClient(table.user_names[user], "participating", table, rows[user])
+        dealt_clients.append(dealt if test_rows is None else replace(dealt, test_table=test, test_rows=test_rows[user]))
+    return dealt_clients
 
 
 def _rows_by_user(table: Table) -> list[Rows]:
@@ -117,27 +119,27 @@ def _rows_by_user(table: Table) -> list[Rows]:
 
 @dataclass(frozen=True)
 class _Chosen:
-    hands: list[Hand]
+    dealt_clients: list[DealtClient]
     notes: tuple[str, ...]
 
 
-def _choose(hands: list[Hand], num_wanted: int, which: str, config: DataConfig, seed: int) -> _Chosen:
+def _choose(dealt_clients: list[DealtClient], num_wanted: int, which: str, config: DataConfig, seed: int) -> _Chosen:
     """Return `num_wanted` of the users that are large enough, in random order."""
-    usable = [hand for hand in hands if not too_small(hand)]
-    small = [hand for hand in hands if too_small(hand)]
+    usable = [dealt for dealt in dealt_clients if not too_small(dealt)]
+    small = [dealt for dealt in dealt_clients if too_small(dealt)]
     left_out = (
         f"{len(small)} are too small, such as {small[0].client_id!r}, which {too_small(small[0])}" if small else ""
     )
     if num_wanted > len(usable):
         raise DataError(
             f"expected {num_wanted} {which} users (data.num-clients={config.num_clients}, "
-            f"data.num-new-clients={config.num_new_clients}), but {config.source} has {len(hands)}"
+            f"data.num-new-clients={config.num_new_clients}), but {config.source} has {len(dealt_clients)}"
             f"{f', of which {left_out}' if small else ''}; lower these numbers"
         )
     order = numpy_generator(seed, "data", "users", which).permutation(len(usable))[:num_wanted]
     notes: tuple[str, ...] = ()
     if small:
-        notes = (f"of {len(hands)} users of {config.source}, {left_out}; they are left out",)
+        notes = (f"of {len(dealt_clients)} users of {config.source}, {left_out}; they are left out",)
     if spare := len(usable) - num_wanted:
         told = (
             f"{num_wanted} of {len(usable)} users of {config.source} are the {which} clients of this run, drawn by its "

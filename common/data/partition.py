@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nufed.common.config import DataConfig
-from nufed.common.data.hand import SMALLEST_CLIENT
+from nufed.common.data.dealt_client import SMALLEST_CLIENT
 from nufed.common.data.pool import Array, Rows
 from nufed.common.errors import DataError
 from nufed.common.rng import NumpyGenerator

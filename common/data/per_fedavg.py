@@ -11,7 +11,7 @@ The source's own test part, where it has one, is dealt by the same rule with its
 import numpy as np
 
 from nufed.common.config import DataConfig
-from nufed.common.data.hand import Hand, client_name
+from nufed.common.data.dealt_client import DealtClient, client_name
 from nufed.common.data.pool import Array, Pool, Rows
 from nufed.common.errors import DataError
 from nufed.common.rng import NumpyGenerator
@@ -30,8 +30,8 @@ _PAPER_SIZES = {
 }
 
 
-def deal_per_fedavg(pool: Pool, config: DataConfig, rng: NumpyGenerator) -> tuple[list[Hand], tuple[str, ...]]:
-    """Return the clients' hands, and a note that says which a was used.
+def deal_per_fedavg(pool: Pool, config: DataConfig, rng: NumpyGenerator) -> tuple[list[DealtClient], tuple[str, ...]]:
+    """Return the clients, and a note that says which a was used.
 
     a is the paper's for its 50 clients on MNIST and CIFAR-10, or less if new clients need the room; elsewhere it is the
     largest even number that fits without repeating an image.
@@ -53,13 +53,13 @@ def deal_per_fedavg(pool: Pool, config: DataConfig, rng: NumpyGenerator) -> tupl
     note = f"Per-FedAvg split with a={size} images"
     names = [client_name(index, config) for index in range(len(rows))]
     if pool.test is None:
-        return [Hand(*name, pool.train, own) for name, own in zip(names, rows, strict=True)], (note,)
+        return [DealtClient(*name, pool.train, own) for name, own in zip(names, rows, strict=True)], (note,)
     test_rows, test_size = _cut(pool.test.targets, shares, test_limit, rng, config)
-    hands = [
-        Hand(*name, pool.train, own, pool.test, own_test)
+    dealt_clients = [
+        DealtClient(*name, pool.train, own, pool.test, own_test)
         for name, own, own_test in zip(names, rows, test_rows, strict=True)
     ]
-    return hands, (f"{note}, and a={test_size} of the source's test part",)
+    return dealt_clients, (f"{note}, and a={test_size} of the source's test part",)
 
 
 def _shares(num_clients: int, first_pair: int) -> Array:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nufed.common.data.hand import client_name
+from nufed.common.data.dealt_client import client_name
 from nufed.common.data.pool import Array, DealtFederation, SourceRequest
 from nufed.common.examples import ClientData, Examples, TaskInfo
 from nufed.common.rng import NumpyGenerator, numpy_generator

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from nufed.common.data.hand import Hand, client_name, split_hand
+from nufed.common.data.dealt_client import DealtClient, client_name, split_client
 from nufed.common.data.pool import DealtFederation, SourceRequest, Table
 from nufed.common.examples import ClientData, TaskInfo
 from nufed.common.rng import numpy_generator
@@ -32,7 +32,7 @@ def load(request: SourceRequest) -> DealtFederation:
         rng = numpy_generator(request.seed, "data", "sinusoid", name)
         amplitude, phase = rng.uniform(0.1, 5.0), rng.uniform(0.0, math.pi)
         inputs = rng.uniform(-5.0, 5.0, (NUM_EXAMPLES, 1))
-        hand = Hand(name, group, Table(inputs, amplitude * np.sin(inputs - phase)), np.arange(NUM_EXAMPLES))
-        return split_hand(hand, _TASK, request.config, request.seed, dtype)
+        dealt = DealtClient(name, group, Table(inputs, amplitude * np.sin(inputs - phase)), np.arange(NUM_EXAMPLES))
+        return split_client(dealt, _TASK, request.config, request.seed, dtype)
 
     return DealtFederation(_TASK, request.num_total, make_client)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from nufed.common.data.cast import cast, input_name, target_name
-from nufed.common.data.hand import SMALLEST_CLIENT
+from nufed.common.data.dealt_client import SMALLEST_CLIENT
 from nufed.common.data.pool import Array, DealtFederation, Pool, SourceRequest, Table
 from nufed.common.data.raw import as_array, as_targets, check_inputs, class_notes, count_classes, image_layout
 from nufed.common.errors import DataError

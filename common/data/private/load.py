@@ -18,8 +18,8 @@ import torch
 
 from nufed.common.config import DataConfig, RunConfig
 from nufed.common.data.cast import cast, target_name
+from nufed.common.data.dealt_client import DealtClient, make_splits, split_rows, too_small
 from nufed.common.data.federation import describe_task, load_client
-from nufed.common.data.hand import Hand, make_splits, split_rows, too_small
 from nufed.common.data.pool import Table
 from nufed.common.data.private.arrays import read_archive, read_function
 from nufed.common.data.private.images import read_images
@@ -194,21 +194,21 @@ def _split(
     """Return the client's splits, seeded by the run's seed and the client's name; tables are prepared."""
     if rows.targets is None:
         raise refusal(DataError, "expected labels, but there are none; a client without cannot be trained or judged")
-    hand = Hand(
+    dealt = DealtClient(
         member.client_id, member.group or "participating", Table(rows.inputs, rows.targets), np.arange(len(rows))
     )
     if rows.test is not None and rows.test.targets is not None:
         test = Table(rows.test.inputs, rows.test.targets)
-        hand = Hand(hand.client_id, hand.group, hand.table, hand.rows, test, np.arange(len(test)))
-    if problem := too_small(hand):
+        dealt = DealtClient(dealt.client_id, dealt.group, dealt.table, dealt.rows, test, np.arange(len(test)))
+    if problem := too_small(dealt):
         raise refusal(
             DataError, f"expected enough examples to train on and to be judged on, but the client {problem}; add some"
         )
     dtype = getattr(torch, config.model.dtype)
     # Statistics of a table's columns are computed in float64, whatever the model's precision.
-    split = split_rows(hand, config.data, config.seed)
+    split = split_rows(dealt, config.data, config.seed)
     hashes = hash_split(rows, split)
-    data = make_splits(hand, split, task, torch.float64 if rows.columns else dtype)
+    data = make_splits(dealt, split, task, torch.float64 if rows.columns else dtype)
     if not rows.columns:
         return PrivateClient(task, data, hashes=hashes)
     preparation = fit_preparation(rows.columns, _policy(spec, config.data), data.support.inputs.numpy())

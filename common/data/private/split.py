@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nufed.common.data.hand import SplitRows
+from nufed.common.data.dealt_client import SplitRows
 from nufed.common.data.pool import Array, Rows
 from nufed.common.data.private.rows import PrivateRows
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nufed.common.config import DataConfig
-from nufed.common.data.hand import SMALLEST_CLIENT, give_away
+from nufed.common.data.dealt_client import SMALLEST_CLIENT, give_away
 from nufed.common.data.partition import PARTITIONERS, classes, dirichlet, iid
 from nufed.common.errors import DataError
 from nufed.common.rng import numpy_generator

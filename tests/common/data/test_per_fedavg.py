@@ -29,33 +29,33 @@ def split(pool, source, num_clients, num_new_clients):
     return deal_per_fedavg(pool, config, numpy_generator(0, "test"))
 
 
-def counts(hand, test=False):
-    table, rows = (hand.test_table, hand.test_rows) if test else (hand.table, hand.rows)
+def counts(dealt, test=False):
+    table, rows = (dealt.test_table, dealt.test_rows) if test else (dealt.table, dealt.rows)
     return np.bincount(table.targets[rows], minlength=10)
 
 
 def test_mnist_with_the_papers_50_clients_has_the_papers_sizes():
     """Half hold 196 of each of five digits, half 98 of one of these and 392 of one other; the test likewise."""
-    hands, notes = split(pool_of(MNIST, MNIST_TEST), "mnist", 50, 0)
+    dealt_clients, notes = split(pool_of(MNIST, MNIST_TEST), "mnist", 50, 0)
 
     assert "a=196" in notes[0]
     assert "a=32" in notes[0]
-    for hand in hands[:25]:
-        assert counts(hand).tolist() == [196] * 5 + [0] * 5
-        assert counts(hand, test=True).tolist() == [32] * 5 + [0] * 5
-    for hand in hands[25:]:
-        assert sorted(counts(hand)[:5]) == [0, 0, 0, 0, 98]
-        assert sorted(counts(hand)[5:]) == [0, 0, 0, 0, 392]
-        assert sorted(counts(hand, test=True)[:5]) == [0, 0, 0, 0, 16]
-        assert sorted(counts(hand, test=True)[5:]) == [0, 0, 0, 0, 64]
-        assert ((counts(hand) > 0) == (counts(hand, test=True) > 0)).all()
+    for dealt in dealt_clients[:25]:
+        assert counts(dealt).tolist() == [196] * 5 + [0] * 5
+        assert counts(dealt, test=True).tolist() == [32] * 5 + [0] * 5
+    for dealt in dealt_clients[25:]:
+        assert sorted(counts(dealt)[:5]) == [0, 0, 0, 0, 98]
+        assert sorted(counts(dealt)[5:]) == [0, 0, 0, 0, 392]
+        assert sorted(counts(dealt, test=True)[:5]) == [0, 0, 0, 0, 16]
+        assert sorted(counts(dealt, test=True)[5:]) == [0, 0, 0, 0, 64]
+        assert ((counts(dealt) > 0) == (counts(dealt, test=True) > 0)).all()
 
 
 def test_the_second_kind_of_client_meets_each_pair_of_classes_once():
     """User u has c = u mod 5 and c' = 5 + (u + u // 5) mod 5: 25 users, 25 pairs."""
-    hands, _ = split(pool_of(MNIST), "mnist", 50, 0)
+    dealt_clients, _ = split(pool_of(MNIST), "mnist", 50, 0)
 
-    pairs = [tuple(np.flatnonzero(counts(hand))) for hand in hands[25:]]
+    pairs = [tuple(np.flatnonzero(counts(dealt))) for dealt in dealt_clients[25:]]
 
     assert pairs[:6] == [(0, 5), (1, 6), (2, 7), (3, 8), (4, 9), (0, 6)]
     assert len(set(pairs)) == 25
@@ -63,20 +63,20 @@ def test_the_second_kind_of_client_meets_each_pair_of_classes_once():
 
 def test_no_image_is_dealt_twice():
     """Neither among participating nor among new clients, in training or test part."""
-    hands, _ = split(pool_of(MNIST, MNIST_TEST), "mnist", 50, 24)
+    dealt_clients, _ = split(pool_of(MNIST, MNIST_TEST), "mnist", 50, 24)
 
     for rows in (
-        np.concatenate([hand.rows for hand in hands]),
-        np.concatenate([hand.test_rows for hand in hands]),
+        np.concatenate([dealt.rows for dealt in dealt_clients]),
+        np.concatenate([dealt.test_rows for dealt in dealt_clients]),
     ):
         assert len(np.unique(rows)) == len(rows)
 
 
 def test_mnist_leaves_room_for_24_new_clients_of_both_kinds():
     """With new clients a is 140, and half of the new ones are of each kind."""
-    hands, notes = split(pool_of(MNIST, MNIST_TEST), "mnist", 50, 24)
+    dealt_clients, notes = split(pool_of(MNIST, MNIST_TEST), "mnist", 50, 24)
 
-    kinds = ["first" if counts(hand)[4] == counts(hand)[0] == 140 else "second" for hand in hands]
+    kinds = ["first" if counts(dealt)[4] == counts(dealt)[0] == 140 else "second" for dealt in dealt_clients]
     assert "a=140" in notes[0]
     assert kinds == ["first"] * 25 + ["second"] * 25 + ["first"] * 12 + ["second"] * 12
 
@@ -91,10 +91,10 @@ def test_cifar10_has_the_papers_size():
 @pytest.mark.parametrize(("num_clients", "num_new_clients"), [(4, 0), (7, 3), (50, 0), (20, 10)])
 def test_elsewhere_a_is_the_largest_even_number_that_fits(num_clients, num_new_clients):
     """With a + 2 images some class would be short."""
-    hands, notes = split(pool_of([600] * 10), "elsewhere", num_clients, num_new_clients)
+    dealt_clients, notes = split(pool_of([600] * 10), "elsewhere", num_clients, num_new_clients)
 
-    size = int(counts(hands[0])[0])
-    used = sum(counts(hand) for hand in hands)
+    size = int(counts(dealt_clients[0])[0])
+    used = sum(counts(dealt) for dealt in dealt_clients)
     assert size % 2 == 0
     assert f"a={size}" in notes[0]
     assert used.max() <= 600

@@ -15,7 +15,7 @@ NO_ROWS: Rows = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class Hand:
+class DealtClient:
     """What one client is dealt.
 
     Attributes:
@@ -56,43 +56,43 @@ class SplitRows:
     test: Rows
 
 
-def split_rows(hand: Hand, config: DataConfig, seed: int) -> SplitRows:
+def split_rows(dealt: DealtClient, config: DataConfig, seed: int) -> SplitRows:
     """Return the rows of each split, drawn at random; new clients have no validation split.
 
     The test split is `test_fraction` of the rows, unless the source has its own; the validation split is
     `validation_fraction` of what remains.
     """
-    rows = numpy_generator(seed, "data", "split", hand.client_id).permutation(hand.rows)
-    test = hand.test_rows
-    if hand.test_table is None:
+    rows = numpy_generator(seed, "data", "split", dealt.client_id).permutation(dealt.rows)
+    test = dealt.test_rows
+    if dealt.test_table is None:
         num_test = give_away(len(rows), config.test_fraction)
         test, rows = rows[:num_test], rows[num_test:]
-    num_validation = 0 if hand.group == "new" else give_away(len(rows), config.validation_fraction)
+    num_validation = 0 if dealt.group == "new" else give_away(len(rows), config.validation_fraction)
     return SplitRows(rows[num_validation:], rows[:num_validation], test)
 
 
-def split_hand(hand: Hand, task: TaskInfo, config: DataConfig, seed: int, dtype: torch.dtype) -> ClientData:
+def split_client(dealt: DealtClient, task: TaskInfo, config: DataConfig, seed: int, dtype: torch.dtype) -> ClientData:
     """Return the client's three splits, as `split_rows` draws them."""
-    return make_splits(hand, split_rows(hand, config, seed), task, dtype)
+    return make_splits(dealt, split_rows(dealt, config, seed), task, dtype)
 
 
-def make_splits(hand: Hand, rows: SplitRows, task: TaskInfo, dtype: torch.dtype) -> ClientData:
+def make_splits(dealt: DealtClient, rows: SplitRows, task: TaskInfo, dtype: torch.dtype) -> ClientData:
     """Return the examples of the rows that were drawn."""
     return ClientData(
-        client_id=hand.client_id,
-        group=hand.group,
-        support=hand.table.examples(rows.support, task, dtype),
-        validation=hand.table.examples(rows.validation, task, dtype),
-        test=(hand.test_table or hand.table).examples(rows.test, task, dtype),
+        client_id=dealt.client_id,
+        group=dealt.group,
+        support=dealt.table.examples(rows.support, task, dtype),
+        validation=dealt.table.examples(rows.validation, task, dtype),
+        test=(dealt.test_table or dealt.table).examples(rows.test, task, dtype),
     )
 
 
-def too_small(hand: Hand) -> str:
+def too_small(dealt: DealtClient) -> str:
     """Return what is wrong with a client that cannot have both a support and a test example; empty if nothing is."""
-    if hand.test_table is None:
-        return f"has {len(hand.rows)} examples and needs at least {SMALLEST_CLIENT}" * (
-            len(hand.rows) < SMALLEST_CLIENT
+    if dealt.test_table is None:
+        return f"has {len(dealt.rows)} examples and needs at least {SMALLEST_CLIENT}" * (
+            len(dealt.rows) < SMALLEST_CLIENT
         )
-    if len(hand.rows) and len(hand.test_rows):
+    if len(dealt.rows) and len(dealt.test_rows):
         return ""
-    return f"has {len(hand.rows)} training and {len(hand.test_rows)} test examples and needs at least 1 of each"
+    return f"has {len(dealt.rows)} training and {len(dealt.test_rows)} test examples and needs at least 1 of each"
