@@ -114,6 +114,10 @@ class Run:
         """
         if not self.params:
             raise RunError(f"Expected a model in {self.path}, but no round is finished. Go on with run.resume().")
+        if self.summary["status"] == "nothing-trained":
+            raise RunError(
+                f"Expected a trained model in {self.path}, but nothing was trained. {self.summary['reason']}"
+            )
         with given(self.origin.objects), exported(**self.origin.machine):
             task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
             model = build_model(self.config.model, task, seed=self.config.seed)
@@ -334,7 +338,8 @@ def _group(stored: Mapping[str, Any] | None) -> GroupCurves | None:
             return tuple(read(each) for each in value)
         return value
 
-    values = {name: read(value) for name, value in stored.items()}
+    counted = {"num_diverged": (0,) * len(stored["loss"])}  # which NuFed 0.1 did not count
+    values = counted | {name: read(value) for name, value in stored.items()}
     for name in ("loss", "loss_weighted", "worst_decile", "spread", "accuracy"):
         if values[name] is not None:
             values[name] = tuple(float("nan") if number is None else number for number in values[name])

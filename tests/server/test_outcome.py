@@ -5,6 +5,7 @@ import math
 import pytest
 from flwr.clientapp import ClientApp
 
+import nufed
 from nufed.client.app import app as client_app
 from nufed.common.config import RunConfig
 from nufed.common.errors import DivergedError, NothingTrainedError, RunError
@@ -66,6 +67,8 @@ def test_a_run_of_which_no_reply_could_be_used_has_trained_nothing_and_leaves_no
     assert main(["simulate", "--resume", str(folder)]) == NothingTrainedError.exit_code
     with pytest.raises(RunError, match="trained nothing"):
         read_run(folder)
+    with pytest.raises(RunError, match="nothing was trained"):
+        _ = nufed.load_run(folder).model
 
 
 def test_rounds_without_a_usable_reply_are_counted_also_over_an_interruption(tmp_path):
