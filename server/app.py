@@ -5,6 +5,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from nufed.common.config import RunConfig
 from nufed.common.settings import process_settings
+from nufed.server.log_observer import LogObserver
 from nufed.server.run import Run, ServerOptions
 
 
@@ -13,14 +14,14 @@ def build_server_app(options: ServerOptions | None = None) -> ServerApp:
 
     Args:
         options: where to write and whom to tell; None, as under `flwr run`, writes to the folder of the environment's
-            settings, silently, and gives clients two minutes to connect.
+            settings, tells Flower's log, and gives clients two minutes to connect.
     """
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         config = RunConfig.parse(context.run_config)
-        defaults = ServerOptions(out=process_settings().out, connect_timeout=120.0)
+        defaults = ServerOptions(out=process_settings().out, observer=LogObserver(), connect_timeout=120.0)
         Run(grid, config, options or defaults).conduct()
 
     return server_app

@@ -31,7 +31,8 @@ from nufed.deploy.commands.run_options import (
 )
 from nufed.deploy.commands.streams import lost_output, unfailing_streams
 from nufed.deploy.commands.tables import print_table
-from nufed.deploy.commands.terminal import OutputOptions, describe_run, stdout_console
+from nufed.deploy.commands.terminal import OutputOptions, stdout_console
+from nufed.server.progress_lines import describe_run
 
 app = typer.Typer(
     suggest_commands=False,

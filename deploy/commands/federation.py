@@ -12,24 +12,19 @@ import typer
 
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.errors import ConfigError
+from nufed.deploy.commands.certificates import DEFAULT_CERTIFICATES, certs
 from nufed.deploy.commands.option_groups import DeclaredOptions, MachineOptions, with_option_groups
-from nufed.deploy.commands.outputs import Force
 from nufed.deploy.commands.run_options import RunOptions
 from nufed.deploy.commands.terminal import OutputOptions
-from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority, revoke_client
+from nufed.deploy.network.certificates import CertificateFolder
 
 if TYPE_CHECKING:
     from nufed.deploy.commands.find_run import FoundRun
     from nufed.deploy.network.direct_server import ServerEndpoint, ServerSecurity
     from nufed.server.run import ServerOptions
 
-DEFAULT_CERTIFICATES = Path("certs")
-
 _DEPLOYMENT = "Deployment"
 _SECURITY = "Security"
-_CERTIFICATES = Annotated[
-    Path, typer.Option("--out", help="folder of certificates and keys", metavar="DIR", show_default=True)
-]
 
 Insecure = Annotated[
     bool,
@@ -43,9 +38,6 @@ def _serving(text: str, **rest: Any) -> Any:
 
 def _secured(text: str, **rest: Any) -> Any:
     return typer.Option(help=text, rich_help_panel=_SECURITY, **rest)
-
-
-certs = typer.Typer(name="certs", no_args_is_help=True, help="Make and revoke certificates and node keys.")
 
 
 def register(app: typer.Typer) -> None:
@@ -185,7 +177,15 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
         )
         for note in notes:
             observer.say(note)
+        observer.waits_for(_awaited(options, config))
         _serve(endpoint, options, config, stock_clients=serving.stock_clients)
+
+
+def _awaited(options: "ServerOptions", config: RunConfig) -> str:
+    """Return for how many clients the first round waits, in words."""
+    all_of_run = config.data.num_clients + config.data.num_new_clients
+    number = all_of_run if options.min_clients is None else options.min_clients
+    return f"{number} client{'s' if number > 1 else ''}"
 
 
 def _serve(endpoint: "ServerEndpoint", options: "ServerOptions", config: RunConfig, *, stock_clients: bool) -> None:
@@ -199,6 +199,7 @@ def _serve(endpoint: "ServerEndpoint", options: "ServerOptions", config: RunConf
     with DirectServer(endpoint, on_event=options.observer.say) as server:
         unprotected = "" if endpoint.security else " without TLS and node keys"
         options.observer.say(f"listening on {server.address}{unprotected}")
+        options.observer.say(f"waiting for {_awaited(options, config)}, for {options.connect_timeout:g} s at most")
         server.run(build_server_app(options), config.flat(), bundle=bundle)
 
 
@@ -234,11 +235,13 @@ class ParticipantOptions(DeclaredOptions):
         Raises:
             NufedError: the data are no known kind, or the personal model or the state cannot be written.
         """
+        from nufed.client.first_look import look_at
         from nufed.client.personal_model import personal_path
         from nufed.client.split_memory import SplitMemory, state_path
         from nufed.common.data.private.load import check_spec
 
         check_spec(self.data, self.name)
+        look_at(self.data)
         config: dict[str, Scalar] = {"data": self.data, "client-id": self.name}
         if self.new:
             config["group"] = "new"
@@ -292,49 +295,10 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
             ending = None
         written = last_written(participant.personal_model) != kept_before
         if written:
-            say(f"personal model: {participant.personal_model}")
+            replaced = " (in place of the earlier one)" if kept_before else ""
+            say(f"personal model: {participant.personal_model}{replaced}")
         if ending:
             check_ending(ending, server=server, unwritten=None if written else participant.personal_model)
-
-
-@certs.command("init")
-def init_command(
-    san: Annotated[
-        list[str], typer.Option("--san", help="host name or IP address that clients dial; repeatable", metavar="NAME")
-    ],
-    out: _CERTIFICATES = DEFAULT_CERTIFICATES,
-    days: Annotated[int, typer.Option(help="validity of the certificates in days", min=1, max=36_500)] = 365,
-    force: Force = False,
-) -> None:
-    """Make a certificate authority and a server certificate; an authority that is there already is kept.
-
-    A server certificate that it has signed before is replaced, so that names can be added and dates renewed.
-    """
-    folder = CertificateFolder(out)
-    renewed = folder.server_certificate.exists()
-    create_authority(folder, san, days=days, force=force)
-    if renewed:
-        typer.echo("the earlier server certificate is replaced; restart the server to use the new one")
-    typer.echo(f"server: {folder.server_certificate}, {folder.server_key} (for {', '.join(san)})")
-    typer.echo(f"clients: give each {folder.authority_certificate} and a key from `nufed certs add-client NAME`")
-
-
-@certs.command("add-client")
-def add_client_command(
-    name: Annotated[str, typer.Argument(help="the client's name")], out: _CERTIFICATES = DEFAULT_CERTIFICATES
-) -> None:
-    """Make a node key for a client and admit it; a running server takes note by itself."""
-    private_key = add_client(CertificateFolder(out), name)
-    typer.echo(f"{name}: bring {private_key} to that machine over a safe channel, then delete it here")
-
-
-@certs.command("revoke")
-def revoke_command(
-    name: Annotated[str, typer.Argument(help="the client's name")], out: _CERTIFICATES = DEFAULT_CERTIFICATES
-) -> None:
-    """Take a client's key away; a running server refuses it from then on."""
-    revoke_client(CertificateFolder(out), name)
-    typer.echo(f"{name} is not admitted any more")
 
 
 def _config(run: RunOptions, resume: Path | None, round_timeout: float | None) -> tuple[RunConfig, list[str]]:

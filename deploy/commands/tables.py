@@ -5,9 +5,12 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 _GAP = "  "
 _LEAST_FOR_PROSE = 30
+_UNBROKEN = "\u00a0"
 
 
 def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], *, right: int = 0) -> None:
@@ -52,6 +55,12 @@ def table_lines(
     return [text for row in rows for text in _paragraph(header, row, width, right)]
 
 
+def fits(table: Table, console: Console, *, spare: int = 0) -> bool:
+    """Return whether a console is wide enough for a table whose columns may give up `spare` characters in all."""
+    unbounded = console.options.update(max_width=10_000)
+    return Measurement.get(console, unbounded, table).maximum - spare <= console.width
+
+
 def _columns(cells: Sequence[str], widths: Sequence[int], right: int) -> str:
     placed = []
     for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
@@ -69,10 +78,13 @@ def _with_last_folded(cells: Sequence[str], widths: Sequence[int], room: int) ->
 def _paragraph(header: Sequence[str], row: Sequence[str], width: int, right: int) -> Iterator[str]:
     yield from _folded(row[0], width) or [""]
     last = len(row) if right else len(row) - 1
-    named = [f"{name} {cell}" for name, cell in zip(header[1:last], row[1:last], strict=True) if cell]
-    for text in ("; ".join(named), *row[last:]):
+    texts = len(row) - right if right else last
+    named = [f"{name} {cell}".strip() for name, cell in zip(header[1:texts], row[1:texts], strict=True) if cell]
+    pairs = zip(header[texts:last], row[texts:last], strict=True)
+    numbers = [f"{name}: {cell}".replace(" ", _UNBROKEN) for name, cell in pairs]
+    for text in ("; ".join(named), ", ".join(numbers), *row[last:]):
         for part in _folded(text, max(width - len(_GAP), 10)):
-            yield _GAP + part
+            yield _GAP + part.replace(_UNBROKEN, " ")
 
 
 def _folded(text: str, width: int) -> list[str]:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,13 @@ from rich.text import Text
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import LISTED, ConfigError
+from nufed.deploy.commands.heartbeat import Heartbeat
 from nufed.deploy.commands.option_groups import option
-from nufed.deploy.commands.tables import PIPE_WIDTH
+from nufed.deploy.commands.tables import PIPE_WIDTH, fits, print_table
 from nufed.server.observer import RunObserver
+from nufed.server.progress_lines import describe_run, last_evaluation, number, round_line
+
+_SECONDS_BETWEEN_LINES = 5.0
 
 
 class Observer(RunObserver, Protocol):
@@ -29,6 +34,9 @@ class Observer(RunObserver, Protocol):
 
     def __exit__(self, *_: object) -> None:
         """Leave the terminal in order."""
+
+    def waits_for(self, what: str) -> None:
+        """Take note that nothing is done for now but to wait for `what`."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,10 @@ class TerminalObserver:
     """Shows a run's progress; holds the bar between rounds."""
 
     def __init__(self, console: Console) -> None:
-        """Show on `console`: a live bar if it is a terminal, else a line per evaluation."""
+        """Show on `console`: a live bar if it is a terminal, else lines; see `_is_due`."""
         self._console = console
+        self._heartbeat = Heartbeat(self.say, "getting ready")
+        self._said_at = 0.0
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._last = ""
@@ -98,10 +108,12 @@ class TerminalObserver:
 
     def __enter__(self) -> "TerminalObserver":
         """Return the observer."""
+        self._heartbeat.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave the terminal in order, also when the run ended by an error."""
+        self._heartbeat.__exit__()
         self._stop()
 
     def on_start(self, config: RunConfig, folder: Path, *, first_round: int) -> None:
@@ -110,7 +122,9 @@ class TerminalObserver:
         self.say(describe_run(config))
         self.say(f"folder {folder}" + (f", going on at round {first_round}" if first_round > 1 else ""))
         if not self._console.is_terminal:
+            self._heartbeat.now(f"round {first_round}/{self._num_rounds}" if self._num_rounds else "evaluation")
             return
+        self._heartbeat.now("")
         columns = (
             TextColumn("round {task.completed}/{task.total}"),
             BarColumn(bar_width=30),
@@ -131,17 +145,34 @@ class TerminalObserver:
         if self._progress:
             self._last = last or self._last
             self._progress.update(self._task, completed=record["round"], last=self._last)
-        elif last:
-            self.say(f"round {record['round']}/{self._num_rounds}  {last}  {record['seconds']:.1f} s")
+            return
+        done, following = record["round"], record["round"] + 1
+        if last or self._is_due(done):
+            self.say(round_line(record, self._num_rounds))
+            self._said_at = time.monotonic()
+        going_on = f"round {following}/{self._num_rounds}" if following <= self._num_rounds else "final evaluation"
+        self._heartbeat.now(going_on)
+
+    def _is_due(self, done: int) -> bool:
+        """Return whether a round without evaluation has a line: the first one, the last one, and one every 5 s."""
+        return done in (1, self._num_rounds) or time.monotonic() - self._said_at >= _SECONDS_BETWEEN_LINES
 
     def on_finish(self, summary: Mapping[str, Any], folder: Path) -> None:
         """Show the final numbers and where they are."""
         self._stop()
+        self._heartbeat.now("")
         if (table := summary_table(summary)) is not None:
             self.say("After s fine-tuning steps (worst: mean of the worst tenth of the clients):")
-            self._console.print(table)
+            if fits(table, self._console):
+                self._console.print(table)
+            else:
+                print_table(self._console, *turned_summary(summary), right=2)
         for line in closing_lines(summary, folder):
             self.say(line)
+
+    def waits_for(self, what: str) -> None:
+        """Say from time to time that the run waits for `what`, until it starts."""
+        self._heartbeat.now(f"waiting for {what}")
 
     def say(self, line: str) -> None:
         """Show one line, above the bar if there is one."""
@@ -167,6 +198,9 @@ class JsonObserver:
     def __exit__(self, *_: object) -> None:
         """Do nothing: there is nothing to put in order."""
 
+    def waits_for(self, what: str) -> None:
+        """Say nothing."""
+
     def say(self, line: str) -> None:
         """Say nothing."""
 
@@ -184,29 +218,6 @@ class JsonObserver:
         self._console.print(Text(text), soft_wrap=True)
 
 
-def describe_run(config: RunConfig) -> str:
-    """Return one line that says what is run."""
-    data, method, federation = config.data, config.method, config.federation
-    new = f" + {data.num_new_clients} new" if data.num_new_clients else ""
-    return (
-        f"{data.source} ({data.partition}), {data.num_clients}{new} clients, {config.model.name}: "
-        f"ν = {method.num_inner_steps}, {method.estimator}, α = {method.inner_lr:g}, β = {method.local_lr:g}, "
-        f"τ = {method.num_local_steps}, r = {federation.participation_fraction:g}, seed {config.seed}"
-    )
-
-
-def last_evaluation(record: Mapping[str, Any]) -> str:
-    """Return `accuracy 41.2 % → 87.3 %` (before and after adaptation) of a round that was evaluated, else nothing."""
-    evaluation = record.get("evaluation")
-    participating = evaluation and evaluation.get("participating")
-    if not participating:
-        return ""
-    curve, name = participating["accuracy"], "accuracy"
-    if curve is None:
-        curve, name = participating["loss"], "loss"
-    return f"{name} {_number(curve[0], name)} → {_number(curve[-1], name)}"
-
-
 def summary_table(summary: Mapping[str, Any]) -> Table | None:
     """Return the final numbers: one row per group, accuracy (or loss) after 0, 1, ν, s* and S steps; None without any.
 
@@ -218,22 +229,22 @@ def summary_table(summary: Mapping[str, Any]) -> Table | None:
     measure = next(iter(groups.values()))["measure"]
     last = len(next(iter(groups.values()))[measure]) - 1
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(f"test {measure}\nof clients")
-    table.add_column("n", justify="right")
-    steps = sorted({0, min(1, last), min(summary["num_inner_steps"], last), summary["primary_step"], last})
+    table.add_column(f"test {measure}\nof clients", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    steps = _steps_shown(summary, last)
     for step in steps:
         table.add_column(f"s = {step}\n{_step_names(step, summary, last)}", justify="right", no_wrap=True)
     for step in (0, last):
         table.add_column(f"s = {step}\nworst", justify="right", no_wrap=True)
     for name, group in groups.items():
-        means = [_number(group[measure][step], measure) for step in steps]
+        means = [number(group[measure][step], measure) for step in steps]
         diverged = [group.get("num_diverged", [0] * (last + 1))[step] for step in steps]
-        worst = [_number(group["worst_decile"][step], measure) for step in (0, last)]
+        worst = [number(group["worst_decile"][step], measure) for step in (0, last)]
         table.add_row(name, str(group["num_clients"]), *means, *worst)
         for key, curve in (group.get("metrics") or {}).items():
             if key.startswith("test-"):
                 further = key.removeprefix("test-")
-                table.add_row(f"  {further}", "", *(_number(curve[step], further) for step in steps))
+                table.add_row(f"  {further}", "", *(number(curve[step], further) for step in steps))
         if any(diverged):
             table.add_row("  of them diverged", "", *map(str, diverged))
     return table
@@ -245,7 +256,7 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     if summary.get("target_accuracy"):
         reached = summary["rounds_to_target"]
         when = f"after round {reached}" if reached is not None else f"in none of {summary['rounds']} rounds"
-        lines.append(f"accuracy {_number(summary['target_accuracy'], 'accuracy')} reached {when}")
+        lines.append(f"accuracy {number(summary['target_accuracy'], 'accuracy')} reached {when}")
     if problems := {name: count for name, count in summary.get("problems", {}).items() if count}:
         lines.append("replies not used: " + ", ".join(f"{count} {name}" for name, count in problems.items()))
     if problems.get("rejected"):
@@ -259,7 +270,7 @@ def _ending(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
     """Yield how a run ended, where that is not as it should be; the reason of an error is told by the error."""
     rounds, idle = summary["rounds"], summary.get("rounds_without_reply", 0)
     if summary["status"] == "interrupted":
-        yield f"Interrupted after round {rounds}. To go on, give the same command --resume {folder}"
+        yield f"Interrupted after round {rounds}. {_going_on(folder)}"
     if summary["status"] == "nothing-trained":
         yield f"Nothing was trained: no reply could be used in any of {rounds} rounds."
     elif idle:
@@ -274,7 +285,39 @@ def _ending(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
         names = [f"{client_id} ({reason})" for client_id, reason in list(absent.items())[:LISTED]]
         names += [f"{len(absent) - LISTED} more"] if len(absent) > LISTED else []
         names += [f"{never_seen} that never came"] if never_seen else []
-        yield f"Not in the final evaluation: {', '.join(names)}. To ask again, give the same command --resume {folder}"
+        yield f"Not in the final evaluation: {', '.join(names)}. {_going_on(folder, 'ask again')}"
+
+
+def _going_on(folder: Path, what: str = "go on") -> str:
+    """Return how a run can be resumed; its options are in its folder, and what else was typed has to be typed again."""
+    return f"To {what}, type --resume {folder} in place of --out and the run's options."
+
+
+def turned_summary(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of `summary_table` for a narrow terminal: a column for each group."""
+    groups = {name: summary[name] for name in ("participating", "new") if summary.get(name)}
+    measure = next(iter(groups.values()))["measure"]
+    last = len(next(iter(groups.values()))[measure]) - 1
+    rows = [["clients", *(str(group["num_clients"]) for group in groups.values())]]
+    for step in _steps_shown(summary, last):
+        name = f"s = {step} {_step_names(step, summary, last).replace('= ', '')}".strip()
+        rows.append([name, *(number(group[measure][step], measure) for group in groups.values())])
+        for key in dict.fromkeys(key for group in groups.values() for key in group.get("metrics") or {}):
+            if key.startswith("test-"):
+                further = key.removeprefix("test-")
+                curves = [(group.get("metrics") or {}).get(key) for group in groups.values()]
+                rows.append([f"  {further}", *(number(curve[step], further) if curve else "" for curve in curves)])
+        diverged = [group.get("num_diverged", [0] * (last + 1))[step] for group in groups.values()]
+        if any(diverged):
+            rows.append(["  diverged", *map(str, diverged)])
+    for step in (0, last):
+        worst = (number(group["worst_decile"][step], measure) for group in groups.values())
+        rows.append([f"s = {step} worst", *worst])
+    return [f"test {measure}", *groups], rows
+
+
+def _steps_shown(summary: Mapping[str, Any], last: int) -> list[int]:
+    return sorted({0, min(1, last), min(summary["num_inner_steps"], last), summary["primary_step"], last})
 
 
 def _step_names(step: int, summary: Mapping[str, Any], last: int) -> str:
@@ -282,14 +325,3 @@ def _step_names(step: int, summary: Mapping[str, Any], last: int) -> str:
         return "before"
     named = {"ν": summary["num_inner_steps"], "s*": summary["primary_step"], "S": last}
     return " = ".join(name for name, value in named.items() if value == step)
-
-
-def _number(value: float | None, measure: str) -> str:
-    if value is None or value != value:
-        return "diverged"
-    if measure == "loss":
-        return f"{value:.4g}"
-    from nufed.common.metrics import ACCURACY, further_metrics  # loads PyTorch, which is loaded once there are numbers
-
-    known = {"accuracy": ACCURACY, **further_metrics()}.get(measure)
-    return f"{100 * value:.1f} %" if known and known.is_share else f"{value:.4g}"

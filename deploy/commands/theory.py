@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from nufed.common.config import RunConfig
@@ -16,6 +15,8 @@ from nufed.common.errors import ConfigError
 from nufed.common.method_rules import sequential_options
 from nufed.deploy.commands.option_groups import MachineOptions, option, with_option_groups
 from nufed.deploy.commands.run_options import RunOptions
+from nufed.deploy.commands.tables import fits, print_table
+from nufed.deploy.commands.terminal import stdout_console
 
 if TYPE_CHECKING:  # torch, which these need, takes seconds to import: other commands do without
     from nufed.common.settings import Settings
@@ -35,6 +36,7 @@ _CONSTANTS = {
     "kappa": "κ, Lipschitz constant of the third derivatives (default: unknown)",
     "mu": "μ, smallest eigenvalue of any Hessian; 0 for convex losses (default: unknown)",
 }
+_NARROWEST_MEANING = 12
 _REQUIRED = ("L", "rho", "B")
 
 
@@ -235,10 +237,16 @@ def _as_json(source: "Constants | Estimate", advice: "list[Advice]") -> dict[str
 def _print(source: "Constants | Estimate", advice: "list[Advice]") -> None:
     from nufed.common.theory.advice import describe
 
-    console = Console()
+    console = stdout_console()
     for line in _explain_source(source):
         console.print(line, highlight=False)
-    console.print(_table(describe(advice), [entry.num_inner_steps for entry in advice]))
+    rows, nus = describe(advice), [entry.num_inner_steps for entry in advice]
+    spare = max(len(row.meaning) for row in rows) - _NARROWEST_MEANING
+    if fits(table := _table(rows, nus), console, spare=spare):
+        console.print(table)
+    else:
+        cells = [(row.symbol, row.meaning, *(f"{value:.3g}" for value in row.values)) for row in rows]
+        print_table(console, ("", "", *(f"ν = {nu}" for nu in nus)), cells, right=len(nus))
     for entry in advice:
         console.print(
             f"[bold]ν = {entry.num_inner_steps}[/bold]  {entry.inner_lr_reason}. {entry.local_lr_reason}. "
@@ -267,7 +275,7 @@ def _explain_source(source: "Constants | Estimate") -> Iterator[str]:
 def _table(rows: "list[Row]", nus: list[int]) -> Table:
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    table.add_column("meaning")  # the one that wraps on a narrow terminal
+    table.add_column("meaning", min_width=_NARROWEST_MEANING)  # the one that wraps on a narrow terminal
     for nu in nus:
         table.add_column(f"ν = {nu}", justify="right", no_wrap=True)
     for row in rows:

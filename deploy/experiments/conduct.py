@@ -72,6 +72,19 @@ def with_changes(suite: Suite, changes: Changes) -> Suite:
             raise ConfigError(f"{kind} {name!r} is not in suite {suite.name}.{nearest_match_hint(name, known)}")
     methods = [each for each in suite.methods if not changes.methods or each.name in changes.methods]
     settings = [each for each in suite.settings if not changes.settings or each.name in changes.settings]
+    names = {method.name for method in methods}
+    for role, name in (("reference", suite.reference), ("baseline", suite.baseline)):
+        if name not in names:
+            raise ConfigError(
+                f"--method leaves out {name!r}, the {role} that the suite {suite.name} compares with. Add --method "
+                f"{name}."
+            )
+    for method in methods:
+        if method.follows and method.follows not in names:
+            raise ConfigError(
+                f"--method {method.name} takes its step sizes from {method.follows!r}, which is left out. Add --method "
+                f"{method.follows}."
+            )
     changed = suite.model_copy(
         update={
             "seeds": changes.seeds or suite.seeds,

@@ -52,6 +52,7 @@ def run_cells(cells: Sequence[Cell], workers: Workers) -> dict[str, Outcome]:
         return outcomes
     if outcomes:
         workers.say(f"{len(outcomes)} of {len(unique)} runs are done already")
+    workers.say(f"{len(pending)} runs to do, {min(workers.jobs, len(pending))} at a time")
     clock = _Clock(pending, len(unique))
     with _processes(workers, len(pending)) as executor:
         futures = {executor.submit(run_cell, cell, workers.out, workers.engine): cell for cell in pending}

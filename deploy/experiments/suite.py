@@ -240,7 +240,7 @@ def checked(values: Mapping[str, Any], origin: str) -> Suite:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(to_kebab(str(part)) for part in problem["loc"]) or "suite"
-        reason = problem["msg"].removeprefix("Value error, ")
+        reason = problem["msg"].removeprefix("Value error, ").removesuffix(".")
         raise ConfigError(f"In suite {origin}: {key}: {reason}. Correct it.") from error
     for entry in suite.entries():
         for point in entry.points():

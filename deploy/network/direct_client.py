@@ -18,6 +18,7 @@ from flwr.common.constant import ErrorCode
 
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, PeerError
+from nufed.deploy.network.answer_lines import describe_answer
 from nufed.deploy.network.call_failures import ConnectionLost, RunOver, ServerFinished, TurnedAway
 from nufed.deploy.network.certificates import read_certificate, read_private_key
 from nufed.deploy.network.fleet_connection import FleetConnection
@@ -186,6 +187,8 @@ class DirectClient:
             self._unfit = error if isinstance(error, NufedError) else None
         self._unsent = reply, time.monotonic() - started
         self._send_unsent(connection)
+        if line := describe_answer(message, reply, time.monotonic() - started):
+            self._on_event(line)
 
     def _context(self, run_id: int, connection: FleetConnection) -> Context:
         """Return the run's context, made at its first message and kept; earlier runs are forgotten."""

@@ -1,6 +1,6 @@
 """A whole federation on one machine: checks what was asked for, then hands both apps to an engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,7 +74,23 @@ def prepare(config: RunConfig) -> Federation:
     dtype = DTYPES[config.model.dtype]
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=process_settings())
     build_model(config.model, federation.task, seed=config.seed)
-    return federation
+    return replace(federation, notes=(*federation.notes, *_batch_notes(config, federation)))
+
+
+def _batch_notes(config: RunConfig, federation: Federation) -> Iterator[str]:
+    """Yield a note where batches hold more examples than any client has: they repeat them, and cost accordingly."""
+    method, most = config.method, max(len(client.support) for client in federation.clients)
+    sizes = {
+        "method.batch-size": method.batch_size,
+        "method.outer-batch-size": method.outer_batch_size,
+        "method.hessian-batch-size": method.hessian_batch_size,
+    }
+    for key, size in sizes.items():
+        if size > most:
+            yield (
+                f"{key}={size} is more than the {most} examples of the largest client: batches hold them several times "
+                "over and take that much longer; 0 takes each example once"
+            )
 
 
 def check_resumable(folder: Path, config: RunConfig) -> None:

@@ -121,7 +121,7 @@ def test_ctrl_c_leaves_a_whole_folder_and_says_how_to_go_on(tmp_path, monkeypatc
     assert code == 130
     assert (summary_of(folder)["status"], summary_of(folder)["rounds"]) == ("interrupted", 2)
     assert load_model(folder)[1]["round"] == 2
-    assert f"Interrupted after round 2. To go on, give the same command --resume {folder}" in printed.out
+    assert f"Interrupted after round 2. To go on, type --resume {folder}" in printed.out
     assert "Traceback" not in printed.err
 
 

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
-from nufed.deploy.commands.terminal import JsonObserver, OutputOptions, TerminalObserver, closing_lines, last_evaluation
+from nufed.deploy.commands.terminal import JsonObserver, OutputOptions, TerminalObserver, closing_lines
+from nufed.server.progress_lines import last_evaluation
 
 CURVE = [0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95]
 GROUP = {
@@ -96,7 +97,10 @@ def test_a_terminal_gets_a_bar_that_counts_rounds():
 def test_an_interrupted_run_says_how_to_go_on():
     lines = closing_lines({**SUMMARY, "status": "interrupted"}, FOLDER)
 
-    assert lines[0] == "Interrupted after round 20. To go on, give the same command --resume runs/trial"
+    assert (
+        lines[0]
+        == "Interrupted after round 20. To go on, type --resume runs/trial in place of --out and the run's options."
+    )
 
 
 @pytest.mark.parametrize(("reached", "text"), [(0, "reached after round 0"), (None, "reached in none of 20 rounds")])

@@ -14,8 +14,8 @@ from nufed.common.config import RunConfig, option_descriptions
 from nufed.deploy.commands.cli import app, main
 from nufed.deploy.commands.run_options import FLAGS, allowed_values
 from nufed.deploy.commands.tables import table_lines
-from nufed.deploy.commands.terminal import describe_run
 from nufed.deploy.commands.version import STAMP, find_commit
+from nufed.server.progress_lines import describe_run
 
 PROGRAM = typer.main.get_command(app)
 
@@ -73,7 +73,8 @@ def test_help_of_simulate_describes_the_defaults_as_they_are(monkeypatch, capsys
     assert "ν = 3" in page
 
 
-def test_options_lists_what_each_may_be(capsys):
+def test_options_lists_what_each_may_be(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
     main(["options"])
 
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
@@ -89,6 +90,7 @@ def test_options_lists_what_each_may_be(capsys):
 @pytest.mark.parametrize("width", [40, 70, 80, 200])
 @pytest.mark.parametrize("command", ["options", "methods", "datasets", "models", "estimators"])
 def test_a_list_says_the_same_at_any_width(monkeypatch, capsys, command, width):
+    monkeypatch.delenv("COLUMNS", raising=False)
     main([command])
     in_a_pipe = capsys.readouterr().out.splitlines()
     monkeypatch.setenv("COLUMNS", str(width))

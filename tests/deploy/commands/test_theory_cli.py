@@ -10,6 +10,7 @@ from nufed.common.errors import ConfigError
 from nufed.common.theory.advice import describe, recommend
 from nufed.common.theory.constants import Constants, MetaStep
 from nufed.common.theory.convergence import RunShape
+from nufed.deploy.commands.cli import main
 from nufed.deploy.commands.theory import register
 
 GIVEN = ["--L", "1", "--rho", "1", "--B", "1"]
@@ -93,3 +94,16 @@ def test_without_constants_they_are_measured_on_the_data_and_model(run):
 def test_what_contradicts_itself_is_refused(run, arguments, message):
     with pytest.raises(ConfigError, match=message):
         run(*arguments)
+
+
+@pytest.mark.parametrize("width", [40, 70, 80, 200])
+def test_the_table_is_whole_at_any_width(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+
+    main(["theory", "--L", "1", "--rho", "1", "--B", "1"])
+
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(len(line.rstrip()) for line in printed.splitlines()) <= width
+    numbers = ("6.94", "9.28", "10.5", "smoothness")
+    assert all(number in printed for number in numbers)

@@ -93,7 +93,7 @@ def test_methods_can_be_left_out_but_not_one_that_others_need():
     kept = with_changes(suite, Changes(methods=["fedavg", "per-fedavg"]))
 
     assert [entry.key for entry in kept.entries()] == ["fedavg", "per-fedavg"]
-    with pytest.raises(ConfigError, match="follows 'meta-5'"):
+    with pytest.raises(ConfigError, match="takes its step sizes from 'meta-5'"):
         with_changes(suite, Changes(methods=["fedavg", "per-fedavg", "one-step-5"]))
     with pytest.raises(ConfigError, match="Did you mean 'fedavg'"):
         with_changes(suite, Changes(methods=["fedavgs"]))
