@@ -66,7 +66,7 @@ class DenseKernel:
         self._buffers: _Buffers | None = None
 
     def start_step(self) -> None:
-        """Let what earlier tapes returned be overwritten; without such calls nothing is."""
+        """Begin a step, in which what earlier tapes returned is overwritten; without such calls nothing is."""
         if self._buffers is None:
             self._buffers = _Buffers()
         self._buffers.take_back()

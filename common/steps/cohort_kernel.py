@@ -67,7 +67,7 @@ class CohortKernel(Protocol):
     takes_padding: bool
 
     def start_step(self) -> None:
-        """Be told that nothing is needed any more of what earlier tapes returned; its memory may be used again."""
+        """Begin a step: nothing that earlier tapes returned is needed any more, and its memory may be used again."""
 
     def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> CohortTape:
         """Evaluate the losses at `params`; `curvature` keeps what `contract` needs."""

@@ -68,7 +68,7 @@ class Cohort:
     """Runs clients together; holds why it did not, so that each reason is logged once."""
 
     def __init__(self) -> None:
-        """Have said nothing yet."""
+        """Start with nothing logged."""
         self._said: set[str] = set()
 
     def train(self, assignments: Chunk) -> Iterator[Answer]:

@@ -57,6 +57,24 @@ def test_how_the_server_aggregates_is_nothing_to_the_clients():
     assert sequential_options(config) == []
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"method.step-sizes": "learned"},
+        {"method.adapted-part": "head"},
+        {"method.trained-part": "body"},
+        {"method.proximal-strength": 0.5},
+        {"method.personal-strength": 0.5},
+        {"federation.training": "local"},
+    ],
+    ids=str,
+)
+def test_each_option_that_the_batched_computation_does_not_know_is_listed_by_itself(option):
+    ((key, value),) = option.items()
+
+    assert sequential_options(RunConfig().updated(option)) == [f"{key}={value}"]
+
+
 def test_the_options_are_listed_as_they_are_given():
     config = RunConfig().updated({**HEAD, "method.proximal-strength": 0.5})
 
