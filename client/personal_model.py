@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nufed.client.personalize import adapted_points
+from nufed.client.personalize import adapted_points, judge_split
 from nufed.client.workplace import Workplace
 from nufed.common import __version__
 from nufed.common.config import RunConfig, Scalar
@@ -27,7 +27,8 @@ from nufed.common.errors import ConfigError, ModelError, RunError, WireError
 from nufed.common.examples import TaskInfo
 from nufed.common.meta.objective import initial_params
 from nufed.common.params import Params, model_params
-from nufed.common.task import judge, with_params
+from nufed.common.rng import seeded_generators
+from nufed.common.task import with_params
 from nufed.common.wire import check_params
 
 PERSONAL_FORMAT = "nufed-personal-1"
@@ -97,8 +98,11 @@ def personalize(place: Workplace, params: Mapping[str, Tensor]) -> PersonalModel
     start = point = next(points)
     for point in points:  # noqa: B007 - the last one is wanted
         pass
-    test = place.data.test.as_batch()
-    before, after = (Judged(*judge(place.model, place.task, each, test)) for each in (start, point))
+    num_steps = place.config.evaluation.num_adapt_steps
+    before, after = (
+        Judged(found["loss"], found.get("accuracy"))
+        for found in (judge_split(place, start, "test", 0), judge_split(place, point, "test", num_steps))
+    )
     personal = PersonalModel(
         params=point,
         config=place.config,
@@ -107,7 +111,7 @@ def personalize(place: Workplace, params: Mapping[str, Tensor]) -> PersonalModel
         before=before,
         after=after,
         num_support=len(place.data.support),
-        num_test=len(test.targets),
+        num_test=len(place.data.test),
         base_hash=hash_params(params),
         preparation=place.preparation,
     )
@@ -241,7 +245,8 @@ def predict(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], inpu
         inputs: [N, *task.input_shape].
     """
     outputs_of = with_params(model)
-    outputs = torch.cat([outputs_of(params, part) for part in torch.split(inputs, _PREDICTED_AT_ONCE)])
+    with seeded_generators(0, (inputs.device,)):  # for models that draw random numbers in evaluation mode too
+        outputs = torch.cat([outputs_of(params, part) for part in torch.split(inputs, _PREDICTED_AT_ONCE)])
     return outputs.softmax(1) if task.kind == "classification" else outputs.reshape(len(inputs), -1)
 
 

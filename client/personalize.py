@@ -1,17 +1,19 @@
 """Adaptation at test time: fine-tune the server's model on the support split, judge it on data it has not seen."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from nufed.client.workplace import Workplace
 from nufed.common.config import EvaluationConfig
-from nufed.common.examples import Batch, ClientData
+from nufed.common.examples import Batch, ClientData, Examples
 from nufed.common.meta.local_update import Stream, local_update
 from nufed.common.meta.objective import fine_tune
 from nufed.common.params import Params
-from nufed.common.rng import numpy_generator
+from nufed.common.rng import derive_seed, numpy_generator
 from nufed.common.task import judged_by_all
 
 Curves = dict[str, list[float]]
@@ -25,12 +27,11 @@ def adaptation_curves(place: Workplace, params: Mapping[str, Tensor]) -> Curves:
         `validation-accuracy`: S+1 numbers each, means over examples. Accuracies are absent for regression; further
         metrics of `nufed.common.metrics` are named likewise.
     """
-    judged = {"test": place.data.test, "validation": place.data.validation}
-    judged = {name: examples for name, examples in judged.items() if len(examples)}
+    judged = [name for name, examples in _held_out(place).items() if len(examples)]
     curves: Curves = {}
-    for point in adapted_points(place, params):
-        for name, examples in judged.items():
-            for measure, value in judged_by_all(place.model, place.task, point, examples.as_batch()).items():
+    for step, point in enumerate(adapted_points(place, params)):
+        for name in judged:
+            for measure, value in judge_split(place, point, name, step).items():
                 curves.setdefault(f"{name}-{measure}", []).append(value)
     return curves
 
@@ -45,8 +46,28 @@ def adapted_points(place: Workplace, params: Mapping[str, Tensor]) -> Iterator[P
     if place.config.federation.training == "local":
         params = trained_alone(place, params)
     step_size = evaluation.adapt_lr or method.inner_lr
-    batches = adaptation_batches(place.data, evaluation, seed=place.config.seed)
+    batches = (
+        replace(batch, mask_seed=_draws_seed(place, "adapt", step))
+        for step, batch in enumerate(adaptation_batches(place.data, evaluation, seed=place.config.seed))
+    )
     return fine_tune(place.adaptation_loss, params, batches, step_size, method)
+
+
+def judge_split(place: Workplace, point: Params, name: Literal["test", "validation"], step: int) -> dict[str, float]:
+    """Return `loss` and all metrics of a model after so many steps, on one of a client's held-out splits."""
+    batch = replace(_held_out(place)[name].as_batch(), mask_seed=_draws_seed(place, name, step))
+    return judged_by_all(place.model, place.task, point, batch, place.adaptation_loss.traits)
+
+
+def _held_out(place: Workplace) -> dict[Literal["test", "validation"], Examples]:
+    return {"test": place.data.test, "validation": place.data.validation}
+
+
+def _draws_seed(place: Workplace, purpose: str, step: int) -> int | None:
+    """Return the seed of what a model draws in evaluation mode; None for one that draws nothing then."""
+    if place.adaptation_loss.traits.draws == "nothing":
+        return None
+    return derive_seed(place.config.seed, "evaluation", place.data.client_id, purpose, step)
 
 
 def trained_alone(place: Workplace, params: Mapping[str, Tensor]) -> Params:

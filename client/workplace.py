@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from nufed.client.model_pair import model_pair
 from nufed.client.split_memory import SplitMemory, state_path
-from nufed.common.config import ModelConfig, RunConfig, Scalar
+from nufed.common.config import RunConfig, Scalar
 from nufed.common.data import load_federation
 from nufed.common.data.private.load import Membership, PrivateClient, load_private
 from nufed.common.data.private.preparation import Preparation
@@ -18,10 +19,10 @@ from nufed.common.data.private.rows import refusal, tell_here
 from nufed.common.data.private.split import SplitHashes
 from nufed.common.errors import ConfigError, NufedError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
-from nufed.common.models import MODELS, build_model
+from nufed.common.models import MODELS
 from nufed.common.settings import Settings
 from nufed.common.steps.compile_choice import settle_compile
-from nufed.common.task import LossFn, make_loss
+from nufed.common.task import ModelLoss
 
 Items = tuple[tuple[str, Scalar], ...]
 
@@ -35,9 +36,8 @@ class Workplace:
         task: what model and loss fit.
         data: the client's splits, on the device.
         model: in evaluation mode; its own parameters are not used.
-        training_loss: in training mode, dropout masks following the batch.
+        training_loss: in training mode, what it draws following the batch.
         adaptation_loss: in evaluation mode.
-        masks: whether the training loss draws dropout masks.
         preparation: how a private table's columns became the inputs; None where nothing was changed.
         own: which of its own examples are for what, and what it remembers of earlier ones; None in a simulation.
     """
@@ -46,11 +46,15 @@ class Workplace:
     task: TaskInfo
     data: ClientData
     model: nn.Module
-    training_loss: LossFn
-    adaptation_loss: LossFn
-    masks: bool
+    training_loss: ModelLoss
+    adaptation_loss: ModelLoss
     preparation: Preparation | None = None
     own: "OwnExamples | None" = None
+
+    @property
+    def masks(self) -> bool:
+        """Return whether the training loss draws random numbers, such as dropout masks."""
+        return self.training_loss.traits.draws != "nothing"
 
 
 def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar], settings: Settings) -> Workplace:
@@ -59,7 +63,7 @@ def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar
     Raises:
         ConfigError: the run or node configuration is wrong.
         DataError: the client's data cannot be had.
-        ModelError: the model cannot be built.
+        ModelError: the model cannot be built, or cannot be trained on this client's examples.
     """
     return _workplace(tuple(sorted(run_config.items())), tuple(sorted(node_config.items())), settings)
 
@@ -67,7 +71,7 @@ def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar
 def forget_workplaces() -> None:
     """Let go of all workplaces, examples and models; for a process that carries out one run after another."""
     _workplace.cache_clear()
-    _models.cache_clear()
+    model_pair.cache_clear()
 
 
 @lru_cache(maxsize=1)
@@ -103,12 +107,13 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
         own = _own_examples(client, config, node_config)
     else:
         (task, data), num_here = _simulated_client(config, node_config, settings), config.data.num_clients
-    data = _on_device(data, settings.device)
-    training_model, model = _models(config.model, task, config.seed, settings.device)
-    masks = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in training_model.modules())
-    training_loss = make_loss(training_model, task)
+    data = on_device(data, settings.device)
+    with _of_the_run() if config.model.name in MODELS else nullcontext():
+        pair = model_pair(config.model, task, config.seed, settings.device)
+    with _of_the_run():
+        training_loss, adaptation_loss = pair.losses(data, config.method)
     config = settle_compile(config, training_loss, num_here)
-    return Workplace(config, task, data, model, training_loss, make_loss(model, task), masks, preparation, own)
+    return Workplace(config, task, data, pair.evaluation, training_loss, adaptation_loss, preparation, own)
 
 
 def _membership(node_config: Mapping[str, Scalar]) -> Membership:
@@ -155,14 +160,6 @@ def _config(run_items: Items) -> RunConfig:
         return RunConfig.parse(dict(run_items))
 
 
-@lru_cache(maxsize=8)
-def _models(config: ModelConfig, task: TaskInfo, seed: int, device: str) -> tuple[nn.Module, nn.Module]:
-    """Return the model twice, in training and in evaluation mode; all clients of a process share them."""
-    with _of_the_run() if config.name in MODELS else nullcontext():
-        training, evaluation = (build_model(config, task, seed=seed).to(device) for _ in range(2))
-    return training.train(), evaluation.eval()
-
-
 @contextmanager
 def _of_the_run() -> Iterator[None]:
     """Let errors inside be told to the server: they speak of the options that it sent, and of nothing else."""
@@ -191,7 +188,9 @@ def _simulated_client(
     return federation.task, federation.clients[partition]
 
 
-def _on_device(data: ClientData, device: str) -> ClientData:
+def on_device(data: ClientData, device: str) -> ClientData:
+    """Return a client's data on a device."""
+
     def move(examples: Examples) -> Examples:
         return Examples(examples.inputs.to(device), examples.targets.to(device))
 

@@ -4,6 +4,8 @@ Nothing outside this module touches a global generator.
 """
 
 import hashlib
+import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,12 +36,44 @@ def torch_generator(run_seed: int, *purpose: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(run_seed, *purpose))
 
 
+GLOBAL_STATE = threading.RLock()
+"""Held while a global generator is seeded, or a model has other parameters than its own: threads share both."""
+
+
 @contextmanager
 def seeded_torch(seed: int, devices: tuple[torch.device, ...] = ()) -> Iterator[None]:
-    """Seed torch's default generators inside the block and put them back after it.
+    """Seed torch's default generators inside the block and put them back after it; other threads wait.
 
     For code that offers no generator argument: parameter initialization and dropout masks.
     """
-    with torch.random.fork_rng(devices=[d for d in devices if d.type == "cuda"]):
+    with GLOBAL_STATE, torch.random.fork_rng(devices=[d for d in devices if d.type == "cuda"]):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def seeded_generators(seed: int, devices: tuple[torch.device, ...] = ()) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python inside the block and put them back after it.
+
+    For the code of others, which may draw from any of them. What torch draws is what it draws in `seeded_torch`.
+    """
+    with seeded_torch(seed, devices):
+        numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - it is the global one that others draw from
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - it is the global one that others draw from
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002 - it is the global one that others draw from
+            random.setstate(python_state)
+
+
+def generator_states(device: torch.device) -> dict[str, bytes]:
+    """Return the states of the global generators of `torch` (also the device's own), `numpy` and `python`."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    _, keys, *position = np.random.get_state(legacy=True)  # noqa: NPY002 - it is the global one that others draw from
+    return {
+        "torch": b"".join(state.numpy().tobytes() for state in states),
+        "numpy": np.asarray(keys).tobytes() + repr(position).encode(),
+        "python": repr(random.getstate()).encode(),
+    }

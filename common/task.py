@@ -1,22 +1,21 @@
 """Losses and accuracy: from a model and a task to a function of parameters and a batch."""
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name torch's own documentation uses
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nufed.common.examples import Batch, TaskInfo
 from nufed.common.metrics import measured
-from nufed.common.rng import seeded_torch
+from nufed.common.rng import GLOBAL_STATE, derive_seed, seeded_generators, seeded_torch
+from nufed.common.traits import UNKNOWN, Traits
 
 LossFn = Callable[[Mapping[str, Tensor], Batch], Tensor]
-
-_FORWARD = threading.RLock()
-"""Held during a forward pass: the clients of one process share its models and torch's default generator."""
 
 
 def task_loss(task: TaskInfo, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -30,33 +29,45 @@ def with_params(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Te
     """Return `outputs(params, inputs)`: the model's outputs with other parameters in the place of its own.
 
     What `torch.func.functional_call` does, at a tenth of its overhead: where the parameters live is looked up once.
-    The model's own parameters are back in place after each call, also when it raises. Threads take turns.
+    Buffers are read in the precision of the parameters. The model's own parameters are back in place after each call,
+    also when it raises. Threads take turns.
     """
-    places = _places(model)
-
-    def outputs(params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        with _FORWARD:
-            own = [table[key] for _, table, key in places]
-            try:
-                for name, table, key in places:
-                    table[key] = params[name]
-                return cast("Tensor", model(inputs))
-            finally:
-                for (_, table, key), tensor in zip(places, own, strict=True):
-                    table[key] = tensor
-
-    return outputs
-
-
-def _places(model: nn.Module) -> list[tuple[str, dict[str, Any], str]]:
-    """Return (name, table, key) of all places that a parameter is read from; a shared one has several."""
     names = {id(tensor): name for name, tensor in model.named_parameters()}
-    return [
+    places = [  # a shared parameter is read from several
         (names[id(tensor)], module._parameters, key)
         for module in model.modules()
         for key, tensor in module._parameters.items()
         if tensor is not None
     ]
+    buffers = [
+        (module._buffers, key)
+        for module in model.modules()
+        for key, tensor in module._buffers.items()
+        if tensor is not None and tensor.is_floating_point()
+    ]
+
+    def outputs(params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        with GLOBAL_STATE:
+            new: list[tuple[dict[str, Any], str, Tensor]] = [(table, key, params[name]) for name, table, key in places]
+            if buffers and new:
+                new += _in_precision(buffers, new[0][2].dtype)
+            own = [table[key] for table, key, _ in new]
+            try:
+                for table, key, tensor in new:
+                    table[key] = tensor
+                return cast("Tensor", model(inputs))
+            finally:
+                for (table, key, _), tensor in zip(new, own, strict=True):
+                    table[key] = tensor
+
+    return outputs
+
+
+def _in_precision(
+    buffers: list[tuple[dict[str, Any], str]], dtype: torch.dtype
+) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Return the buffers that are not of a type, in that type."""
+    return [(table, key, table[key].to(dtype)) for table, key in buffers if table[key].dtype != dtype]
 
 
 @dataclass(frozen=True)
@@ -67,23 +78,59 @@ class ModelLoss:
         model: its own parameters are not used.
         task: what the loss is.
         outputs: the model's outputs as a function of parameters and inputs.
+        traits: what else the model does.
     """
 
     model: nn.Module
     task: TaskInfo
     outputs: Callable[[Mapping[str, Tensor], Tensor], Tensor] = field(compare=False, repr=False)
+    traits: Traits = field(default=UNKNOWN, compare=False)
 
     def __call__(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Return the loss, a scalar tensor; dropout masks follow `batch.mask_seed`."""
-        if batch.mask_seed is None:
-            return task_loss(self.task, self.outputs(params, batch.inputs), batch.targets)
-        with _FORWARD, seeded_torch(batch.mask_seed, (batch.inputs.device,)):
-            return task_loss(self.task, self.outputs(params, batch.inputs), batch.targets)
+        """Return the loss, a scalar tensor; what the model draws follows `batch.mask_seed`.
+
+        Of more than `traits.most_rows` examples it is computed in parts, and can be differentiated once.
+        """
+        parts = self.parts(batch)
+        if len(parts) == 1:
+            return task_loss(self.task, self.outputs_of(params, batch), batch.targets)
+        total: Tensor = _InParts.apply(self, parts, tuple(params), *params.values())
+        return total
+
+    def outputs_of(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the outputs [B, K]; what the model draws follows `batch.mask_seed`."""
+        if batch.mask_seed is None and not self.traits.math_attention:
+            return self.outputs(params, batch.inputs)
+        with self._surroundings(batch):
+            return self.outputs(params, batch.inputs)
+
+    @contextmanager
+    def _surroundings(self, batch: Batch) -> Iterator[None]:
+        """Seed what the model draws from, and choose how attention is computed; both are global, so threads wait."""
+        with GLOBAL_STATE, ExitStack() as stack:
+            if batch.mask_seed is not None:
+                seeded = seeded_torch if self.traits.draws == "torch" else seeded_generators
+                stack.enter_context(seeded(batch.mask_seed, (batch.inputs.device,)))
+            if self.traits.math_attention:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            yield
+
+    def parts(self, batch: Batch) -> list[Batch]:
+        """Return the batch in parts that fit the memory; what each draws has a seed of its own."""
+        most = self.traits.most_rows
+        if most is None or len(batch.targets) <= most:
+            return [batch]
+        seed = batch.mask_seed
+        pairs = zip(torch.split(batch.inputs, most), torch.split(batch.targets, most), strict=True)
+        return [
+            Batch(inputs, targets, None if seed is None else derive_seed(seed, "part", number))
+            for number, (inputs, targets) in enumerate(pairs)
+        ]
 
 
-def make_loss(model: nn.Module, task: TaskInfo) -> ModelLoss:
-    """Return `loss(params, batch)`, a scalar tensor; dropout masks follow `batch.mask_seed`."""
-    return ModelLoss(model, task, with_params(model))
+def make_loss(model: nn.Module, task: TaskInfo, traits: Traits = UNKNOWN) -> ModelLoss:
+    """Return `loss(params, batch)`, a scalar tensor; what the model draws follows `batch.mask_seed`."""
+    return ModelLoss(model, task, with_params(model), traits)
 
 
 def judge(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch) -> tuple[float, float | None]:
@@ -93,8 +140,44 @@ def judge(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch:
 
 
 @torch.no_grad()
-def judged_by_all(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch) -> dict[str, float]:
-    """Return `loss` and all metrics of the task (`nufed.common.metrics`) of a model in evaluation mode."""
-    outputs = with_params(model)(params, batch.inputs)
+def judged_by_all(
+    model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch, traits: Traits = UNKNOWN
+) -> dict[str, float]:
+    """Return `loss` and all metrics of the task (`nufed.common.metrics`) of a model in evaluation mode.
+
+    More than `traits.most_rows` examples are evaluated in parts.
+    """
+    loss_fn = make_loss(model, task, traits)
+    outputs = torch.cat([loss_fn.outputs_of(params, part) for part in loss_fn.parts(batch)])
     loss = float(task_loss(task, outputs, batch.targets))
     return {"loss": loss, **measured(task.kind, outputs, batch.targets)}
+
+
+class _InParts(torch.autograd.Function):
+    """The mean of the parts' losses, with its gradient computed part by part: no more than one part's graph is held."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: ModelLoss, parts: list[Batch], names: tuple[str, ...], *tensors: Tensor) -> Tensor:
+        """Return the loss; keep its gradient if there may be a backward pass."""
+        point = {
+            name: tensor.detach().requires_grad_(needed)
+            for name, tensor, needed in zip(names, tensors, ctx.needs_input_grad[3:], strict=True)
+        }
+        wanted = [tensor for tensor in point.values() if tensor.requires_grad]
+        num_examples, total = sum(len(part.targets) for part in parts), tensors[0].new_zeros(())
+        sums = [torch.zeros_like(tensor) for tensor in wanted]
+        for part in parts:
+            with torch.enable_grad():
+                value = loss(point, part) * (len(part.targets) / num_examples)
+            total += value.detach()
+            if wanted:
+                torch._foreach_add_(sums, torch.autograd.grad(value, wanted))
+        ctx.gradients = sums
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients that were kept, times what comes from above."""
+        kept = iter(ctx.gradients)
+        return None, None, None, *[above * next(kept) if needed else None for needed in ctx.needs_input_grad[3:]]

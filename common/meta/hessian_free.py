@@ -124,7 +124,11 @@ def caution_of_kinks(loss: LossFn, difference: Difference) -> None:
         return
     if all(tensor.dtype == torch.float64 for tensor in loss.model.parameters()):
         return
-    if kinked := sorted({type(module).__name__ for module in loss.model.modules() if isinstance(module, KINKED)}):
+    modules = {type(module).__name__ for module in loss.model.modules() if isinstance(module, KINKED)}
+    # A function that no module of its name accounts for, such as torch.relu in a forward pass of one's own.
+    known = " ".join(modules).lower() + (" hardtanh" if "ReLU6" in modules else "")
+    functions = {name for name in loss.traits.kinks if name.replace("_", "") not in known}
+    if kinked := sorted(modules) + sorted(functions):
         caution(
             f"method.estimator=hessian-free: float32 differences across the kinks of {', '.join(kinked)} can be wrong "
             "by more than the whole second-order correction. Use method.estimator=exact, a smooth model, or "

@@ -10,6 +10,54 @@ from nufed.common.rng import seeded_torch
 _NUM_DUMMY = 3
 
 
+def check_parameters(model: nn.Module) -> None:
+    """Refuse parameters that are complex numbers, have no values, or no size yet.
+
+    Raises:
+        ModelError: naming the first and what to do.
+    """
+    for name, tensor in model.named_parameters():
+        if nn.parameter.is_lazy(tensor):
+            owner = name.rpartition(".")[0]
+            raise ModelError(
+                f"expected parameters of known shapes, but {name!r} of {_place(owner)} "
+                f"({type(model.get_submodule(owner)).__name__}) gets its shape from the first inputs; give the sizes, "
+                "with a module that is not lazy"
+            )
+        if tensor.is_complex():
+            raise ModelError(
+                f"expected parameters that are real numbers, but {name!r} is complex; keep its real and imaginary "
+                "parts as a real parameter (torch.view_as_real) and join them in forward (torch.view_as_complex)"
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"expected parameters that have values, but {name!r} is on the device 'meta'; build the model on the "
+                "CPU"
+            )
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the model itself, its parameters and buffers in a floating-point type; complex buffers stay complex.
+
+    Raises:
+        ModelError: it cannot be had in that type.
+    """
+
+    def cast(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(dtype.to_complex())
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    try:
+        model._apply(cast)  # type: ignore[no-untyped-call]
+    except Exception as error:  # the user's model may raise anything
+        raise ModelError(
+            f"expected {type(model).__name__} to take parameters of type {str(dtype).removeprefix('torch.')}, but "
+            f"{type(error).__name__} was raised: {error}; correct the model, or set model.dtype"
+        ) from error
+    return model
+
+
 def check_model(model: nn.Module, task: TaskInfo) -> None:
     """Refuse a model that keeps statistics, has no parameters, does not use one, or has another output shape.
 
@@ -28,7 +76,7 @@ def check_model(model: nn.Module, task: TaskInfo) -> None:
     params = dict[str, Tensor](model.named_parameters())
     if not params:
         raise ModelError(f"expected a model with parameters, but {type(model).__name__} has none; add a layer")
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if not buffer.is_meta}
     outputs = _dummy_outputs(model, task, next(iter(params.values())))
     for name, buffer in model.named_buffers():
         if not torch.equal(buffer, before[name]):
@@ -47,10 +95,11 @@ def _dummy_outputs(model: nn.Module, task: TaskInfo, like: Tensor) -> Tensor:
     try:
         with seeded_torch(0, (like.device,)):
             outputs = model(inputs)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # the user's model may raise anything
+        kind = "" if isinstance(error, RuntimeError) else f" {type(error).__name__}"
         raise ModelError(
-            f"expected {type(model).__name__} to take inputs of shape [B, {_dims(task.input_shape)}], but it raised: "
-            f"{error}; choose another model.name, or change the model"
+            f"expected {type(model).__name__} to take inputs of shape [B, {_dims(task.input_shape)}], but it raised"
+            f"{kind}: {error}; choose another model.name, or change the model"
         ) from error
     if not isinstance(outputs, Tensor):
         raise ModelError(
@@ -76,7 +125,13 @@ def _check_all_used(params: dict[str, Tensor], outputs: Tensor) -> None:
         )
     if not outputs.requires_grad:
         raise ModelError("expected outputs that depend on the parameters, but they do not; do not detach them")
-    gradients = torch.autograd.grad(outputs.sum(), list(trained.values()), allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(outputs.sum(), list(trained.values()), allow_unused=True)
+    except Exception as error:  # the user's own backward passes may raise anything
+        raise ModelError(
+            f"expected outputs that can be differentiated, but {type(error).__name__} was raised: {error}; correct the "
+            "model, or choose another model.name"
+        ) from error
     unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
     if unused:
         raise ModelError(

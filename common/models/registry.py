@@ -11,8 +11,8 @@ from nufed.common.errors import ConfigError, ModelError, nearest_match_hint
 from nufed.common.examples import TaskInfo
 from nufed.common.given import find_given, is_given
 from nufed.common.models import cnn, linear, mlp
-from nufed.common.models.checks import check_model
-from nufed.common.rng import derive_seed, seeded_torch
+from nufed.common.models.checks import check_model, check_parameters, in_precision
+from nufed.common.rng import derive_seed, seeded_generators
 from nufed.common.user_code import load_function
 
 Build = Callable[[ModelConfig, TaskInfo], nn.Module]
@@ -43,14 +43,15 @@ def build_model(config: ModelConfig, task: TaskInfo, *, seed: int) -> nn.Module:
         ModelError: the model does not fit the task or cannot be meta-trained.
     """
     build = _find_build(config.name)
-    with seeded_torch(derive_seed(seed, "model")):
+    with seeded_generators(derive_seed(seed, "model")):
         model = build(config, task)
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"expected model.name={config.name!r} to return a torch.nn.Module, but it returned "
             f"{type(model).__name__}; return the module"
         )
-    model = model.to(DTYPES[config.dtype]).train()
+    check_parameters(model)
+    model = in_precision(model, DTYPES[config.dtype]).train()
     check_model(model, task)
     return model
 

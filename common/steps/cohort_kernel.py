@@ -80,7 +80,7 @@ def stack_params(params: list[Mapping[str, Tensor]]) -> Params:
 
 def norms(params: Stacked) -> Tensor:
     """Return each client's Euclidean norm over all its tensors together, [m]."""
-    parts = [torch.linalg.vector_norm(tensor.flatten(1), dim=1) for tensor in params.values()]
+    parts = [torch.linalg.vector_norm(tensor.reshape(len(tensor), -1), dim=1) for tensor in params.values()]
     total: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
     return total
 

@@ -1,7 +1,7 @@
 """Several clients of this process trained or evaluated as one batched computation; their replies are each their own.
 
-Who cannot be batched is handed back, to be run alone: models with dropout, whose masks come from a generator that one
-client seeds; models that the kernels do not know; methods with options that they do not know
+Who cannot be batched is handed back, to be run alone: models that draw random numbers, which come from generators that
+one client seeds; models that the kernels do not know; methods with options that they do not know
 (`nufed.common.method_rules.sequential_training`); and all clients of a computation that failed, so that an error is
 its culprit's and nobody else's.
 """
@@ -79,7 +79,7 @@ class Cohort:
                 yield from self._alone(group, f"{', '.join(unknown)} cannot be computed for several at once")
                 continue
             if (kernel := training_kernel(place)) is None:
-                why = "draws dropout masks" if place.masks else "would be slower together on this device"
+                why = "draws random numbers" if place.masks else "would be slower together on this device"
                 yield from self._alone(group, f"{type(place.model).__name__} {why}")
                 continue
             if caution := find_estimator(place.config.method.estimator).caution:

@@ -61,19 +61,23 @@ def prepare(config: RunConfig) -> Federation:
     Raises:
         ConfigError: a name is unknown.
         DataError: the data cannot be had or dealt.
-        ModelError: the model cannot be built or does not fit the data.
+        ModelError: the model cannot be built, does not fit the data, or cannot be trained on them.
     """
+    from nufed.client.model_pair import model_pair
+    from nufed.client.workplace import on_device
     from nufed.common.data import load_federation
     from nufed.common.meta.estimators import find_estimator
-    from nufed.common.models import DTYPES, build_model
+    from nufed.common.models import DTYPES
     from nufed.common.settings import process_settings
     from nufed.strategy.aggregation import find_aggregation
 
     find_estimator(config.method.estimator)
     find_aggregation(config.federation.aggregation)
+    settings = process_settings()
     dtype = DTYPES[config.model.dtype]
-    federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=process_settings())
-    build_model(config.model, federation.task, seed=config.seed)
+    federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
+    client = on_device(federation.clients[0], settings.device)
+    model_pair(config.model, federation.task, config.seed, settings.device).losses(client, config.method)
     return replace(federation, notes=(*federation.notes, *_batch_notes(config, federation)))
 
 

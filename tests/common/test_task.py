@@ -6,12 +6,17 @@ import pytest
 import torch
 from torch import nn
 
+from nufed.common.config import MethodConfig
 from nufed.common.examples import Batch, TaskInfo
+from nufed.common.meta.estimators import find_estimator
+from nufed.common.meta.meta_gradient import MetaBatches
+from nufed.common.meta.proximal import proximal_loss
 from nufed.common.params import leaves, model_params
 from nufed.common.rng import seeded_torch, torch_generator
 from nufed.common.steps.differentiate import value_and_gradient
-from nufed.common.task import make_loss, with_params
-from tests.common.meta.problems import cnn, mlp, random_examples
+from nufed.common.task import judged_by_all, make_loss, with_params
+from nufed.common.traits import Traits
+from tests.common.meta.problems import cnn, mlp, random_examples, relative_difference
 
 
 class Recurrent(nn.Module):
@@ -124,3 +129,83 @@ def test_threads_that_share_a_model_do_not_see_each_others_parameters_or_masks()
         turns = list(pool.map(lambda i: value_and_gradient(loss, points[i % 4], masked[i % 4])[0], range(400)))
 
     assert all(torch.equal(value, alone[i % 4]) for i, value in enumerate(turns))
+
+
+class Shifted(nn.Module):
+    """Has a buffer of floating-point numbers, as pretrained layers that stay as they are have."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.linspace(-1, 1, 27).reshape(3, 9))
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, inputs):
+        return self.head(torch.tanh(nn.functional.linear(inputs.flatten(1), self.weight)))
+
+
+def test_buffers_are_read_in_the_precision_of_the_parameters():
+    """So that hessian-free-dtype=float64 computes models of float32 whose frozen layers are buffers."""
+    model = Shifted()
+    batch = random_examples(6, (1, 3, 3), dtype=torch.float32).as_batch()
+    loss = make_loss(model, TaskInfo("classification", (1, 3, 3), 4))
+    method = MethodConfig(hessian_free_dtype="float64", hessian_free_displacement="relative")
+
+    estimate = find_estimator("hessian-free").build(loss, method)(
+        model_params(model), MetaBatches((batch, batch), batch, (batch, batch))
+    )
+
+    expected = find_estimator("exact").build(loss, method)(
+        model_params(model), MetaBatches((batch, batch), batch, (batch, batch))
+    )
+    assert relative_difference(estimate.gradient, expected.gradient) < 1e-5
+    assert model.weight.dtype == torch.float32
+
+
+def in_parts(model, most_rows):
+    return make_loss(model, TaskInfo("classification", (1, 3, 3), 4), Traits("nothing", most_rows=most_rows))
+
+
+@pytest.mark.parametrize("most_rows", [1, 4, 6, 7, 99])
+def test_a_loss_in_parts_is_the_mean_of_all_examples_with_its_gradient(most_rows):
+    model, batch = mlp(), random_examples(13, (1, 3, 3)).as_batch()
+    whole, parts = in_parts(model, None), in_parts(model, most_rows)
+    point = moved(model)
+
+    (value, gradient), (expected, expected_gradient) = (
+        value_and_gradient(loss, point, batch) for loss in (parts, whole)
+    )
+
+    assert value.item() == pytest.approx(expected.item(), rel=1e-14)
+    assert relative_difference(gradient, expected_gradient) < 1e-14
+
+
+def test_a_loss_in_parts_is_differentiated_for_some_parameters_and_held_to_an_anchor():
+    """As fine-tuning of the head alone, and Ditto's, do."""
+    model, batch = mlp(), random_examples(13, (1, 3, 3)).as_batch()
+    point = moved(model)
+    head = {name: point[name] for name in ("6.weight", "6.bias")}
+
+    def gradient(loss):
+        held = proximal_loss(lambda own, some: loss({**point, **own}, some), head, 0.3)
+        return value_and_gradient(held, {name: tensor + 0.1 for name, tensor in head.items()}, batch)[1]
+
+    found, expected = (gradient(in_parts(model, rows)) for rows in (5, None))
+
+    assert found.keys() == head.keys()
+    assert relative_difference(found, expected) < 1e-14
+
+
+def test_judging_in_parts_gives_the_same_loss_and_accuracy():
+    with seeded_torch(0):
+        model = cnn().float().eval()
+    task = TaskInfo("classification", (1, 8, 8), 4)
+    batch = random_examples(300, (1, 8, 8), dtype=torch.float32).as_batch()
+    seen = []
+    model[0].register_forward_hook(lambda _module, inputs, _outputs: seen.append(len(inputs[0])))
+
+    whole, parts = (
+        judged_by_all(model, task, model_params(model), batch, Traits("nothing", most_rows=rows)) for rows in (None, 64)
+    )
+
+    assert parts == whole
+    assert seen == [300, 64, 64, 64, 64, 44]

@@ -12,10 +12,11 @@ from nufed.common.examples import Examples, TaskInfo
 from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
 from nufed.common.meta.estimators import ESTIMATORS, Estimator
 from nufed.common.meta.local_update import Stream, local_update
-from nufed.common.params import add_scaled, model_params, norm
+from nufed.common.params import add_scaled, clipped, model_params, norm
 from nufed.common.rng import seeded_torch
 from nufed.common.steps.activations import ACTIVATION_DERIVATIVES, find_activation
 from nufed.common.steps.cohort_dense import DenseKernel
+from nufed.common.steps.cohort_kernel import clipped_each
 from nufed.common.steps.cohort_module import ModuleKernel
 from nufed.common.steps.dense_layers import dense_layers
 from nufed.common.task import make_loss
@@ -258,3 +259,49 @@ def test_an_estimator_that_is_computed_for_one_client_at_a_time_is_refused(monke
     for name, reason in (("single", "one client at a time only"), ("exakt", "Did you mean 'exact'")):
         with pytest.raises(ConfigError, match=reason):
             cohort_update(dense(mlp()), trainees(model_params(mlp())), METHOD.model_copy(update={"estimator": name}))
+
+
+def test_a_step_whose_growth_is_no_number_does_not_hide_the_growth_before_it():
+    """One example is not a number: from the step that draws it on, so is all that is computed, for that client."""
+    method = METHOD.model_copy(update={"batch_size": 1, "outer_batch_size": 1, "num_local_steps": 12})
+    clients = trainees(model_params(mlp()), sizes=(30, 30))
+    clients[0].support.inputs[17] = torch.nan
+    model = mlp()
+
+    together = cohort_update(DenseKernel(dense_layers(model, TASK), TASK), clients, method)
+
+    one_by_one = [
+        local_update(make_loss(model, TASK), each.params, each.support, method, each.stream) for each in clients
+    ]
+    assert torch.isnan(together[0].params["1.weight"]).any()
+    assert together[0].growth > 0
+    assert [each.growth for each in together] == pytest.approx([each.growth for each in one_by_one], rel=1e-9)
+
+
+def test_clipping_leaves_a_gradient_whose_norm_is_no_number_as_it_is():
+    """Its other elements are not made to look as if they had none either; a longer one beside it is scaled down."""
+    broken, long = {"w": torch.tensor([torch.nan, 3.0])}, {"w": torch.tensor([3.0, 4.0])}
+
+    each = clipped_each({"w": torch.stack([broken["w"], long["w"]])}, 1.0)["w"]
+
+    assert clipped(broken, 1.0)["w"][1] == 3.0
+    assert (each[0, 1].item(), each[1].tolist()) == (3.0, pytest.approx([0.6, 0.8]))
+
+
+def test_parameters_without_dimensions_are_trained_together():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale, self.head = nn.Parameter(torch.tensor(0.7)), nn.Linear(9, CLASSES)
+
+        def forward(self, inputs):
+            return self.head(torch.tanh(self.scale * inputs.flatten(1)))
+
+    with seeded_torch(0):
+        model = Scaled().double()
+    loss, method = make_loss(model, TASK), METHOD.model_copy(update={"max_grad_norm": 0.1})
+    clients = trainees(model_params(model), sizes=(9, 9))
+
+    together = cohort_update(ModuleKernel(loss), clients, method)
+
+    assert_same_updates(together, alone(loss, clients, method), 1e-12)

@@ -203,3 +203,88 @@ def test_a_function_that_returns_no_module_is_refused(tmp_path, monkeypatch):
 
     with pytest.raises(ModelError, match=r"return a torch.nn.Module, but it returned NoneType"):
         build_model(ModelConfig(name="network_of_mine_2:nothing"), TASKS["digits"], seed=0)
+
+
+BROKEN = """
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Head(nn.Module):
+    def __init__(self, task, of=lambda self, inputs: inputs):
+        super().__init__()
+        self.head, self.of = nn.Linear(64, task.num_outputs), of
+
+    def forward(self, inputs):
+        return self.head(self.of(self, inputs.flatten(1)))
+
+
+def complex_numbers(config, task):
+    model = Head(task)
+    model.phase = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    return model
+
+
+def lazy(config, task):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(task.num_outputs))
+
+
+def without_values(config, task):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, task.num_outputs, device="meta"))
+
+
+def missing_key(config, task):
+    return Head(task, lambda self, inputs: {}[7])
+
+
+def no_backward(config, task):
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, inputs):
+            return inputs * 2
+
+        @staticmethod
+        def backward(ctx, above):
+            raise KeyError("nothing saved")
+
+    return nn.Sequential(Head(task), *[type("Last", (nn.Module,), {"forward": lambda _, x: Broken.apply(x)})()])
+
+
+def rotated(config, task):
+    model = Head(task, lambda self, inputs: torch.view_as_real(torch.view_as_complex(
+        inputs.reshape(-1, 32, 2)) * self.turn).flatten(1))
+    model.register_buffer("turn", torch.polar(torch.ones(32), torch.arange(32.0)))
+    return model
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("complex_numbers", r"real numbers, but 'phase' is complex; .*view_as_real"),
+        ("lazy", r"'1.weight' of '1' \(LazyLinear\) gets its shape from the first inputs; give the sizes"),
+        ("without_values", r"'1.weight' is on the device 'meta'; build the model on the CPU"),
+        ("missing_key", r"but it raised KeyError: 7; choose another model.name"),
+        ("no_backward", r"can be differentiated, but KeyError was raised: 'nothing saved'; correct the model"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused_in_one_sentence(function, message, tmp_path, monkeypatch):
+    """Not in a traceback, whatever it raises and wherever."""
+    (tmp_path / "broken_network.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(ModelError, match=message):
+        build_model(ModelConfig(name=f"broken_network:{function}"), TASKS["digits"], seed=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_complex_buffers_stay_complex(dtype, tmp_path, monkeypatch):
+    """Rotary embeddings have them; cast to real numbers they would rotate nothing."""
+    (tmp_path / "broken_network.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    model = build_model(ModelConfig(name="broken_network:rotated", dtype=dtype), TASKS["digits"], seed=0)
+
+    assert model.turn.dtype == {"float32": torch.complex64, "float64": torch.complex128}[dtype]
+    assert model.turn.imag.abs().max() > 0.9

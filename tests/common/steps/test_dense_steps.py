@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nufed.common import task as task_module
 from nufed.common.config import MethodConfig
 from nufed.common.examples import Batch, TaskInfo
 from nufed.common.meta.adapt import adapt
 from nufed.common.meta.estimators import ESTIMATORS
 from nufed.common.meta.meta_gradient import MetaBatches
 from nufed.common.params import model_params
-from nufed.common.rng import seeded_torch, torch_generator
+from nufed.common.rng import GLOBAL_STATE, seeded_torch, torch_generator
 from nufed.common.steps.activations import ACTIVATION_DERIVATIVES
 from nufed.common.steps.dense_steps import dense_steps
 from nufed.common.steps.eager_steps import eager_steps
@@ -330,7 +329,7 @@ def test_threads_compute_at_the_same_time_and_each_its_own():
     taken, done = threading.Event(), threading.Event()
 
     def hold_the_module():
-        with task_module._FORWARD:
+        with GLOBAL_STATE:
             taken.set()
             assert done.wait(timeout=60)
 

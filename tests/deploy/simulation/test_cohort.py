@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 
 import pytest
+import torch
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -200,7 +201,7 @@ def test_small_memory_means_several_computations(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model.dropout": 0.3}, "Sequential draws dropout masks"),
+        ({"model.dropout": 0.3}, "Sequential draws random numbers"),
         ({"model.name": "cnn"}, "would be slower together on this device"),
     ],
 )
@@ -329,3 +330,16 @@ def test_a_whole_run_is_conducted(tmp_path):
         curves.append((next(out.iterdir()) / "clients.csv").read_text())
 
     assert curves[0].count("\n") == curves[1].count("\n") > 8
+
+
+def test_a_head_that_is_to_rest_rests():
+    config = CONFIG.updated({"method.trained-part": "body"})
+    sent = model_of(config)
+
+    received = replies(CohortGrid, config, TrainRequest, "train")
+
+    head = [name for name in sent if name.startswith("5.")]
+    for reply in received.values():
+        params = TrainReply.from_records(reply.content).params
+        assert all(torch.equal(params[name], sent[name]) for name in head)
+        assert not torch.equal(params["1.weight"], sent["1.weight"])

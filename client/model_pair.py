@@ -1,0 +1,94 @@
+"""A run's model in both of its modes, built and examined once in a process however many clients share it."""
+
+import threading
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from nufed.common.config import MethodConfig, ModelConfig
+from nufed.common.errors import ModelError
+from nufed.common.examples import ClientData, TaskInfo
+from nufed.common.models import build_model, examine
+from nufed.common.task import ModelLoss, make_loss
+from nufed.common.traits import UNKNOWN, Traits
+
+
+class ModelPair:
+    """The model twice, for training and for evaluation; holds what was found out about each.
+
+    Attributes:
+        training: in training mode; its own parameters are not used.
+        evaluation: the same in evaluation mode.
+    """
+
+    def __init__(self, config: ModelConfig, task: TaskInfo, seed: int, device: str) -> None:
+        """Build both.
+
+        Raises:
+            ConfigError: there is no model of that name.
+            ModelError: the model cannot be built, or two of one seed are not equal.
+        """
+        training, evaluation = (build_model(config, task, seed=seed).to(device) for _ in range(2))
+        _check_equal(training, evaluation)
+        self.training, self.evaluation = training.train(), evaluation.eval()
+        self._task = task
+        self._traits: dict[tuple[bool, bool], Traits] = {}
+        self._lock = threading.Lock()
+
+    def losses(self, data: ClientData, method: MethodConfig) -> tuple[ModelLoss, ModelLoss]:
+        """Return the losses in training and in evaluation mode, after the model was examined on a client's examples.
+
+        The first client that has examples serves for all of this process.
+
+        Raises:
+            ModelError: the model's gradients would not be those of its loss, or nothing could be computed from them.
+        """
+        training = self._examined(self.training, data, twice=_differentiates_twice(method))
+        evaluation = self._examined(self.evaluation, data, twice=False)
+        return make_loss(self.training, self._task, training), make_loss(self.evaluation, self._task, evaluation)
+
+    def _examined(self, model: nn.Module, data: ClientData, *, twice: bool) -> Traits:
+        examples = next((split for split in (data.support, data.test, data.validation) if len(split)), None)
+        if examples is None:
+            return UNKNOWN
+        with self._lock:
+            key = model.training, twice
+            if key not in self._traits:
+                self._traits[key] = examine(model, self._task, examples, twice=twice)
+            return self._traits[key]
+
+
+@lru_cache(maxsize=8)
+def model_pair(config: ModelConfig, task: TaskInfo, seed: int, device: str) -> ModelPair:
+    """Return the models of a run; all clients of a process share them.
+
+    Raises:
+        ConfigError: there is no model of that name.
+        ModelError: as `ModelPair`.
+    """
+    return ModelPair(config, task, seed, device)
+
+
+def _differentiates_twice(method: MethodConfig) -> bool:
+    """Return whether the estimator takes Hessian-vector products by double backward."""
+    by_double_backward = method.estimator in ("exact", "unrolled") and method.objective == "fine-tuned"
+    return by_double_backward and method.num_inner_steps > 0
+
+
+def _check_equal(one: nn.Module, other: nn.Module) -> None:
+    """Refuse a model that is another one each time: server and clients build one each, and send parameters alone."""
+    for kind, left, right in (
+        ("buffer", dict(one.named_buffers()), dict(other.named_buffers())),
+        ("parameter", dict(one.named_parameters()), dict(other.named_parameters())),
+    ):
+        for name in left.keys() | right.keys():
+            if name not in left or name not in right or not _are_equal(left[name], right[name]):
+                raise ModelError(
+                    f"expected two models of one seed to be equal, but their {kind} {name!r} differs; draw it from the "
+                    "global generators of torch, NumPy or Python, which are seeded, or make it without drawing"
+                )
+
+
+def _are_equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.dtype == right.dtype and torch.equal(torch.nan_to_num(left), torch.nan_to_num(right))
