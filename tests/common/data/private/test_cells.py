@@ -85,7 +85,7 @@ def labels(values, known, **how):
         ),
         *(("true", 1.0), ("True", 1.0), ("TRUE", 1.0), ("false", 0.0), (" 7 ", 7.0), ("0.1", 0.1)),
         ("900000000000000007", 900000000000000007.0),
-        *((word, None) for word in MISSING_WORDS),
+        *((word, None) for word in sorted(MISSING_WORDS)),
         *((" ", None), (None, None), ("?", None), ("-9", None), ("-9.0", None), ("-9e0", None)),
     ],
 )
