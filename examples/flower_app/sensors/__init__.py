@@ -1,0 +1,1 @@
+"""A Flower app whose clients learn a starting point that each adapts to its own sensors."""
