@@ -189,7 +189,7 @@ def rounds_to_target(evaluations: Sequence[tuple[int, float]], target: float, wi
     """
     for end in range(1, len(evaluations) + 1):
         recent = [accuracy for _, accuracy in evaluations[max(0, end - window) : end]]
-        if math.fsum(recent) / len(recent) >= target - _ROUNDING:
+        if math.fsum(value / len(recent) for value in recent) >= target - _ROUNDING:
             return evaluations[end - 1][0]
     return None
 

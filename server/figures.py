@@ -17,6 +17,7 @@ from nufed.server.adaptation_curves import Curve, GroupCurves
 # Okabe and Ito (2008): told apart with any kind of color vision, and in gray by lightness and marker.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 LONGEST_SOURCE = 40
+_LARGEST_DRAWN = 1e100
 _STYLE: dict[str, Any] = {"linewidth": 2, "markersize": 5.5}
 
 
@@ -107,9 +108,9 @@ def _draw_adaptation(axes: Axes, groups: Mapping[str, GroupCurves | None], confi
 
 
 def _finite(values: Sequence[float]) -> NDArray[np.float64]:
-    """Return the values with a gap where a model diverged; infinities have no place on an axis."""
+    """Return the values with a gap where a model diverged; infinities, and what is next to them, fit on no axis."""
     array = np.array(values, dtype=np.float64)
-    return np.where(np.isfinite(array), array, np.nan)
+    return np.where(np.abs(array) < _LARGEST_DRAWN, array, np.nan)
 
 
 def _dress(axes: Axes, measure: str) -> None:

@@ -30,6 +30,7 @@ def run_summary(
     """Return the content of summary.json but for how the run ended."""
     step, target = config.evaluation.primary_step, config.evaluation.target_accuracy
     at_step = [(done, curve[step]) for done, curve in history.evaluations]
+    are_accuracies = all(group is None or group.measure == "accuracy" for group in groups.values())
     totals = vars(history.totals)
     return {
         "status": "complete",
@@ -39,7 +40,7 @@ def run_summary(
         "num_inner_steps": config.method.num_inner_steps,
         **{group: curves_json(curves) for group, curves in groups.items()},
         "target_accuracy": target or None,
-        "rounds_to_target": rounds_to_target(at_step, target) if target else None,
+        "rounds_to_target": rounds_to_target(at_step, target) if target and are_accuracies else None,
         "costs": {name: totals[name] for name in ("gradient_evaluations", "hvps", "bytes_up", "bytes_down")},
         "problems": {name: totals[name] for name in ("rejected", "failed", "missing")},
         "final_evaluation": evaluation.to_json() if evaluation else None,

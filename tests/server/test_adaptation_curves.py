@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nufed.common.config import RunConfig
 from nufed.common.errors import WireError
 from nufed.common.wire import ClientDescription, EvaluateReply
 from nufed.server.adaptation_curves import ClientCurves, group_curves, rounds_to_target
+from nufed.server.figures import draw_curves
+from nufed.server.history import History
+from nufed.server.summary import run_summary
 
 
 def client(client_id, accuracy, *, loss=None, group="participating", num_test=10, **rest):
@@ -202,3 +206,16 @@ def test_curves_are_read_from_a_clients_reply():
 def test_a_reply_without_whole_curves_is_refused_naming_client_and_curve(metrics, reason):
     with pytest.raises(WireError, match=reason):
         ClientCurves.from_reply(ALICE, EvaluateReply(12, metrics), num_adapt_steps=1)
+
+
+def test_losses_at_the_end_of_the_range_reach_no_target_and_end_no_run():
+    """A regression has no accuracy, whatever its losses say."""
+    assert rounds_to_target([(number, 1.7e308) for number in range(3)], 0.5) == 0
+    curves = group_curves([client("a", None, loss=[1.7e308, 1.7e308])], "participating", primary_step=1)
+    config = RunConfig().updated({"evaluation.target-accuracy": 0.5, "evaluation.primary-step": 1})
+    history = History(evaluations=((1, (1.0, 1.0)), (2, (1.7e308, 1.7e308))))
+
+    summary = run_summary(config, 2, history, {"participating": curves, "new": None}, None)
+
+    assert summary["rounds_to_target"] is None
+    assert draw_curves(history.evaluations, curves, None, config=config.updated({"evaluation.num-adapt-steps": 1}))
