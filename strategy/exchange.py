@@ -140,6 +140,11 @@ def admitted_name(grid: Grid, node_id: int) -> str | None:
     return grid.admitted_name(node_id) if hasattr(grid, "admitted_name") else None
 
 
+def can_turn_away(grid: Grid) -> bool:
+    """Return whether clients come and go, so that one that cannot take part may come back mended."""
+    return hasattr(grid, "turn_away")
+
+
 def turn_away(grid: Grid, node_id: int, reason: str) -> bool:
     """End a client that cannot take part, with a sentence; return whether it was told."""
     return bool(grid.turn_away(node_id, reason)) if hasattr(grid, "turn_away") else False

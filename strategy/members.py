@@ -15,6 +15,7 @@ from nufed.common.wire import CONFIG, ClientDescription
 from nufed.strategy.exchange import (
     admitted_name,
     busy_nodes,
+    can_turn_away,
     connected_nodes,
     describe_error,
     iter_replies,
@@ -113,7 +114,7 @@ class Roster:
             able, here = self.connected(grid, ["participating", "new"]), connected_nodes(grid)
             if len(able) >= expected:
                 return
-            if len(here) >= expected and self._problems.keys() & here:
+            if not can_turn_away(grid) and len(here) >= expected and self._problems.keys() & here:
                 raise RunError(
                     f"Expected {expected} clients, but only {len(able)} of {len(here)} connected nodes can take part"
                     f"{self._explanation()}. Mend those clients and start again."

@@ -48,6 +48,9 @@ _MAX_CALLS = 2000
 _HANDSHAKE = 10.0
 """Seconds that a connection has to become one: who dials and says nothing is hung up on."""
 
+_IDLE = 300.0
+"""Seconds without any call after which a connection is closed; clients send signs of life much more often."""
+
 _NO_COMPRESSION = 1  # bit set of gRPC's algorithms: a small compressed request cannot unfold to a large one
 _WATCH_INTERVAL = 1.0
 _TASK_HEARTBEAT = 15.0
@@ -350,7 +353,10 @@ class _HealthToStrangers(health.HealthServicer):  # type: ignore[misc]
 
 def _connection_options(file_limit: int | None) -> list[tuple[str, int]]:
     """Return what keeps strangers' connections from taking all of this process's open files."""
-    options = [("grpc.server_handshake_timeout_ms", int(_HANDSHAKE * 1000))]
+    options = [
+        ("grpc.server_handshake_timeout_ms", int(_HANDSHAKE * 1000)),
+        ("grpc.max_connection_idle_ms", int(_IDLE * 1000)),
+    ]
     if (most := most_connections(file_limit)) is not None:
         options.append(("grpc.max_allowed_incoming_connections", most))
     return options

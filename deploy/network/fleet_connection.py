@@ -38,11 +38,12 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 
 from nufed.common.config import Scalar
+from nufed.common.untrusted import printable
 from nufed.deploy.network import call_failures
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.call_failures import AlreadyRegistered, ConnectionLost, RunOver, ServerFinished
 from nufed.deploy.network.message_bytes import message_parts, push_request
-from nufed.deploy.network.pieces import CutBytes, assemble, piece_name
+from nufed.deploy.network.pieces import MOST_PIECES, CutBytes, assemble, parse_number, piece_name
 from nufed.deploy.network.server_probe import ServerAddress
 
 HEARTBEAT = 3.0
@@ -163,8 +164,10 @@ class FleetConnection:
             raise ServerFinished(headers.header_text(metadata, headers.FINISHED))
         if not response.messages_list:
             return None
-        if count := headers.header_text(metadata, headers.PIECES):
-            return self._fetch_pieces(response.messages_list[0].metadata, int(count))
+        if text := headers.header_text(metadata, headers.PIECES):
+            if (count := parse_number(text)) is None or count > MOST_PIECES:
+                raise ConnectionLost(f"the server announces {printable(text)} pieces of a message")
+            return self._fetch_pieces(response.messages_list[0].metadata, count)
         if not response.message_object_trees:
             return message_from_proto(response.messages_list[0])
         return self._fetch(message_from_proto(response.messages_list[0]), response.message_object_trees[0])

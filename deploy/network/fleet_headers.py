@@ -51,6 +51,14 @@ LONGEST_NAME = 64
 """Characters of a client's name."""
 
 
+NAME_RULE = f"1 to {LONGEST_NAME} printable characters"
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be a client's name."""
+    return 1 <= len(text) <= LONGEST_NAME and text.isprintable()
+
+
 def quote_name(name: str) -> str:
     """Return a name as a header holds it."""
     return quote(name, safe=" ")
@@ -59,7 +67,7 @@ def quote_name(name: str) -> str:
 def read_name(metadata: Metadata | None) -> str | None:
     """Return the name that a client gives itself, empty if it gives none, or None if it is no name."""
     name = unquote(header_text(metadata, NAME)[: 12 * LONGEST_NAME], errors="replace")
-    return name if not name or (len(name) <= LONGEST_NAME and name.isprintable()) else None
+    return name if not name or is_name(name) else None
 
 
 def has_header(metadata: Metadata | None, header: str) -> bool:

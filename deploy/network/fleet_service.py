@@ -61,6 +61,7 @@ LIVENESS_INTERVAL = 7.5
 
 _SAME_NAME = "start it with --name of its key, or have the operator make a key of that name"
 _LONGEST_ID = 128
+_MOST_STRANGERS = 100_000
 _MOST_OBJECTS = 100_000
 
 
@@ -88,6 +89,7 @@ class FleetService(FleetServicer):
         self.deliveries = Deliveries()
         self._keys, self._hold, self._on_event = keys, hold, on_event
         self._closed, self._ending = threading.Event(), ""
+        self._registered = 0
         self._assembling, self._joining = threading.Lock(), threading.Lock()
 
     # What the server and its grid ask for
@@ -113,8 +115,12 @@ class FleetService(FleetServicer):
         """Make an admitted key a node of Flower's, if it is none yet."""
         state = self.state_factory.state()
         with self._joining:
-            if state.get_node_id_by_public_key(public_key) is None:
-                state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, 0)
+            if state.get_node_id_by_public_key(public_key) is not None:
+                return
+            self._registered += 1
+            if self._keys is None and self._registered > _MOST_STRANGERS:
+                raise FlowerError(ApiErrorCode.PUBLIC_KEY_NOT_VALID, "more nodes have registered than can be clients")
+            state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, public_key, 0)
 
     def close(self, patience: float, *, ending: str) -> None:
         """Tell nodes how the run ended as they ask for messages, for at most `patience` seconds."""
@@ -294,7 +300,7 @@ class FleetService(FleetServicer):
         """Return what a client is called: by its key if keys are in use, and it may not call itself otherwise."""
         announced = headers.read_name(context.invocation_metadata())
         if announced is None:
-            self._refuse(context, f"its name is none: expected 1 to {headers.LONGEST_NAME} printable characters")
+            self._refuse(context, f"its name is none: expected {headers.NAME_RULE}")
         by_key = self._keys.name_of(public_key) if self._keys is not None else None
         if by_key is not None and announced and announced != by_key:
             self._on_event(f"a client with the key of {by_key} called itself {announced!r} and is turned away")

@@ -6,7 +6,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from nufed.common.errors import PeerError
+from nufed.common.untrusted import printable
 from nufed.deploy.network.certificates import read_public_key
+from nufed.deploy.network.fleet_headers import NAME_RULE, is_name
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,23 @@ class AdmittedKeys:
         signature = tuple((path.name, *_stamp(path)) for path in paths)
         if signature == self._signature:
             return KeyChange()
-        before, problems, names = self._names, [], {}
+        before, problems = self._names, []
+        names: dict[bytes, str] = {}
         for path in paths:
             try:
-                names[read_public_key(path)] = path.stem
+                key = read_public_key(path)
             except PeerError as error:
                 problems.append(str(error))
+                continue
+            if key in names:
+                problems.append(
+                    f"{printable(path.name)} holds the key of {names[key]!r}, and a key is one client's: make another "
+                    "with `nufed certs add-client`."
+                )
+            elif not is_name(path.stem):
+                problems.append(f"{printable(path.name)} names no client; expected {NAME_RULE} before `.pub`.")
+            else:
+                names[key] = path.stem
         self._names, self._signature = MappingProxyType(names), signature
         admitted = tuple(key for key in names if key not in before)
         return KeyChange(admitted, tuple(key for key in before if key not in names), tuple(problems))

@@ -15,6 +15,9 @@ PIECE_BYTES = 4 * 2**20
 """Size of a piece: a few in flight, little memory each."""
 
 
+MOST_PIECES = 100_000
+"""Pieces that a client takes a message in: 400 GB."""
+
 LONGEST_NUMBER = 9
 """Digits of a piece's number at most: 10^9 pieces are more than any message has."""
 

@@ -1,8 +1,11 @@
+import time
+
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from nufed.strategy.exchange import (
     CLOCK_TOLERANCE,
+    Quorum,
     describe_error,
     iter_replies,
     poll,
@@ -178,3 +181,14 @@ def test_an_error_cannot_move_the_cursor():
 
     assert described.isprintable()
     assert len(described) < 3000
+
+
+def test_once_enough_have_answered_the_others_are_waited_for_a_little_only():
+    """An error is no answer that counts, and who comes within the grace still does."""
+    grid = SlowGrid({7: error_reply, 8: client("b"), 9: client("c"), 10: lambda message: None}, {8: 2, 9: 3})
+    started = time.monotonic()
+
+    found = list(iter_replies(grid, [query(7), query(8), query(9), query(10)], timeout=60, quorum=Quorum(1, grace=0.5)))
+
+    assert [node for node, _ in found] == [7, 8, 9]
+    assert time.monotonic() - started < 30

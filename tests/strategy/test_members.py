@@ -2,6 +2,7 @@ import logging
 
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 
 from nufed.common.errors import RunError
 from nufed.strategy import members
@@ -305,3 +306,72 @@ def test_an_error_of_thousands_of_nodes_names_some():
 
     assert "and 480 more" in str(caught.value)
     assert len(str(caught.value)) < 5000
+
+
+class ServingGrid(StreamingGrid):
+    """Can turn clients away, knows their keys' names, and which of them are busy, as a server's grid does."""
+
+    def __init__(self, nodes, names=None):
+        super().__init__(nodes)
+        self.names, self.turned_away, self.busy = names or {}, {}, set()
+
+    def turn_away(self, node_id, reason):
+        self.turned_away[node_id] = reason
+        del self.nodes[node_id]
+        return True
+
+    def admitted_name(self, node_id):
+        return self.names.get(node_id)
+
+    def busy_nodes(self):
+        return self.busy
+
+
+def test_a_client_that_cannot_take_part_is_turned_away_with_its_reason_and_named_at_the_end():
+    grid = ServingGrid({5: lambda message: error_reply(message, "DataError: no such file"), 6: client("a")})
+
+    with pytest.raises(RunError, match=r"Expected 2 clients within 0.2 s, but 1 .*node 5 was turned away.*such file"):
+        discovered(grid, expected=2)
+
+    assert list(grid.turned_away) == [5]
+    assert "no such file" in grid.turned_away[5]
+
+
+@pytest.mark.parametrize("answer", [unreachable, lambda message: None], ids=["gone", "silent"])
+def test_who_may_answer_the_next_time_is_not_turned_away(answer):
+    grid = ServingGrid({5: answer, 6: client("a")})
+
+    discovered(grid, expected=1)
+
+    assert not grid.turned_away
+
+
+def test_a_name_that_is_not_the_keys_is_turned_away_and_an_app_without_one_has_the_keys(caplog):
+    grid = ServingGrid({5: client("h1"), 6: no_query, 7: client("h1")}, {5: "evil", 6: "h2", 7: "h1"})
+
+    roster = discovered(grid, expected=2)
+
+    assert {name: member.node_id for name, member in roster.members.items()} == {"h1": 7, "h2": 6}
+    assert grid.turned_away == {5: "it calls itself 'h1', but has the key of 'evil'; a client's name is its key's"}
+    assert "Client evil is turned away" in caplog.text
+
+
+def test_who_still_works_on_an_earlier_message_is_left_out_unless_all_do(caplog):
+    grid = ServingGrid({5: client("a"), 6: client("b")})
+    roster = discovered(grid)
+    members = roster.connected(grid, ["participating"])
+    idle = {}
+
+    for busy in ({5}, {5}, {5, 6}, set()):
+        grid.busy = busy
+        idle[len(idle)] = list(roster.idle(grid, members))
+
+    assert list(idle.values()) == [["b"], ["b"], ["a", "b"], ["a", "b"]]
+    assert caplog.text.count("Client a still works on an earlier message") == 1
+
+
+def test_the_errors_that_are_a_clients_own_are_flowers():
+    assert members._CLIENTS_OWN_ERRORS == (
+        ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
+        ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+    )

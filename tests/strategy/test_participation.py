@@ -3,11 +3,14 @@ import math
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nufed.common.errors import RunError
+from nufed.common.errors import ConfigError, RunError
+from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.participation import choose, num_chosen
+from tests.strategy.fake_grid import StreamingGrid, client
 
 names = st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=30)
 fractions = st.floats(0, 1, exclude_min=True)
@@ -66,3 +69,39 @@ def test_m_is_the_rounded_share_and_at_least_one(num_clients, fraction, expected
 def test_a_fraction_outside_0_to_1_is_refused(fraction):
     with pytest.raises(RunError, match="fraction"):
         choose(["a"], fraction, seed=0, round=0)
+
+
+class ClosingGrid(StreamingGrid):
+    """Ends a phase early if told to, as a server's grid does; here it notes what it was told."""
+
+    quorums = ()
+
+    def busy_nodes(self):
+        return frozenset()
+
+    def stream_replies(self, messages, timeout=None, quorum=None):
+        self.quorums = (*self.quorums, quorum)
+        return super().stream_replies(messages, timeout)
+
+
+@pytest.mark.parametrize(("fraction", "enough"), [(1.0, None), (0.85, 9), (0.01, 1)])
+def test_a_phase_waits_for_all_or_for_the_share_that_is_enough(fraction, enough):
+    grid = ClosingGrid({node: client(f"client-{node}") for node in range(10)})
+    strategy = MetaFedAvg(participation_fraction=1.0, min_reply_fraction=fraction, reply_grace=7)
+    strategy.discover(grid, expected=10, timeout=1)
+    grid.quorums = ()
+
+    strategy.train_round(grid, {"w": torch.zeros(1)}, 1)
+
+    (quorum,) = grid.quorums
+    if enough is None:
+        assert quorum is None
+    else:
+        assert quorum.grace == 7
+        assert [quorum.is_met_by_one_more() for _ in range(10)].index(True) == enough - 1
+
+
+@pytest.mark.parametrize("options", [{"min_reply_fraction": 0}, {"min_reply_fraction": 1.1}, {"reply_grace": -1}])
+def test_shares_and_times_that_are_none_are_refused(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        MetaFedAvg(**options)

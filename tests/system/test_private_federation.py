@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from nufed.client.personal_model import hash_params, load_personal_model
+from nufed.common.errors import DataError
 from nufed.deploy.commands.cli import main
 from nufed.server.run_folder import load_model
 from tests.system.processes import address_of, nufed, processes, round_records, run_folder
@@ -75,7 +76,7 @@ def test_every_client_ends_with_its_own_model(tmp_path):
     assert (tmp_path / "offline.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
 
 
-def test_a_client_with_other_data_is_named_and_nothing_is_trained(tmp_path):
+def test_a_client_with_other_data_is_turned_away_and_named_while_the_server_waits(tmp_path):
     """Both sides are told its name, the column and the row, and no value."""
     for index in range(3):
         write_table(tmp_path / f"{index}.csv", index, classes=("no", "perhaps") if index == 1 else ("no", "yes"))
@@ -85,9 +86,11 @@ def test_a_client_with_other_data_is_named_and_nothing_is_trained(tmp_path):
             start(f"site-{index}", *client(tmp_path, address, index, *(["--new"] if index == 2 else [])))
             for index in range(3)
         ]
-        assert server.wait() != 0
-
-        sites[1].wait_for("perhaps")
+        assert sites[1].wait() == DataError.exit_code
+        server.wait_for("is turned away")
+        server.wait_for("site-1 left")
+        assert server.popen.poll() is None
+        assert "perhaps" in sites[1].output
 
     said = "client 'site-1': expected the run's classes in the label column (no, yes), but"
     assert said in " ".join(server.output.split())

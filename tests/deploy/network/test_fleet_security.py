@@ -17,6 +17,7 @@ from nufed.deploy.network.certificates import CertificateFolder, add_client, cre
 from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 from nufed.deploy.network.direct_server import DirectServer, ServerEndpoint, ServerSecurity
 from nufed.deploy.network.fleet_connection import FleetConnection
+from nufed.deploy.network.node_keys import AdmittedKeys
 from nufed.deploy.network.server_probe import ServerAddress
 from tests.deploy.network.loopback import LOOPBACK, adding_app, call, clients, request
 
@@ -236,6 +237,26 @@ def test_a_spoilt_key_file_does_not_shut_out_the_others(tmp_path):
             replies = call(server, round_trip)
 
     assert len(replies) == 1
+
+
+def test_one_key_under_two_names_and_a_file_that_names_nobody_are_refused(tmp_path):
+    folder = CertificateFolder(tmp_path)
+    create_authority(folder, ["127.0.0.1"])
+    add_client(folder, "a")
+    keys = AdmittedKeys(folder.admitted_clients)
+    content = folder.client_public_key("a").read_bytes()
+
+    (folder.admitted_clients / "b.pub").write_bytes(content)
+    twice = keys.refresh()
+    with pytest.raises(PeerError, match=r"b.pub holds the key of 'a'"):
+        AdmittedKeys(folder.admitted_clients)
+    (folder.admitted_clients / "b.pub").unlink()
+    folder.client_public_key("a").rename(folder.admitted_clients / "a\x1b[2J.pub")
+    unnamed = keys.refresh()
+
+    assert (twice.admitted, twice.revoked, len(twice.problems)) == ((), (), 1)
+    assert "a\\x1b[2J.pub names no client" in unnamed.problems[0]
+    assert len(unnamed.revoked) == 1
 
 
 def test_a_node_cannot_throw_out_another(folder, stranger):
