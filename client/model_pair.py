@@ -9,6 +9,7 @@ from torch import nn
 from nufed.common.config import MethodConfig, ModelConfig
 from nufed.common.errors import ModelError
 from nufed.common.examples import ClientData, TaskInfo
+from nufed.common.meta.estimators import find_estimator
 from nufed.common.models import build_model, examine
 from nufed.common.task import ModelLoss, make_loss
 from nufed.common.traits import UNKNOWN, Traits
@@ -72,8 +73,8 @@ def model_pair(config: ModelConfig, task: TaskInfo, seed: int, device: str) -> M
 
 def _differentiates_twice(method: MethodConfig) -> bool:
     """Return whether the estimator takes Hessian-vector products by double backward."""
-    by_double_backward = method.estimator in ("exact", "unrolled") and method.objective == "fine-tuned"
-    return by_double_backward and method.num_inner_steps > 0
+    estimator = find_estimator(method.estimator)
+    return estimator.differentiates_twice and method.objective == "fine-tuned" and method.num_inner_steps > 0
 
 
 def _check_equal(one: nn.Module, other: nn.Module) -> None:

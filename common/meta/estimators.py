@@ -34,6 +34,7 @@ class Estimator:
         of_loss: from a client's loss to the estimator, for what the forms of `Steps` do not offer; every engine then
             computes it for one client at a time.
         caution: warns of losses that the estimator does not suit.
+        differentiates_twice: whether it takes second derivatives by autograd, which a model is then examined for.
     """
 
     summary: str
@@ -42,6 +43,7 @@ class Estimator:
     of_steps: Callable[[Steps[Any], MethodConfig], MetaGradient[Any]] | None = None
     of_loss: Callable[[LossFn, MethodConfig], MetaGradient] | None = None
     caution: Callable[[LossFn, MethodConfig], None] | None = None
+    differentiates_twice: bool = True
 
     def build(self, loss: LossFn, method: MethodConfig) -> MetaGradient:
         """Return the estimator for one client's loss."""
@@ -105,6 +107,7 @@ ESTIMATORS = {
         uses_hessian_batches=False,
         step_cost=lambda nu: nu + 1.0,
         of_steps=lambda steps, _method: first_order(steps),
+        differentiates_twice=False,
     ),
     "hessian-free": Estimator(
         "Hessian-vector products by differences; 3ν+1 gradients (2ν+1 at best), no double backward",
@@ -112,6 +115,7 @@ ESTIMATORS = {
         step_cost=lambda nu: 3.0 * nu + 1.0,
         of_steps=lambda steps, method: hessian_free(steps, difference=_difference(method)),
         caution=lambda loss, method: caution_of_kinks(loss, _difference(method)),
+        differentiates_twice=False,
     ),
 }
 

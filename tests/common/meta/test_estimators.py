@@ -361,3 +361,25 @@ def test_a_relu_network_is_differentiated_within_its_pieces():
 
     oracle = oracles.unrolled_meta_gradient(loss, params, batches.inner, batches.outer, ALPHA)
     assert relative_difference(estimate.gradient, oracle) < 1e-10
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_estimator_says_whether_it_differentiates_twice(name):
+    """Autograd records a backward pass that is itself going to be differentiated, and no other."""
+    params, batches = {"w": torch.tensor([0.5, -1.0]).double()}, random_batches(2, (1, 1, 2), coupled=True)
+    recorded = []
+
+    class SumOfSquares(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, w):
+            ctx.save_for_backward(w)
+            return (w * w).sum()
+
+        @staticmethod
+        def backward(ctx, above):
+            recorded.append(torch.is_grad_enabled())
+            return 2 * above * ctx.saved_tensors[0]
+
+    build(name, lambda params, batch: SumOfSquares.apply(params["w"]), 2)(params, batches)
+
+    assert any(recorded) == ESTIMATORS[name].differentiates_twice
