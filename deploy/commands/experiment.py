@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from nufed.common.errors import ConfigError
+from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.option_groups import MachineOptions, beginning_with, engine_names, with_option_groups
 from nufed.deploy.commands.outputs import Force, check_document, check_experiment_folder, check_report
 from nufed.deploy.commands.run_options import RunOptions, complete_assignment
@@ -95,6 +96,7 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
         workers = Workers(folder, jobs, engine, _speaker(silent=quiet or as_json))
         command = " ".join(["nufed", *sys.argv[1:]])
         experiment = conduct(located(changed, folder, process_settings().data_root), workers, command=command)
+    workers.say("making the report")
     _show(experiment.suite.name, folder, quiet=quiet, as_json=as_json)
 
 
@@ -130,14 +132,15 @@ def report_command(
     if out:
         check_report(out, folders, force=force)
     document = _document(markdown) if markdown else ""
-    stories = [read_story(folder) for folder in folders]
-    for folder, story in zip(folders, stories, strict=True):
-        target = out or folder / "report.html"
-        write_report(story, target)
-        typer.echo(str(target))
-    if markdown:
-        write_text(markdown, with_sections(document, dict(zip(names, stories, strict=True))))
-        typer.echo(str(markdown))
+    with while_working("reporting"):
+        stories = [read_story(folder) for folder in folders]
+        for folder, story in zip(folders, stories, strict=True):
+            target = out or folder / "report.html"
+            write_report(story, target)
+            typer.echo(str(target))
+        if markdown:
+            write_text(markdown, with_sections(document, dict(zip(names, stories, strict=True))))
+            typer.echo(str(markdown))
 
 
 def _document(path: Path) -> str:

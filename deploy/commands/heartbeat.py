@@ -1,5 +1,6 @@
 """A sign of life from a command that has said nothing for a while, so that nobody takes work for a hang."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -46,3 +47,8 @@ class Heartbeat:
             elif what := self._what:
                 self._say(f"{what}, for {time.monotonic() - self._since:.0f} s so far")
                 pause = min(2 * pause, _LONGEST)
+
+
+def while_working(what: str) -> Heartbeat:
+    """Return a heartbeat on standard error, for commands whose output is a result."""
+    return Heartbeat(lambda line: print(line, file=sys.stderr), what)

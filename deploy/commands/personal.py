@@ -17,6 +17,7 @@ from rich.text import Text
 
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.errors import ConfigError
+from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.option_groups import MachineOptions, with_option_groups
 from nufed.deploy.commands.outputs import Force, check_output, read_from
 from nufed.deploy.commands.terminal import stdout_console
@@ -82,7 +83,7 @@ def personalize_command(  # noqa: PLR0913 - one parameter per option
     from nufed.server.run_folder import load_model
 
     check_output(out, inputs=read_from(model, data), force=force)
-    with machine.exported():
+    with machine.exported(), while_working("fine-tuning"):
         params, stored = load_model(model)
         config = _adaptation(RunConfig.parse(stored["config"]), steps=steps, lr=lr, batch_size=batch_size, seed=seed)
         node_config: dict[str, Scalar] = {"data": data, "client-id": name}
@@ -114,7 +115,7 @@ def predict_command(
 
     if out is not None:
         check_output(out, inputs=read_from(model, data), force=force)
-    with machine.exported():
+    with machine.exported(), while_working("predicting"):
         given = _load(model)
         rows, examples = load_rows(data, given.task, given.config, process_settings(), given.preparation)
         network = build_model(given.config.model, given.task, seed=given.config.seed).eval()
@@ -145,7 +146,7 @@ def export_command(
     from nufed.common.models import build_model
 
     check_output(out, inputs=read_from(model), force=force)
-    with machine.exported():
+    with machine.exported(), while_working("exporting"):
         given = _load(model)
         network = build_model(given.config.model, given.task, seed=given.config.seed)
         check_fits(given.params, network)

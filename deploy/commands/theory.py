@@ -13,6 +13,7 @@ from rich.table import Table
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.common.method_rules import sequential_options
+from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.option_groups import MachineOptions, option, with_option_groups
 from nufed.deploy.commands.run_options import RunOptions
 from nufed.deploy.commands.tables import fits, print_table
@@ -127,7 +128,7 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     inner_lr = config.method.inner_lr if "method.inner-lr" in run.changes() else None
     source: Constants | Estimate
     if given is None:
-        with machine.exported():
+        with machine.exported(), while_working("measuring the constants"):
             source, gap = _measure(config, max(nus), measure_clients, process_settings())
     else:
         source, gap = given, 1.0

@@ -42,10 +42,9 @@ def full_disk():
 
 
 def paragraph(capsys):
-    """Return what was said on stderr, which is one line."""
-    printed = capsys.readouterr().err
+    """Return what was said on stderr, which is one line; signs of life of a slow machine do not count."""
+    [printed] = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(" s so far")]
     assert printed.startswith("nufed: ")
-    assert len(printed.splitlines()) == 1
     return printed
 
 
@@ -194,7 +193,7 @@ def test_ctrl_c_while_modules_are_imported_is_no_traceback(monkeypatch, capsys):
     code = start.main(["--version"])
 
     assert code == 130
-    assert paragraph(capsys) == "nufed: Interrupted.\n"
+    assert paragraph(capsys) == "nufed: Interrupted."
 
 
 @pytest.mark.parametrize(
