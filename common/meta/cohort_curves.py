@@ -11,6 +11,9 @@ from nufed.common.metrics import METRICS
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
 
+MOST_PRODUCTS = 2**26
+"""Inner products of inputs that are kept: N (N + T) numbers grow with the square of a client's examples."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -74,7 +77,7 @@ def outputs_through_products(
 
 
 def products_pay(kernel: DenseKernel, num_support: int, num_judged: int, num_steps: int) -> bool:
-    """Return whether `outputs_through_products` needs fewer multiplications.
+    """Return whether `outputs_through_products` needs fewer multiplications, and no more memory than it may.
 
     Args:
         kernel: of the clients' models.
@@ -82,7 +85,7 @@ def products_pay(kernel: DenseKernel, num_support: int, num_judged: int, num_ste
         num_judged: T, examples judged at each step.
         num_steps: S.
     """
-    if len(kernel.layers) < 2:
+    if len(kernel.layers) < 2 or num_support * (num_support + num_judged) > MOST_PRODUCTS:
         return False
     units, inputs = kernel.layers[0].shape
     products = num_support * (num_support + num_judged) * (inputs + units * num_steps)

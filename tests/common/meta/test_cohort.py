@@ -10,6 +10,7 @@ from nufed.common.config import MethodConfig
 from nufed.common.errors import ConfigError
 from nufed.common.examples import Examples, TaskInfo
 from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
+from nufed.common.meta.cohort_curves import products_pay
 from nufed.common.meta.estimators import ESTIMATORS, Estimator
 from nufed.common.meta.local_update import Stream, local_update
 from nufed.common.params import add_scaled, clipped, model_params, norm
@@ -305,3 +306,12 @@ def test_parameters_without_dimensions_are_trained_together():
     together = cohort_update(ModuleKernel(loss), clients, method)
 
     assert_same_updates(together, alone(loss, clients, method), 1e-12)
+
+
+def test_curves_of_clients_with_many_examples_keep_no_products_of_all_pairs():
+    """Fewer multiplications, but at 20,000 examples they would take 2.4 GB."""
+    layers = dense_layers(nn.Sequential(nn.Flatten(), nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, CLASSES)), TASK)
+    kernel = DenseKernel([replace(layers[0], shape=(80_000, 40_000)), layers[1]], TASK)
+
+    assert products_pay(kernel, 5_000, 5_000, 10)
+    assert not products_pay(kernel, 20_000, 10_000, 10)
