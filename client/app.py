@@ -10,7 +10,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from nufed.client.discretion import discreet
+from nufed.client.error_replies import without_data
 from nufed.client.personal_model import personal_path, personalize_after_run
 from nufed.client.personalize import adaptation_curves
 from nufed.client.train_reply import train_reply
@@ -25,7 +25,7 @@ app = ClientApp()
 
 
 @app.query()
-@discreet
+@without_data
 def describe(message: Message, context: Context) -> Message:
     """Answer who this client is and how much data it has."""
     data = _workplace(context).data
@@ -35,7 +35,7 @@ def describe(message: Message, context: Context) -> Message:
 
 
 @app.train()
-@discreet
+@without_data
 def train(message: Message, context: Context) -> Message:
     """Answer with the client's model after τ meta steps."""
     started = time.perf_counter()
@@ -52,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
 
 
 @app.evaluate()
-@discreet
+@without_data
 def evaluate(message: Message, context: Context) -> Message:
     """Answer with the adaptation curves of the server's model on this client's held-out data."""
     place = _workplace(context)

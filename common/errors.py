@@ -30,7 +30,7 @@ class NufedError(Exception):
     Attributes:
         exit_code: of a command that fails with it.
         sendable: whether a client with data of its own may send the message to the server: it holds counts and the
-            run's own names alone. Nothing else is sent (client/discretion.py).
+            run's own names alone. Nothing else is sent (client/error_replies.py).
     """
 
     exit_code = 1

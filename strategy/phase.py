@@ -16,8 +16,8 @@ from nufed.common.params import Params, largest_magnitude
 from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply, check_params
 from nufed.strategy.aggregation import find_aggregation, server_step
 from nufed.strategy.exchange import time_to_live
-from nufed.strategy.ledger import Ledger
 from nufed.strategy.members import Member
+from nufed.strategy.phase_record import PhaseRecord
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult, Weighting
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
 
@@ -103,7 +103,7 @@ class Phase(ABC):
         Args:
             outgoing: what is sent.
             asked: whom to, by client id.
-            complaints: see `Ledger`.
+            complaints: see `PhaseRecord`.
             max_weight: medians that a client may weigh in averages of metrics over examples.
         """
         self.round = outgoing.round
@@ -112,11 +112,11 @@ class Phase(ABC):
         self._complaints = complaints
         self._max_weight = max_weight
         self._bytes_down = len(self.messages) * outgoing.num_bytes()
-        self._ledger = Ledger({member.node_id: client_id for client_id, member in asked.items()}, complaints)
+        self._record = PhaseRecord({member.node_id: client_id for client_id, member in asked.items()}, complaints)
 
     def take(self, node_id: int | None, reply: Message) -> None:
         """Enter one reply; nothing that a client sends makes this raise."""
-        self._ledger.take(node_id, reply, self._accept)
+        self._record.take(node_id, reply, self._accept)
 
     @abstractmethod
     def _accept(self, client_id: str, content: RecordDict) -> dict[str, MetricValue]:
@@ -128,17 +128,17 @@ class Phase(ABC):
 
     def _close(self) -> dict[str, Any]:
         """Return the attributes of a `PhaseResult`; who has not answered is missing."""
-        ledger = self._ledger
-        ledger.close(self._timeout)
+        record = self._record
+        record.close(self._timeout)
         return {
             "round": self.round,
-            "counts": ledger.counts,
-            "problems": ledger.problems,
-            "client_metrics": dict(sorted(ledger.client_metrics.items())),
-            "strays": ledger.strays,
+            "counts": record.counts,
+            "problems": record.problems,
+            "client_metrics": dict(sorted(record.client_metrics.items())),
+            "strays": record.strays,
             "bytes_down": self._bytes_down,
-            "bytes_up": ledger.bytes_up,
-            "seconds": ledger.seconds,
+            "bytes_up": record.bytes_up,
+            "seconds": record.seconds,
             "max_weight": self._max_weight,
         }
 

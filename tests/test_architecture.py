@@ -26,7 +26,7 @@ ENTRIES = {"client/__main__.py", "server/__main__.py"}
 FLOWER_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
 KNOWS_FLOWER = {
     "client/app.py",
-    "client/discretion.py",
+    "client/error_replies.py",
     "common/wire.py",
     "server/app.py",
     "server/run.py",

@@ -152,7 +152,7 @@ class DirectServer:
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.service.close(_FAREWELL, ending=self._ending)
         self._closing.set()
-        self.service.nodes.ring()
+        self.service.nodes.notify()
         for stopped in [server.stop(grace=2) for server in self._servers]:
             stopped.wait()
         self._watcher.join()
@@ -271,7 +271,7 @@ class DirectServer:
                 self._on_event(f"{self.service.sessions.name(node_id)} left ({len(online)} connected)")
             if online != self._online:
                 self._online = online
-                self.service.nodes.ring()
+                self.service.nodes.notify()
                 continue
             self.service.nodes.wait(seen, _WATCH_INTERVAL)
 

@@ -54,7 +54,7 @@ from nufed.deploy.network.message_bytes import pull_response, read_reply
 from nufed.deploy.network.node_keys import AdmittedKeys
 from nufed.deploy.network.pieces import assemble, parse_number, parse_piece_name
 from nufed.deploy.network.sessions import Caller, Sessions
-from nufed.deploy.network.wakeup import Bell
+from nufed.deploy.network.wakeup import Wakeup
 
 LIVENESS_INTERVAL = 7.5
 """Seconds; Flower takes a node for gone after two intervals without a heartbeat (our clients send one every 3 s)."""
@@ -84,7 +84,7 @@ class FleetService(FleetServicer):
         on_event: Callable[[str], None] = lambda _line: None,
     ) -> None:
         super().__init__(states, states.objectstore_factory, keys is not None)
-        self.replies, self.nodes = Bell(), Bell()
+        self.replies, self.nodes = Wakeup(), Wakeup()
         self.sessions = Sessions(unique_names=keys is None)
         self.deliveries = Deliveries()
         self._keys, self._hold, self._on_event = keys, hold, on_event
@@ -108,7 +108,7 @@ class FleetService(FleetServicer):
         if not self.sessions.turn_away(node_id, reason):
             return False
         self.state_factory.state().deactivate_node(node_id)
-        self.nodes.ring()
+        self.nodes.notify()
         return True
 
     def register(self, public_key: bytes) -> None:
@@ -179,8 +179,8 @@ class FleetService(FleetServicer):
             context.send_initial_metadata(((headers.WHOLE, "1"),))
         else:
             self.deliveries.give_up_taken(node_id)
-        self.nodes.ring()
-        self.replies.ring()
+        self.nodes.notify()
+        self.replies.notify()
         return fleet.ActivateNodeResponse(node_id=node_id)
 
     def DeactivateNode(  # noqa: N802 - Flower's name
@@ -190,8 +190,8 @@ class FleetService(FleetServicer):
         response = super().DeactivateNode(request, context)
         self.deliveries.note_left(request.node_id)
         self.sessions.end(request.node_id)
-        self.nodes.ring()
-        self.replies.ring()
+        self.nodes.notify()
+        self.replies.notify()
         return response
 
     def SendNodeHeartbeat(  # noqa: N802 - Flower's name
@@ -210,21 +210,21 @@ class FleetService(FleetServicer):
         """Return a node's next message as soon as there is one, or nothing after `hold` seconds."""
         node_id, deadline = request.node.node_id, time.monotonic() + self._hold
         caller, signer = Caller.of(context), _signer(context)
-        bell, number = self.sessions.begin_wait(node_id)
+        wakeup, number = self.sessions.begin_wait(node_id)
         if self.sessions.takes_whole(node_id) and self.deliveries.give_up_taken(node_id):
-            self.replies.ring()  # it works on one message at a time, so asking again means that it lost the last
+            self.replies.notify()  # it works on one message at a time, so asking again means that it lost the last
         while context.is_active() and self._admits(signer) and self.sessions.is_newest_wait(node_id, number):
-            seen = bell.count
+            seen = wakeup.count
             if reason := self.sessions.refusal(node_id, caller):
                 self._refuse(context, reason)
             if self._closed.is_set():
                 context.send_initial_metadata(((headers.FINISHED, self._ending),))
                 self.sessions.note_told(node_id)
-                self.nodes.ring()
+                self.nodes.notify()
                 return fleet.PullMessagesResponse()
             if (response := self._next_message(request, context)) is not None:
                 return response
-            if not bell.wait(seen, max(0.0, deadline - time.monotonic())):
+            if not wakeup.wait(seen, max(0.0, deadline - time.monotonic())):
                 break
         return fleet.PullMessagesResponse()
 
@@ -248,7 +248,7 @@ class FleetService(FleetServicer):
         else:
             response = self._take_announced(request, context)
         self.deliveries.note_answered(node_id, message_id, is_complete=not response.objects_to_push)
-        self.replies.ring()
+        self.replies.notify()
         return response
 
     def PullObject(  # noqa: N802 - Flower's name
@@ -276,7 +276,7 @@ class FleetService(FleetServicer):
         response = super().PushObject(request, context)
         if not response.stored and self.deliveries.is_superfluous(request.session_id):
             response.stored = True  # the reply was complete, and consumed, while this part was on its way
-        self.replies.ring()
+        self.replies.notify()
         return response
 
     def ConfirmMessageReceived(  # noqa: N802 - Flower's name
@@ -338,7 +338,7 @@ class FleetService(FleetServicer):
         if message is None:
             # It was posted to another kind of client, or withdrawn just now.
             self.deliveries.give_up_taken(node_id)
-            self.replies.ring()
+            self.replies.notify()
             return None
         if headers.array_bytes(message) <= headers.WHOLE_LIMIT:
             return pull_response(message)

@@ -12,7 +12,7 @@ import grpc
 
 from nufed.common.untrusted import printable
 from nufed.deploy.network import fleet_headers as headers
-from nufed.deploy.network.wakeup import Bell
+from nufed.deploy.network.wakeup import Wakeup
 
 _REMEMBERED_REFUSALS = 4096
 
@@ -69,7 +69,7 @@ class Opened:
 class _Waiting:
     """A node's requests for messages: only the newest is held."""
 
-    bell: Bell = field(default_factory=Bell)
+    wakeup: Wakeup = field(default_factory=Wakeup)
     newest: int = 0
 
 
@@ -193,16 +193,16 @@ class Sessions:
         with self._lock:
             return frozenset(node for node, session in self._sessions.items() if session.is_busy)
 
-    def begin_wait(self, node_id: int) -> tuple[Bell, int]:
-        """Note that a node asks for a message: return its bell, and the number of this request."""
+    def begin_wait(self, node_id: int) -> tuple[Wakeup, int]:
+        """Note that a node asks for a message: return its wakeup, and the number of this request."""
         with self._lock:
             waiting = self._waiting.setdefault(node_id, _Waiting())
             waiting.newest += 1
             if session := self._sessions.get(node_id):
                 session.is_busy = False
-            bell, number = waiting.bell, waiting.newest
-        bell.ring()
-        return bell, number
+            wakeup, number = waiting.wakeup, waiting.newest
+        wakeup.notify()
+        return wakeup, number
 
     def is_newest_wait(self, node_id: int, number: int) -> bool:
         """Return whether a node has not asked for a message again since."""
@@ -212,8 +212,8 @@ class Sessions:
     def wake(self, node_id: int) -> None:
         """Let a node that waits for a message look again."""
         with self._lock:
-            bell = self._waiting.setdefault(node_id, _Waiting()).bell
-        bell.ring()
+            wakeup = self._waiting.setdefault(node_id, _Waiting()).wakeup
+        wakeup.notify()
 
     def _refuse(self, node_id: int, caller: Caller, reason: str) -> None:
         _remember(self._refusals, (node_id, caller.key), reason)

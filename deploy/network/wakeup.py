@@ -1,35 +1,35 @@
-"""A bell to wait for: threads sleep until something happens instead of looking again and again."""
+"""A wake-up to wait for: threads sleep until something happens instead of looking again and again."""
 
 import threading
 
 
-class Bell:
-    """Counts its rings, so that one between looking and waiting is not missed.
+class Wakeup:
+    """Counts its notifications, so that one between looking and waiting is not missed.
 
     Examples:
-        >>> bell = Bell()
-        >>> seen = bell.count
-        >>> bell.ring()
-        >>> bell.wait(seen, timeout=10.0)
+        >>> wakeup = Wakeup()
+        >>> seen = wakeup.count
+        >>> wakeup.notify()
+        >>> wakeup.wait(seen, timeout=10.0)
         True
     """
 
     def __init__(self) -> None:
-        self._rung = threading.Condition()
+        self._notified = threading.Condition()
         self._count = 0
 
     @property
     def count(self) -> int:
-        """Return how often the bell has rung."""
+        """Return how often waiters were notified."""
         return self._count
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         """Wake everyone who waits."""
-        with self._rung:
+        with self._notified:
             self._count += 1
-            self._rung.notify_all()
+            self._notified.notify_all()
 
     def wait(self, seen: int, timeout: float | None) -> bool:
-        """Return whether the bell has rung since its count was `seen`, after at most `timeout` seconds."""
-        with self._rung:
-            return self._rung.wait_for(lambda: self._count != seen, timeout)
+        """Return whether there was a notification since the count was `seen`, after at most `timeout` seconds."""
+        with self._notified:
+            return self._notified.wait_for(lambda: self._count != seen, timeout)

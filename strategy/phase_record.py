@@ -1,4 +1,4 @@
-"""The book of one phase: who was asked, what each answered, and what was made of it."""
+"""The record of one phase: who was asked, what each answered, and what was made of it."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 _log = logging.getLogger("nufed.strategy")
 
 
-class Ledger:
+class PhaseRecord:
     """Holds what came of each client asked in one phase, until the phase ends.
 
     Attributes:
@@ -33,7 +33,7 @@ class Ledger:
     """
 
     def __init__(self, asked: Mapping[int, str], complaints: set[tuple[str, str]]) -> None:
-        """Open the book.
+        """Begin the record.
 
         Args:
             asked: client id by node id.

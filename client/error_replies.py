@@ -25,7 +25,7 @@ _PUBLIC = frozenset({"nufed", "numpy", "torch", "pandas", "pyarrow", "PIL", "flw
 """Packages whose exceptions and files have names that everybody knows."""
 
 
-def discreet(handler: Handler) -> Handler:
+def without_data(handler: Handler) -> Handler:
     """Return `handler`, with what it raises told without quoting data where the client has data of its own."""
 
     @functools.wraps(handler)
