@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 import typer
 from click import Argument, Command, Group, Parameter
@@ -19,6 +20,25 @@ from nufed.deploy.commands.run_options import FLAGS
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("client", "common", "deploy", "server", "strategy")
 COPIED = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md"}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages of a folder where the navigation names the folder, `decisions/`, the folder's index first."""
+    names = sorted(path.name for path in (ROOT / "docs/decisions").glob("0*.md"))
+    folders = {
+        "decisions/": ["decisions/index.md", *(f"decisions/{name}" for name in names)],
+        "reference/modules/": ["reference/modules/index.md", *module_pages()],
+    }
+
+    def expanded(entry: Any) -> Any:
+        if isinstance(entry, list):
+            return [expanded(each) for each in entry]
+        if isinstance(entry, dict):
+            return {title: expanded(each) for title, each in entry.items()}
+        return folders.get(entry, entry)
+
+    config.nav = expanded(config.nav)
+    return config
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
