@@ -5,7 +5,7 @@ few examples (`@settings(max_examples=...)` for the suite goes through `budget.e
 again and again, with other seeds, for ten minutes (`FUZZ_MINUTES=60 make fuzz` for an hour), and stops at the first
 failure, which Hypothesis shrinks and prints with the line that repeats it.
 
-A target calls the code inside `budget.limits()`, which fails it when a call takes more than 5 seconds or 1 GB beyond
+A target calls the code inside `budget.limits()`, which fails it when a call takes 5 seconds of work or 1 GB beyond
 what the process held before, and lets `NufedError`s alone pass: any other exception is a traceback for some user.
 
     @settings(max_examples=examples(50))

@@ -11,6 +11,8 @@ from hypothesis import settings
 from nufed.common.errors import NufedError
 
 SECONDS = 5.0
+"""Of processor time, which a loaded machine does not lengthen; of waiting, `PATIENCE`."""
+PATIENCE = 60.0
 MEMORY = 2**30
 
 
@@ -21,21 +23,27 @@ def examples(in_suite: int) -> int:
 
 @contextmanager
 def limits() -> Iterator[list[NufedError]]:
-    """Fail on more than 5 s, more than 1 GB, or any exception but a NufedError, which is put into the list given."""
+    """Fail on more than 5 s of work, a minute of waiting, 1 GB, or any exception but a NufedError.
+
+    A NufedError is put into the list given.
+    """
     caught: list[NufedError] = []
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = signal.signal(signal.SIGALRM, _too_slow)
+    before = [(number, signal.signal(number, _too_slow)) for number in (signal.SIGALRM, signal.SIGPROF)]
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield caught
     except NufedError as error:
         caught.append(error)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 class TooSlowError(BaseException):
@@ -43,4 +51,4 @@ class TooSlowError(BaseException):
 
 
 def _too_slow(_number: int, _frame: object) -> None:
-    raise TooSlowError(f"more than {SECONDS:g} s")
+    raise TooSlowError(f"more than {SECONDS:g} s of work, or {PATIENCE:g} s of waiting")
