@@ -51,7 +51,7 @@ def stored_config(path: Path) -> RunConfig:
     """
     if not (path / CONFIG).is_file():
         what = "is a folder without config.json" if path.is_dir() else "does not exist"
-        raise RunError(f"Expected a run folder at {path}, but it {what}. Give --resume a folder that a run left.")
+        raise RunError(f"Expected a run folder at {path}, but it {what}. Name a folder that a run left.")
     return RunConfig.load(path / CONFIG)
 
 

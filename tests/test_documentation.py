@@ -80,3 +80,13 @@ def test_every_file_that_names_the_version_names_this_one(file, pattern):
 
     assert found
     assert set(found) == {VERSION}
+
+
+def test_the_page_of_examples_shows_every_example():
+    """As the site's snippets are written; a formatter of Python code in Markdown must not take them for Python."""
+    page = (ROOT / "docs/examples.md").read_text(encoding="utf-8")
+
+    shown = set(re.findall(r"^```python\n--8<--\n(.*)\n--8<--\n```$", page, flags=re.MULTILINE))
+
+    programs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob("*.py")}
+    assert shown == {name for name in programs if not name.endswith("__init__.py")}

@@ -18,7 +18,7 @@ PACKAGES = ("client/", "common/", "deploy/", "server/", "strategy/")
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Return a page's Markdown with plain fences, and with links to source files led to their reference."""
-    markdown = re.sub(r"^```(\w+) ([\w-]+)[^\n]*$", fence, markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^```(\w+) ([\w-]+)(?![\w=-])[^\n]*$", fence, markdown, flags=re.MULTILINE)
     source = PurePosixPath("docs") / page.file.src_uri
     if page.file.src_uri in ("changelog.md", "contributing.md", "security.md"):
         source = PurePosixPath(page.file.src_uri)

@@ -1,6 +1,5 @@
 """`nufed.meta_gradient`: the method's gradient alone, for any training loop in PyTorch."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from nufed.common.errors import ConfigError, ModelError
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.meta_gradient import Estimate, MetaBatches
 from nufed.common.params import leaves
+from nufed.library.arguments import as_collection, as_name, as_step_size, kind_of, listed
 
 
 def meta_gradient(
@@ -48,7 +48,7 @@ def meta_gradient(
 
     Raises:
         ConfigError: the estimator is unknown, an option is out of range, or batches are missing.
-        ModelError: the loss is no scalar that depends on every parameter, or raised an error.
+        ModelError: the loss is no scalar that depends on every parameter. What `loss_fn` itself raises comes unchanged.
 
     Examples:
         >>> import nufed, torch
@@ -58,7 +58,7 @@ def meta_gradient(
         >>> estimate.gradient["w"]  # w (1 - α)^(2 ν) with ν = 2
         tensor([0.1250])
     """
-    found = find_estimator(estimator)
+    found = find_estimator(as_name(estimator, "estimator"))
     point = _point(params)
     given = _batches(batches, uses_hessian_batches=found.uses_hessian_batches)
     coupled = given.hessian is given.inner
@@ -75,14 +75,15 @@ def _method(inner_lr: float, estimator: str, *, coupled: bool, options: Mapping[
 
     if unknown := sorted(set(options) - set(_OPTIONS)):
         raise ConfigError(f"Unknown option {unknown[0]!r} of an estimator. Known: {', '.join(_OPTIONS)}.")
-    if not (isinstance(inner_lr, int | float) and 0 <= inner_lr < math.inf):
-        raise ConfigError(f"Expected a step size of 0 or more, but got inner_lr={inner_lr!r}.")
+    step_size = as_step_size(inner_lr, "inner_lr", above_zero=False)
     batches = "inner" if coupled else "fresh"
-    values = {"inner_lr": inner_lr, "estimator": estimator, "hessian_batches": batches, **options}
+    values = {"inner_lr": step_size, "estimator": estimator, "hessian_batches": batches, **options}
     return run_config(None, None, values, {}).method
 
 
 def _point(params: Mapping[str, Tensor] | nn.Module) -> dict[str, Tensor]:
+    if not isinstance(params, nn.Module | Mapping):
+        raise ModelError(f"expected params to be a module or tensors by name, but got {kind_of(params)}; give a dict")
     tensors = dict(params.named_parameters()) if isinstance(params, nn.Module) else dict(params)
     if not tensors:
         raise ModelError("expected at least one parameter, but params is empty; give tensors by name, or a module")
@@ -101,7 +102,7 @@ def _batches(batches: MetaBatches | Sequence[Any], *, uses_hessian_batches: bool
                 f"{len(batches.hessian)}. Give as many."
             )
         return batches
-    given = list(batches)
+    given = as_collection(batches, "batches")
     if not given:
         raise ConfigError("Expected ν + 1 batches, those of the inner steps and then the outer one, but got none.")
     inner = tuple(given[:-1])
@@ -111,7 +112,9 @@ def _batches(batches: MetaBatches | Sequence[Any], *, uses_hessian_batches: bool
 def _check_loss(loss_fn: Callable[..., Tensor], point: Mapping[str, Tensor], batch: Any) -> None:
     """Refuse a loss that the estimators could not differentiate, by one forward and backward pass."""
     tried = leaves(point)
-    value = cast("Any", loss_fn(tried, batch))
+    if not callable(loss_fn):
+        raise ModelError(f"expected loss_fn to be a function of (params, batch), but got {kind_of(loss_fn)}; give one")
+    value = cast("Any", loss_fn(tried, batch))  # what it raises is its author's, with the traceback
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         came = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ModelError(
@@ -122,6 +125,6 @@ def _check_loss(loss_fn: Callable[..., Tensor], point: Mapping[str, Tensor], bat
     gradients = torch.autograd.grad(value, list(tried.values()), allow_unused=True)
     if unused := [name for name, gradient in zip(tried, gradients, strict=True) if gradient is None]:
         raise ModelError(
-            f"expected a loss that uses every parameter, but it does not depend on {unused[0]!r} (and "
-            f"{len(unused) - 1} more); leave them out of params"
+            f"expected a loss that uses every parameter, but it does not depend on {listed(unused)}; leave "
+            "that out of params"
         )

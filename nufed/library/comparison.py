@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nufed.common.errors import ConfigError
+from nufed.library.arguments import as_collection, as_count
 from nufed.library.run import GROUPS, Run
 from nufed.library.simulation import load_run
 
@@ -44,6 +45,7 @@ def compare(runs: Iterable[RunOrPath] | Mapping[str, RunOrPath], *, step: int | 
     import pandas as pd
 
     labelled = _labelled(runs)
+    at = None if step is None else as_count(step, "step")
     options = {label: run.config.flat() for label, run in labelled}
     first = next(iter(options.values()))
     differing = [key for key in first if len({repr(values[key]) for values in options.values()}) > 1]
@@ -52,17 +54,20 @@ def compare(runs: Iterable[RunOrPath] | Mapping[str, RunOrPath], *, step: int | 
         chosen = {_column(key): options[label][key] for key in differing}
         groups = {group: stored for group in GROUPS if (stored := run.summary.get(group))}
         rows += [
-            {"run": label, **chosen, "group": group, **_results(stored, run, step)} for group, stored in groups.items()
+            {"run": label, **chosen, "group": group, **_results(stored, run, at)} for group, stored in groups.items()
         ]
     return pd.DataFrame(rows)
 
 
 def _labelled(runs: Iterable[RunOrPath] | Mapping[str, RunOrPath]) -> list[tuple[str, Run]]:
-    pairs = list(runs.items()) if isinstance(runs, Mapping) else [("", run) for run in runs]
-    loaded = [(str(label), run if isinstance(run, Run) else load_run(run)) for label, run in pairs]
+    given = runs.items() if isinstance(runs, Mapping) else [("", run) for run in as_collection(runs, "runs")]
+    pairs = [(str(label), run) for label, run in given]
+    loaded = [(label, run if isinstance(run, Run) else load_run(run)) for label, run in pairs]
     if not loaded:
         raise ConfigError("Expected runs to compare, but got none. Give runs, or the folders of runs.")
     if isinstance(runs, Mapping):
+        if twice := [label for label, _ in loaded if [each for each, _ in loaded].count(label) > 1]:
+            raise ConfigError(f"Expected labels that differ as text, but {twice[0]!r} is there twice. Rename one.")
         return loaded
     names = [run.path.name for _, run in loaded]
     return [

@@ -15,6 +15,7 @@ from nufed.common.errors import ConfigError, DataError
 from nufed.common.examples import Federation
 from nufed.common.given import GIVEN
 from nufed.common.user_code import guarded
+from nufed.library.arguments import as_collection, listed
 from nufed.library.tables import Columns, clients_of_partitions, clients_of_table, is_table, pair_of_table
 
 
@@ -48,10 +49,10 @@ def read_dataset(dataset: Any, columns: Columns, new_clients: Iterable[Any] | No
     if isinstance(dataset, Federation):
         return _federation(dataset, columns, new_clients)
     clients, class_names = _clients(dataset, columns)
-    new = [str(name) for name in new_clients or ()]
+    new = [str(name) for name in as_collection(() if new_clients is None else new_clients, "new_clients")]
     if unknown := [name for name in new if name not in clients]:
         raise ConfigError(
-            f"new_clients names {unknown[0]!r} (and {len(unknown) - 1} more), which the dataset does not have. Its "
+            f"new_clients names {listed(unknown)}, which the dataset does not have. Its "
             f"clients are called {', '.join(map(repr, list(clients)[:5]))}{', …' if len(clients) > 5 else ''}."
         )
     if not clients or len(set(new)) == len(clients):
@@ -109,6 +110,11 @@ def _pair(name: str, value: Any) -> tuple[Any, Any]:
     """Return one client's (inputs, targets), from a pair or from a map-style torch Dataset."""
     if isinstance(value, tuple | list) and len(value) == 2:
         return value[0], value[1]
+    if hasattr(value, "__array__"):
+        raise DataError(
+            f"expected client {name!r} to be a pair (inputs, targets), but got one array ({type(value).__name__}); "
+            "give its targets too"
+        )
     tensors = getattr(value, "tensors", None)  # torch.utils.data.TensorDataset
     if isinstance(tensors, tuple) and len(tensors) == 2:
         return tensors

@@ -68,6 +68,16 @@ def read_model(model: Any) -> GivenModel:
         for parameter in signature.parameters.values()
         if parameter.default is parameter.empty and parameter.kind in positional
     ]
+    named = [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    if named:
+        raise ConfigError(
+            f"model expects a function whose arguments are given by position, but {named[0]!r} is by name only. Leave "
+            "the * out, or bind it with functools.partial."
+        )
     if len(needed) > 2:
         raise ConfigError(
             f"model expects a function of no argument, of (task) or of (config, task), but it needs {len(needed)}: "

@@ -5,11 +5,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from nufed.common.config import RunConfig, Scalar, option_descriptions, to_kebab
 from nufed.common.errors import ConfigError, nearest_match_hint
 from nufed.common.methods import find_method, preset_notes
 from nufed.common.settings import Settings
+from nufed.library.arguments import as_name
 
 MACHINE = tuple(name for name in Settings.model_fields if name not in ("given", "out"))
 """Options of the machine that are keyword options too; they never change the numbers."""
@@ -21,12 +23,13 @@ def split_machine(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     """Return (options of the run, options of the machine).
 
     Raises:
-        ConfigError: the device does not exist here.
+        ConfigError: the device does not exist here, or a value is out of range.
     """
-    machine = {name: value for name, value in options.items() if name in MACHINE}
+    machine = {name: value for name, value in options.items() if name in MACHINE and value is not None}
+    _check_machine(machine)
     if (device := machine.get("device")) is not None:
         _check_device(str(device))
-    return {name: value for name, value in options.items() if name not in machine}, machine
+    return {name: value for name, value in options.items() if name not in MACHINE}, machine
 
 
 def run_config(
@@ -52,7 +55,7 @@ def config_and_notes(
     """Return `run_config` of the same arguments, and what its user must be told of the preset's place in it."""
     base, typed = config or RunConfig(), keyed(options)
     below = {key: value for key, value in defaults.items() if key not in base.given()}
-    preset = find_method(method).options() if method else {}
+    preset = find_method(as_name(method, "method")).options() if method else {}
     resolved = base.updated({**below, **preset, **typed})
     return resolved, preset_notes(method, base.given(), resolved, typed=typed) if method else []
 
@@ -98,9 +101,21 @@ def _hint(name: str) -> str:
 
 def _scalar(value: Any) -> Any:
     """Return a value as the configuration has it: (80, 60) is "80,60", and numbers of NumPy are plain ones."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _check_machine(machine: Mapping[str, Any]) -> None:
+    """Refuse what the environment would refuse, by the names that it is given by here."""
+    try:
+        Settings(**{name: str(value) for name, value in machine.items()})  # type: ignore[arg-type]  # as variables are
+    except ValidationError as error:
+        for problem in error.errors():
+            if (name := str(problem["loc"][0])) in machine:
+                said = problem["msg"][:1].lower() + problem["msg"][1:]
+                raise ConfigError(f"{name}={machine[name]!r} is refused: {said}.") from error
 
 
 def _check_device(name: str) -> None:

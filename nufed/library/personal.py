@@ -1,7 +1,6 @@
 """`nufed.personalize` and `nufed.evaluate`: fine-tune a model to somebody's examples, and judge it."""
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from nufed.common.models import check_model
 from nufed.common.params import Params, model_params
 from nufed.common.rng import numpy_generator
 from nufed.common.task import judge, make_loss
+from nufed.library.arguments import as_count, as_module, as_step_size
 
 _ATTRIBUTE = "nufed_fine_tuning"
 
@@ -95,8 +95,13 @@ def personalize(  # noqa: PLR0913 - all but three by name
         >>> nufed.evaluate(personal, inputs, targets).accuracy
         1.0
     """
-    known: FineTuning | None = getattr(model, _ATTRIBUTE, None)
-    _check_options(steps, lr, batch_size, known)
+    known: FineTuning | None = getattr(as_module(model), _ATTRIBUTE, None)
+    steps, batch_size = as_count(steps, "steps"), as_count(batch_size, "batch_size")
+    if lr is None and known is None:
+        raise ConfigError(
+            "lr is missing: the model comes from no run, which would say it. Give a step size, e.g. 0.05."
+        )
+    lr = None if lr is None else as_step_size(lr, "lr", above_zero=True)
     task, examples = _examples(model, inputs, targets)
     method, sizes = (known.method, dict(known.sizes)) if known else (MethodConfig(), {})
     if sizes and lr is not None:
@@ -133,21 +138,10 @@ def evaluate(model: nn.Module, inputs: Any, targets: Any) -> Evaluation:
         >>> nufed.evaluate(torch.nn.Linear(2, 1), torch.zeros(3, 2), torch.zeros(3)).num_examples
         3
     """
-    task, examples = _examples(model, inputs, targets)
+    task, examples = _examples(as_module(model), inputs, targets)
     still = copy.deepcopy(model).eval()
     loss, accuracy = judge(still, task, model_params(still), examples.as_batch())
     return Evaluation(loss, accuracy, len(examples))
-
-
-def _check_options(steps: int, lr: float | None, batch_size: int, known: FineTuning | None) -> None:
-    if steps < 0 or batch_size < 0:
-        raise ConfigError(f"Expected steps and batch_size of 0 or more, but got {steps} and {batch_size}.")
-    if lr is None and known is None:
-        raise ConfigError(
-            "lr is missing: the model comes from no run, which would say it. Give a step size, e.g. 0.05."
-        )
-    if lr is not None and not 0 < lr < math.inf:
-        raise ConfigError(f"Expected a step size above 0, but got lr={lr}.")
 
 
 def _examples(model: nn.Module, inputs: Any, targets: Any) -> tuple[TaskInfo, Examples]:

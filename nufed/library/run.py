@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from nufed.common.config import RunConfig
 from nufed.common.data import describe_task
 from nufed.common.errors import ConfigError, RunError
-from nufed.common.given import given, is_given
+from nufed.common.given import is_given
 from nufed.common.meta.meta_sgd import split_step_sizes
 from nufed.common.models import build_model
-from nufed.common.settings import exported, process_settings
+from nufed.common.settings import process_settings
+from nufed.library.arguments import as_folder
 from nufed.library.personal import remember_fine_tuning
+from nufed.library.turns import private
+from nufed.library.wording import in_words_of_python
 from nufed.server.adaptation_curves import GroupCurves
 from nufed.server.checkpoint import checkpoint_round, load_checkpoint
 from nufed.server.clients_table import CLIENTS
@@ -96,12 +99,11 @@ class Run:
         Raises:
             RunError: it is not a run's, or a file in it is torn.
         """
-        self.path, self.origin, self.temporary = path, origin or Origin(), temporary
-        self.config = stored_config(path)
-        summary = _read(path / SUMMARY)
-        self.summary = json.loads(summary) if summary else _unfinished(path, self.config)
-        self._rows = list(csv.DictReader(io.StringIO(_read(path / CLIENTS))))
-        self.params = _params(path)
+        self.path, self.origin, self.temporary = as_folder(path, "path"), origin or Origin(), temporary
+        self.config = stored_config(self.path)
+        self.summary = _summary(self.path) or _unfinished(self.path, self.config)
+        self._rows = _rows(self.path)
+        self.params = _params(self.path)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -118,7 +120,7 @@ class Run:
             raise RunError(
                 f"Expected a trained model in {self.path}, but nothing was trained. {self.summary['reason']}"
             )
-        with given(self.origin.objects), exported(**self.origin.machine):
+        with private(self.origin.machine, self.origin.objects):
             task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
             model = build_model(self.config.model, task, seed=self.config.seed)
         params, sizes = split_step_sizes(self.params)
@@ -170,11 +172,13 @@ class Run:
         try:
             lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
             records = [json.loads(line) for line in lines]
-        except (OSError, ValueError) as error:
+            rows = [_flat(record) for record in records if record["round"] <= self.summary["rounds"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
-                f"Expected one JSON object a line in {self.path / METRICS}, but {error}. Put the line right."
+                f"Expected a round's JSON object on each line of {self.path / METRICS}, but "
+                f"{_problem(error)}. Put the line right."
             ) from error
-        return pd.DataFrame([_flat(record) for record in records if record["round"] <= self.summary["rounds"]])
+        return pd.DataFrame(rows)
 
     def plot(self) -> "Figure":
         """Return the figure of progress over rounds and of the final adaptation curves; a notebook shows it.
@@ -189,6 +193,7 @@ class Run:
         groups = {group: _group(self.summary.get(group)) for group in GROUPS}
         return curves_figure(evaluations, groups["participating"], groups["new"], config=self.config)
 
+    @in_words_of_python
     def resume(
         self,
         num_rounds: int | None = None,
@@ -227,10 +232,7 @@ class Run:
                     f"again: run.resume({what}=...)."
                 )
         origin = Origin(objects, engine or self.origin.engine, self.origin.machine)
-        try:
-            return conduct(config, origin, self, shown=progress)
-        except (ConfigError, RunError) as error:  # in the words of the command line
-            raise type(error)(str(error).replace("--rounds", "num_rounds")) from error
+        return conduct(config, origin, self, shown=progress)
 
     def save(self, path: "str | Path") -> "Run":
         """Copy the run's folder and return the run there; a run in a temporary folder is kept by it.
@@ -241,7 +243,7 @@ class Run:
         Raises:
             RunError: it exists or cannot be written.
         """
-        target = Path(path)
+        target = as_folder(path, "path")
         try:
             shutil.copytree(self.path, target)
         except OSError as error:
@@ -286,6 +288,38 @@ def _read(path: Path) -> str:
         return ""
     except (OSError, ValueError) as error:
         raise RunError(f"Expected to read {path}, but {error}. Put back a copy that is whole.") from error
+
+
+def _summary(path: Path) -> dict[str, Any] | None:
+    """Return the content of summary.json; None if there is none."""
+    text = _read(path / SUMMARY)
+    if not text:
+        return None
+    try:
+        summary = cast("dict[str, Any]", json.loads(text))
+        _ = summary["status"], summary["rounds"], summary["primary_step"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"Expected a run's summary in {path / SUMMARY}, but {_problem(error)}. Put back a copy that is whole."
+        ) from error
+    return summary
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Return the lines of clients.csv; none if there is no such file."""
+    reader = csv.DictReader(io.StringIO(_read(path / CLIENTS)))
+    rows = list(reader)
+    if rows and not {"client_id", "group"} <= set(reader.fieldnames or ()):
+        raise RunError(
+            f"Expected the columns client_id and group in {path / CLIENTS}, but found "
+            f"{', '.join(reader.fieldnames or ())}. Put back a copy that is whole."
+        )
+    return rows
+
+
+def _problem(error: Exception) -> str:
+    """Return what is wrong with a file's content."""
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _unfinished(path: Path, config: RunConfig) -> dict[str, Any]:

@@ -3,26 +3,26 @@
 import os
 import pickle
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nufed.client.workplace import forget_workplaces
 from nufed.common.config import RunConfig, Scalar
-from nufed.common.data import describe_task, forget_federations
+from nufed.common.data import describe_task
 from nufed.common.errors import ConfigError, RunError
-from nufed.common.given import given, given_file
+from nufed.common.given import given_file
 from nufed.common.settings import exported, process_settings
 from nufed.deploy.simulation.engines import find_engine, simulate_checked
+from nufed.library.arguments import as_config, as_folder, as_name
 from nufed.library.given_data import GivenData, read_dataset
 from nufed.library.given_model import fingerprint, read_model
 from nufed.library.options import config_and_notes, split_machine
 from nufed.library.progress import ProgressBar
 from nufed.library.run import Origin, Run, TemporaryFolder
 from nufed.library.tables import Columns
+from nufed.library.turns import private
+from nufed.library.wording import in_words_of_python
 from nufed.server.resuming import stored_config
 from nufed.server.run import ServerOptions
 
@@ -30,6 +30,7 @@ IN_PROCESSES = ("processes", "ray")
 """Engines whose clients run in processes of their own."""
 
 
+@in_words_of_python
 def simulate(  # noqa: PLR0913 - all by name
     dataset: Any = None,
     model: Any = None,
@@ -103,17 +104,18 @@ def simulate(  # noqa: PLR0913 - all by name
     """
     columns = Columns(client_column, input_columns, target_column)
     values, machine = split_machine(options)
-    find_engine(engine)
+    find_engine(as_name(engine, "engine"))
+    folder = None if out is None else as_folder(out, "out")
     data = None if dataset is None or isinstance(dataset, str) else read_dataset(dataset, columns, new_clients)
     if data is None and (columns.named or new_clients is not None):
         raise ConfigError(
             "new_clients and columns belong to a dataset given in Python. With a name, give num_new_clients instead."
         )
-    settled, notes = config_and_notes(config, method, values, _sizes(data))
-    with _private(machine):
+    settled, notes = config_and_notes(as_config(config), method, values, _sizes(data))
+    with private(machine):
         settled, origin = _named(settled, dataset, data, model)
         made_of = Origin(origin, engine, machine)
-        return conduct(settled, made_of, None if out is None else Path(out), shown=progress, notes=notes)
+        return conduct(settled, made_of, folder, shown=progress, notes=notes)
 
 
 def conduct(
@@ -132,8 +134,7 @@ def conduct(
     temporary = resumed.temporary if resumed else TemporaryFolder() if where is None else None
     out = where if isinstance(where, Path) else temporary.path if temporary else Path()
     with (
-        _private(origin.machine),
-        given(origin.objects),
+        private(origin.machine, origin.objects),
         _readable_by_workers(origin),
         ProgressBar(shown=shown) as bar,
     ):
@@ -146,6 +147,7 @@ def conduct(
     return Run(bar.folder, origin, temporary=temporary)
 
 
+@in_words_of_python
 def load_run(path: str | os.PathLike[str], *, dataset: Any = None, model: Any = None, **tables: Any) -> Run:
     """Return a run that was made before, by `nufed.simulate` or by the command line.
 
@@ -167,7 +169,7 @@ def load_run(path: str | os.PathLike[str], *, dataset: Any = None, model: Any = 
         1
         >>> folder.cleanup()
     """
-    folder = Path(path)
+    folder = as_folder(path, "path")
     config = stored_config(folder)
     return Run(folder, Origin(given_again(config, dataset, model, **tables)))
 
@@ -193,7 +195,7 @@ def given_again(config: RunConfig, dataset: Any, model: Any, **tables: Any) -> d
         _check_same("model", model, config.model.name)
     elif model is not None:
         build = read_model(model)
-        with _private({}), given(objects):
+        with private({}, objects):
             task = describe_task(config.data, process_settings(), seed=config.seed)
             name = fingerprint(build, config.model, task, seed=config.seed)
         _check_same("model", name, config.model.name)
@@ -225,26 +227,12 @@ def _named(config: RunConfig, dataset: Any, data: GivenData | None, model: Any) 
         return config.updated({"model.name": model}), objects
     if model is not None:
         build = read_model(model)
-        with given(objects):
+        with private({}, objects):
             task = describe_task(config.data, process_settings(), seed=config.seed)
             name = fingerprint(build, config.model, task, seed=config.seed)
         objects[name] = build
         config = config.updated({"model.name": name})
     return config, objects
-
-
-@contextmanager
-def _private(machine: Mapping[str, Any]) -> Iterator[None]:
-    """Keep to the block what a run changes in the process: environment, threads of torch, remembered examples."""
-    num_threads = torch.get_num_threads()
-    with exported(**machine):
-        try:
-            yield
-        finally:
-            forget_workplaces()
-            forget_federations()
-            if torch.get_num_threads() != num_threads:
-                torch.set_num_threads(num_threads)
 
 
 @contextmanager

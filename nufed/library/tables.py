@@ -11,6 +11,7 @@ import numpy as np
 
 from nufed.common.data.pool import Array
 from nufed.common.errors import ConfigError, DataError, nearest_match_hint
+from nufed.library.arguments import as_collection
 
 Clients = tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]
 
@@ -53,12 +54,30 @@ def clients_of_table(table: Any, columns: Columns) -> Clients:
         raise ConfigError(
             f"client_column is missing: name the column that says whose example a row is. {_known(table)}"
         )
-    names = [str(value) for value in _values(table, _checked(table, columns.client, "client_column"))]
+    names = _client_names(table, _checked(table, columns.client, "client_column"))
     inputs, values = _examples({"": table}, columns)[""]
     targets, class_names = _numbered({"": values}, {"": table}, columns)
     order = list(dict.fromkeys(names))
     rows = _rows(names, order)
     return {name: (inputs[rows[name]], targets[""][rows[name]]) for name in order}, class_names
+
+
+def _client_names(table: Any, column: str) -> list[str]:
+    values = list(_values(table, column))
+    missing = sum(_is_missing(value) for value in values)
+    if missing or not values:
+        raise DataError(
+            f"expected a client in each row, but of {len(values)} rows {missing} have none in the column {column!r}; "
+            "fill them in, or leave those rows out"
+        )
+    return [str(value) for value in values]
+
+
+def _is_missing(value: Any) -> bool:
+    """Return whether a cell is empty: None, NaN, or what pandas has for them in its own types."""
+    if isinstance(value, float | np.floating):
+        return bool(np.isnan(value))
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def clients_of_partitions(partitioner: Any, columns: Columns) -> Clients:
@@ -96,16 +115,28 @@ def _examples(tables: Mapping[str, Any], columns: Columns) -> dict[str, tuple[Ar
         raise ConfigError(f"target_column is missing: name the column of classes or values to predict. {_known(first)}")
     _checked(first, columns.target, "target_column")
     inputs = _input_columns(first, columns)
+    for name, table in tables.items():
+        if missing := [column for column in (*inputs, columns.target) if column not in _names(table)]:
+            raise DataError(
+                f"expected the columns of client {next(iter(tables))!r} in the table of client {name!r}, but it has no "
+                f"{missing[0]!r}; give all tables the same columns"
+            )
     return {name: (_inputs(table, inputs), _array(table, columns.target)) for name, table in tables.items()}
 
 
 def _input_columns(table: Any, columns: Columns) -> list[str]:
     if columns.inputs is None:
         rest = [name for name in _names(table) if name not in (columns.client, columns.target)]
+        for name in rest:
+            _checked(table, name, "input_columns")
         if not rest:
             raise ConfigError(f"input_columns is missing, and no column is left for it. {_known(table)}")
         return rest
-    given = [columns.inputs] if isinstance(columns.inputs, str) else list(columns.inputs)
+    given = [columns.inputs] if isinstance(columns.inputs, str) else as_collection(columns.inputs, "input_columns")
+    if not given:
+        raise ConfigError(f"input_columns is empty. Name a column, or leave it out. {_known(table)}")
+    if taken := [name for name in given if name in (columns.client, columns.target)]:
+        raise ConfigError(f"input_columns names {taken[0]!r}, which is what the client or the target is read from.")
     return [_checked(table, name, "input_columns") for name in given]
 
 
@@ -168,8 +199,11 @@ def _names(table: Any) -> list[str]:
 
 
 def _checked(table: Any, name: str, option: str) -> str:
-    if name not in _names(table):
-        raise ConfigError(f"{option}={name!r} is no column.{nearest_match_hint(name, _names(table))}")
+    if (count := _names(table).count(name)) > 1:
+        raise ConfigError(f"{option}={name!r} is the name of {count} columns. Rename all but one.")
+    if not count:
+        known = [str(each) for each in _names(table)]
+        raise ConfigError(f"{option}={name!r} is no column.{nearest_match_hint(str(name), known)}")
     return name
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,10 +110,27 @@ def test_a_run_in_a_temporary_folder_lasts_as_long_as_it_is_held_and_can_be_kept
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(nufed.RunError, match="does not exist"):
         nufed.load_run(tmp_path / "none")
-    shutil.copytree(OLD, tmp_path / "torn")
-    (tmp_path / "torn" / "metrics.jsonl").write_text("{", encoding="utf-8")
-    with pytest.raises(nufed.RunError, match="one JSON object a line"):
-        _ = nufed.load_run(tmp_path / "torn").history
+    with pytest.raises(nufed.ConfigError, match="path expects the path of a folder, but got None"):
+        nufed.load_run(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("metrics.jsonl", "{", "a round's JSON object on each line of .*metrics.jsonl"),
+        ("metrics.jsonl", "{}", "'round' is missing"),
+        ("metrics.jsonl", "null", "a round's JSON object on each line"),
+        ("summary.json", "{}", "a run's summary in .*'status' is missing"),
+        ("summary.json", "[]", "a run's summary in"),
+        ("summary.json", "half a", "a run's summary in"),
+        ("clients.csv", "a,b\n1,2\n", "the columns client_id and group in .*, but found a, b"),
+    ],
+)
+def test_a_file_of_a_run_that_is_none_is_named(old, name, content, said):
+    (old / name).write_text(content, encoding="utf-8")
+
+    with pytest.raises(nufed.RunError, match=said):
+        _ = nufed.load_run(old).history
 
 
 def test_a_run_that_was_killed_can_be_looked_at_and_finished(tmp_path, run):
@@ -159,6 +177,10 @@ def test_runs_are_compared_by_what_differs(run, old):
         nufed.compare([run], step=4)
     with pytest.raises(nufed.ConfigError, match="got none"):
         nufed.compare([])
+    with pytest.raises(nufed.ConfigError, match="runs expects a list, but got Run"):
+        nufed.compare(run)
+    with pytest.raises(nufed.ConfigError, match="'1' is there twice"):
+        nufed.compare({1: run, "1": run})
 
 
 def test_a_personal_model_is_the_one_that_the_run_judged():
@@ -194,6 +216,11 @@ def test_a_learned_step_size_is_used_for_personal_models():
         ({"lr": None}, nufed.ConfigError, "lr is missing: the model comes from no run"),
         ({"lr": 0.0}, nufed.ConfigError, "step size above 0"),
         ({"steps": -1}, nufed.ConfigError, "0 or more"),
+        ({"steps": 2.5}, nufed.ConfigError, "steps expects a whole number of 0 or more, but got 2.5"),
+        ({"batch_size": "all"}, nufed.ConfigError, "batch_size expects a whole number"),
+        ({"lr": "0.1"}, nufed.ConfigError, "step size above 0, but got lr='0.1'"),
+        ({"model": None}, nufed.ModelError, "to be a torch.nn.Module, but got None"),
+        ({"model": SimpleNamespace(model=1)}, nufed.ModelError, "give the run's .model"),
         ({"inputs": np.zeros((4, 2))}, nufed.ModelError, r"takes inputs \[N, 2\]"),
         ({"targets": np.array([0, 1, 2, 0])}, nufed.DataError, "class numbers below 2 outputs, but got 2"),
         ({"targets": np.zeros(3, dtype=int)}, nufed.DataError, "as many targets as inputs"),
@@ -202,7 +229,14 @@ def test_a_learned_step_size_is_used_for_personal_models():
     ],
 )
 def test_what_cannot_be_personalized_is_said(change, kind, said):
-    given = {"inputs": np.ones((4, 3)), "targets": np.array([0, 1, 0, 1]), "lr": 0.1, "steps": 2, **change}
+    given = {
+        "model": torch.nn.Linear(3, 2),
+        "inputs": np.ones((4, 3)),
+        "targets": np.array([0, 1, 0, 1]),
+        "lr": 0.1,
+        "steps": 2,
+        **change,
+    }
 
     with pytest.raises(kind, match=said):
-        nufed.personalize(torch.nn.Linear(3, 2), given.pop("inputs"), given.pop("targets"), **given)
+        nufed.personalize(**given)

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -139,6 +140,16 @@ def test_a_run_changes_nothing_in_the_process():
     }
 
 
+def test_runs_in_threads_take_turns(run):
+    """Each has data and options of its own, which the others' ends do not take away."""
+    options = {"new_clients": ["site-4", "site-5"], **FEW, **QUIET}
+
+    with ThreadPoolExecutor(3) as pool:
+        others = list(pool.map(lambda _: nufed.simulate(sites(), build, **options), range(3)))
+
+    assert same_model(run, *others)
+
+
 def test_a_federation_with_its_own_splits_keeps_them():
     config = nufed.DataConfig(source="sinusoid", num_clients=3, num_new_clients=2)
     federation = load_federation(config, seed=5, dtype=torch.float32, settings=Settings())
@@ -190,6 +201,22 @@ def test_progress_is_shown_on_a_terminal_and_can_be_turned_off(monkeypatch, caps
         ({"model": lambda: 3}, nufed.ModelError, "returned int; return the module"),
         ({"model": lambda: 1 / 0}, nufed.ModelError, r"ZeroDivisionError: division by zero \(test_simulation.py"),
         ({"model": nn.Linear(4, 2)}, nufed.ModelError, r"inputs of shape \[B, 3\]"),
+        ({"model": lambda *, task: task}, nufed.ConfigError, "'task' is by name only"),
+        ({"dataset": {"a": torch.zeros(4, 3)}}, nufed.DataError, "client 'a' to be a pair .* got one array .Tensor."),
+        ({"new_clients": "site-1"}, nufed.ConfigError, "new_clients expects a list, but got the text 'site-1'"),
+        ({"new_clients": 2}, nufed.ConfigError, "new_clients expects a list, but got int"),
+        ({"config": {"num_rounds": 3}}, nufed.ConfigError, r"config expects a nufed.RunConfig, but got dict"),
+        ({"config": "run.toml"}, nufed.ConfigError, r"nufed.RunConfig.load\(path\)"),
+        ({"method": {"num_inner_steps": 3}}, nufed.ConfigError, "method expects a name, but got dict"),
+        ({"engine": None}, nufed.ConfigError, "engine expects a name, but got None"),
+        ({"engine": "locl"}, nufed.ConfigError, r"^Unknown engine 'locl'\. Did"),
+        (
+            {"num_threads": 0},
+            nufed.ConfigError,
+            "^num_threads=0 is refused: input should be greater than or equal to 1",
+        ),
+        ({"out": 5}, nufed.ConfigError, "out expects the path of a folder, but got int"),
+        ({"out": "/proc/none"}, nufed.RunError, "Give out= a folder"),
         ({"model": "mpl"}, nufed.ConfigError, "Did you mean 'mlp'"),
     ],
 )

@@ -207,7 +207,7 @@ FOLDERS = [
     (["--out", "file"], RUN, "Expected to make the run's folder in file"),
     (["--out", "file/below"], RUN, "Give --out a folder that can be written to"),
     (["--resume", "nowhere"], RUN, "Expected a run folder at nowhere, but it does not exist"),
-    (["--resume", "folder"], RUN, "folder without config.json. Give --resume a folder that a run left"),
+    (["--resume", "folder"], RUN, "folder without config.json. Name a folder that a run left"),
     (["--resume", "torn"], RUN, "checkpoint.safetensors, but it cannot be read"),
 ]
 
