@@ -10,7 +10,7 @@ from nufed.common.config import MethodConfig, ModelConfig
 from nufed.common.errors import ModelError
 from nufed.common.examples import ClientData, TaskInfo
 from nufed.common.meta.estimators import find_estimator
-from nufed.common.models import build_model, examine
+from nufed.common.models import build_model, check_same_outputs, examine
 from nufed.common.task import ModelLoss, make_loss
 from nufed.common.traits import UNKNOWN, Traits
 
@@ -32,6 +32,7 @@ class ModelPair:
         """
         training, evaluation = (build_model(config, task, seed=seed).to(device) for _ in range(2))
         _check_equal(training, evaluation)
+        check_same_outputs(training, evaluation, task)
         self.training, self.evaluation = training.train(), evaluation.eval()
         self._task = task
         self._traits: dict[tuple[bool, bool], Traits] = {}

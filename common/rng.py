@@ -82,3 +82,15 @@ def generator_states(device: torch.device) -> dict[str, bytes]:
         "numpy": np.asarray(keys).tobytes() + repr(position).encode(),
         "python": repr(random.getstate()).encode(),
     }
+
+
+def state_of(generator: object) -> str | None:
+    """Return the state of a generator of torch's, NumPy's or Python's; None of anything else."""
+    if isinstance(generator, torch.Generator):
+        return repr(generator.get_state().tolist())
+    if isinstance(generator, np.random.Generator):
+        return repr(generator.bit_generator.state)
+    if isinstance(generator, np.random.RandomState):
+        return repr([np.asarray(part).tolist() for part in generator.get_state(legacy=True)])
+    is_ours = isinstance(generator, random.Random) and not isinstance(generator, random.SystemRandom)
+    return repr(generator.getstate()) if is_ours else None

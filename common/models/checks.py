@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from nufed.common.errors import ModelError
 from nufed.common.examples import TaskInfo
-from nufed.common.rng import seeded_torch
+from nufed.common.models.agreement import near
+from nufed.common.rng import seeded_generators
 
 _NUM_DUMMY = 3
 
@@ -89,11 +90,27 @@ def check_model(model: nn.Module, task: TaskInfo) -> None:
     _check_all_used(params, outputs)
 
 
+def check_same_outputs(one: nn.Module, other: nn.Module, task: TaskInfo) -> None:
+    """Refuse two models of equal parameters and buffers that compute something else: part of them is kept elsewhere.
+
+    Raises:
+        ModelError: saying what to do.
+    """
+    like = next(one.parameters())
+    left, right = (_dummy_outputs(model, task, like).detach() for model in (one, other))
+    if not near(left, right):
+        raise ModelError(
+            f"expected two models of one seed to give equal outputs, but those of {type(one).__name__} differ though "
+            "parameters and buffers are equal; draw random numbers from the global generators of torch, NumPy or "
+            "Python, which are seeded, both where the model is built and in its forward pass"
+        )
+
+
 def _dummy_outputs(model: nn.Module, task: TaskInfo, like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.rand(_NUM_DUMMY, *task.input_shape, generator=generator).to(like)
     try:
-        with seeded_torch(0, (like.device,)):
+        with seeded_generators(0, (like.device,)):
             outputs = model(inputs)
     except Exception as error:  # the user's model may raise anything
         kind = "" if isinstance(error, RuntimeError) else f" {type(error).__name__}"

@@ -33,6 +33,13 @@ from nufed.common.models.culprit import (
 from nufed.common.models.nearby import direction_at, moved
 from nufed.common.models.recording import Recording, draws_of, record
 from nufed.common.models.second_derivatives import double_backward
+from nufed.common.models.unchanged import (
+    check_buffers,
+    check_generators,
+    check_no_renorm,
+    check_parameters_stay,
+    own_generators,
+)
 from nufed.common.params import Params, leaves, model_params
 from nufed.common.rng import GLOBAL_STATE, seeded_generators
 from nufed.common.steps.dense_layers import dense_layers
@@ -53,6 +60,7 @@ SAFE_TO_QUOTE = (
     "once_differentiable",
     "does not require grad",
     "second time",
+    "double backward",
     "not compatible with .grad",
     "mat1 and mat2",
     "expected scalar type",
@@ -165,8 +173,13 @@ def examine(model: nn.Module, task: TaskInfo, examples: Examples, *, twice: bool
 def _examine(subject: _Subject, *, twice: bool) -> Traits:
     model, batch = subject.model, subject.batch
     inputs, buffers = batch.inputs.clone(), {name: buffer.clone() for name, buffer in model.named_buffers()}
+    point = {name: tensor.clone() for name, tensor in subject.point.items()}
+    generators = own_generators(model)
+    check_no_renorm(model)
     with _told(model, "be evaluated on a client's examples"):
         first = _first_call(subject)
+    check_parameters_stay(model, first.point, point)
+    check_generators(model, generators)
     if not same(batch.inputs, inputs):
         writer = find_writer(model, replace(subject, batch=replace(batch, inputs=inputs)).forward, inputs)
         raise ModelError(
@@ -186,7 +199,7 @@ def _examine(subject: _Subject, *, twice: bool) -> Traits:
     if twice and first.recording.attends:
         subject = replace(subject, loss=replace(subject.loss, traits=Traits(math_attention=True)))
     _check_gradient(subject, first)
-    _check_buffers(model, buffers)
+    check_buffers(model, buffers)
     if twice:
         _check_second_derivatives(subject)
     return Traits(
@@ -229,6 +242,7 @@ def _check_gradient(subject: _Subject, first: _FirstCall) -> None:
     with _told(model, "be differentiated"):
         given = subject.run()
         own = subject.run_with_own()
+    _check_dense(model, given)
     if not all(bool(torch.isfinite(each).all()) for each in given.gradient.values() if each is not None):
         raise ModelError(
             f"expected a finite gradient before training, but that of {type(model).__name__} on a client's examples is "
@@ -253,6 +267,15 @@ def _check_gradient(subject: _Subject, first: _FirstCall) -> None:
         )
 
 
+def _check_dense(model: nn.Module, found: _Pass) -> None:
+    for name, each in found.gradient.items():
+        if each is not None and each.layout != torch.strided:
+            raise ModelError(
+                f"expected dense gradients, but that of {name!r} of {described(model, name.rpartition('.')[0])} is "
+                "sparse; set sparse=False"
+            )
+
+
 def _refuse_changing(subject: _Subject) -> NoReturn:
     culprit = find_culprit(subject.model, subject.forward, is_repeatable)
     raise ModelError(
@@ -260,15 +283,6 @@ def _refuse_changing(subject: _Subject) -> NoReturn:
         "random numbers in the forward pass alone, from the global generators of torch, NumPy or Python, which are "
         "seeded for each batch, and keep nothing from one call to the next"
     )
-
-
-def _check_buffers(model: nn.Module, before: Mapping[str, Tensor]) -> None:
-    for name, buffer in model.named_buffers():
-        if name not in before or not same(buffer, before[name]):
-            raise ModelError(
-                f"expected buffers that stay as they are, but {name!r} of {described(model, name.rpartition('.')[0])} "
-                "changes in the forward pass; use a layer without state, such as torch.nn.GroupNorm"
-            )
 
 
 def _check_second_derivatives(subject: _Subject) -> None:

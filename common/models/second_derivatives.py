@@ -41,9 +41,9 @@ def is_differentiated_twice(function: ScalarFn, point: Mapping[str, Tensor], *, 
         Exception: what the function raises, or its double backward.
     """
     sizes, tolerance = (COARSE_SIZES, COARSE_TOLERANCE) if coarse else (SIZES, TOLERANCE)
-    num_agreeing = 0
+    num_agreeing, gradient = 0, _gradient(function, point)
     for number, size in enumerate(sizes):
-        along, against = (direction_at(point, f"{name}-{number}") for name in "uv")
+        along, against = (_where_trained(direction_at(point, f"{name}-{number}"), gradient) for name in "uv")
         product = double_backward(function, point, against)
         plus, minus = (_gradient(function, _moved(point, along, sign * size)) for sign in (1, -1))
         by_product = _dot(along, product)
@@ -80,6 +80,11 @@ def _gradient(function: ScalarFn, point: Params) -> Params:
     at = leaves(point)
     gradients = torch.autograd.grad(function(at), list(at.values()), materialize_grads=True)
     return dict(zip(at, gradients, strict=True))
+
+
+def _where_trained(direction: Params, gradient: Params) -> Params:
+    """Return a direction without what has no gradient, such as an embedding's row for padding, which never moves."""
+    return {name: torch.where(gradient[name] == 0, 0.0, tensor) for name, tensor in direction.items()}
 
 
 def _moved(point: Mapping[str, Tensor], direction: Params, size: float) -> Params:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from nufed.common.examples import Batch
+from nufed.common.models.agreement import gradients_near
+from nufed.common.models.nearby import direction_at, moved
 from nufed.common.params import Params, add_scaled, leaves
-from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
-from nufed.common.steps.differentiate import gradient_graph_product
+from nufed.common.steps.cohort_kernel import CohortBatch, Stacked, stack_params
+from nufed.common.steps.differentiate import gradient, gradient_graph_product, hessian_vector_product
 from nufed.common.task import LossFn
 
 
@@ -39,6 +41,36 @@ class ModuleKernel:
         losses = self._losses(point, batch.inputs, batch.targets)
         gradients = torch.autograd.grad(losses.sum(), list(point.values()), create_graph=curvature)
         return ModuleTape(point, losses.detach(), dict(zip(point, gradients, strict=True)))
+
+
+def maps_rightly(loss: LossFn, params: Params, batch: Batch, *, curvature: bool) -> bool:
+    """Return whether mapping over clients gives a client the gradient, and the product, that it gets alone.
+
+    `torch.vmap` passes over what some layers do beside arithmetic: an embedding's row for padding, hooks of modules.
+
+    Args:
+        loss: a client's loss.
+        params: a point; another near it is taken too.
+        batch: a few examples of a client.
+        curvature: whether the loss is going to be differentiated twice.
+
+    Raises:
+        Exception: what the loss raises, or its mapping.
+    """
+    points = [params, moved(params)]
+    weights = torch.full((2, len(batch.targets)), 1 / len(batch.targets), device=batch.targets.device)
+    pair = CohortBatch(torch.stack([batch.inputs] * 2), torch.stack([batch.targets] * 2), weights)
+    tape = ModuleKernel(loss).tape(stack_params(points), pair, curvature=curvature)
+    mapped, found = [tape.gradient()], [[gradient(loss, point, batch) for point in points]]
+    if curvature:
+        along = direction_at(params)
+        mapped.append(tape.contract(stack_params([along, along]), 1.0))
+        found.append([add_scaled(along, hessian_vector_product(loss, at, along, batch), -1.0) for at in points])
+    return all(
+        gradients_near({name: tensor[client] for name, tensor in together.items()}, alone[client])
+        for together, alone in zip(mapped, found, strict=True)
+        for client in range(2)
+    )
 
 
 class ModuleTape:

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from nufed.client.train_reply import train_reply
 from nufed.client.workplace import Workplace
-from nufed.common.examples import Examples
+from nufed.common.examples import Batch, Examples
 from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_update import Stream
@@ -21,7 +23,7 @@ from nufed.common.method_rules import sequential_options, sequential_training
 from nufed.common.params import Params, num_bytes
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortKernel, stack_params
-from nufed.common.steps.cohort_module import ModuleKernel
+from nufed.common.steps.cohort_module import ModuleKernel, maps_rightly
 from nufed.common.steps.dense_layers import dense_layers
 from nufed.common.wire import EvaluateReply, TrainReply
 from nufed.deploy.simulation.cohort_curves import cohort_curves
@@ -31,6 +33,8 @@ MEMORY = {"cpu": 64 * 2**20, "cuda": 4 * 2**30}
 
 SMALLEST_SHARE = 0.9
 """A client is batched with larger ones if it has at least this share of the largest one's examples."""
+
+DIFFERS = "some layer's gradients are others when they are mapped over clients (an embedding with padding_idx, a hook)"
 
 _log = logging.getLogger("nufed.cohort")
 
@@ -65,11 +69,12 @@ Compute = Callable[[Chunk], Sequence[TrainReply | EvaluateReply]]
 
 
 class Cohort:
-    """Runs clients together; holds why it did not, so that each reason is logged once."""
+    """Runs clients together; holds why it did not, so that each reason is logged and each model is tried once."""
 
     def __init__(self) -> None:
         """Start with nothing logged."""
         self._said: set[str] = set()
+        self._problems: dict[int, str] = {}
 
     def train(self, assignments: Chunk) -> Iterator[Answer]:
         """Yield each client's answer, one batched computation after another."""
@@ -81,6 +86,9 @@ class Cohort:
             if (kernel := training_kernel(place)) is None:
                 why = "draws random numbers" if place.masks else "would be slower together on this device"
                 yield from self._alone(group, f"{type(place.model).__name__} {why}")
+                continue
+            if isinstance(kernel, ModuleKernel) and (problem := self._problem_of_mapping(group[0])):
+                yield from self._alone(group, problem)
                 continue
             if caution := find_estimator(place.config.method.estimator).caution:
                 caution(place.training_loss, place.config.method)
@@ -100,6 +108,24 @@ class Cohort:
             for chunk in evaluation_chunks([each for each in group if _can_be_judged(each)]):
                 yield from self._together(_evaluate_with(DenseKernel(layers, place.task)), chunk)
             yield from (Answer(each.number, None) for each in group if not _can_be_judged(each))
+
+    def _problem_of_mapping(self, assignment: Assignment) -> str:
+        """Return why a model's loss cannot be mapped over clients; empty if it can. Each model is tried once."""
+        place, method = assignment.place, assignment.place.config.method
+        if id(place.model) not in self._problems:
+            few = place.data.support.take(
+                torch.arange(min(4, len(place.data.support)), device=place.data.support.targets.device)
+            )
+            batch = Batch(few.inputs, few.targets)
+            try:
+                twice = find_estimator(method.estimator).differentiates_twice and method.num_inner_steps > 0
+                problem = (
+                    "" if maps_rightly(place.training_loss, assignment.params, batch, curvature=twice) else DIFFERS
+                )
+            except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError) as error:
+                problem = f"the batched computation failed ({error})"
+            self._problems[id(place.model)] = problem
+        return self._problems[id(place.model)]
 
     def _together(self, compute: Compute, chunk: Chunk) -> Iterator[Answer]:
         try:

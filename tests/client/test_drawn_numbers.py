@@ -90,6 +90,13 @@ def own_buffer(config, task):
     return model
 
 
+def kept_elsewhere(config, task):
+    model = functional(config, task)
+    model.offset = torch.from_numpy(np.random.default_rng().random(10))
+    model.register_forward_hook(lambda module, args, outputs: outputs + module.offset)
+    return model
+
+
 def entropy(config, task):
     model = functional(config, task)
     model.register_buffer("offset", torch.from_numpy(np.random.default_rng().random(10)))
@@ -213,3 +220,8 @@ def test_buffers_that_numpy_draws_are_those_of_the_seed():
 def test_a_model_that_is_another_one_each_time_is_refused():
     with pytest.raises(ModelError, match=r"two models of one seed to be equal, but their buffer 'offset' differs"):
         ModelPair(ModelConfig(name="drawing_models:entropy"), TASK, 0, "cpu")
+
+
+def test_a_model_that_keeps_something_drawn_outside_parameters_and_buffers_is_refused():
+    with pytest.raises(ModelError, match=r"two models of one seed to give equal outputs, but those of Drawing differ"):
+        ModelPair(ModelConfig(name="drawing_models:kept_elsewhere"), TASK, 0, "cpu")

@@ -8,7 +8,7 @@ from torch import nn
 
 from nufed.common.config import MethodConfig
 from nufed.common.errors import ConfigError
-from nufed.common.examples import Examples, TaskInfo
+from nufed.common.examples import Batch, Examples, TaskInfo
 from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
 from nufed.common.meta.cohort_curves import products_pay
 from nufed.common.meta.estimators import ESTIMATORS, Estimator
@@ -18,7 +18,7 @@ from nufed.common.rng import seeded_torch
 from nufed.common.steps.activations import ACTIVATION_DERIVATIVES, find_activation
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import clipped_each
-from nufed.common.steps.cohort_module import ModuleKernel
+from nufed.common.steps.cohort_module import ModuleKernel, maps_rightly
 from nufed.common.steps.dense_layers import dense_layers
 from nufed.common.task import make_loss
 from tests.common.meta.problems import CLASSES, SHAPES, cnn, mlp, random_examples, relative_difference
@@ -315,3 +315,37 @@ def test_curves_of_clients_with_many_examples_keep_no_products_of_all_pairs():
 
     assert products_pay(kernel, 5_000, 5_000, 10)
     assert not products_pay(kernel, 20_000, 10_000, 10)
+
+
+def with_hook():
+    layer = nn.Tanh()
+    layer.register_full_backward_hook(lambda _, found, __: (0.5 * found[0],))
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(9, CLASSES))
+
+
+def with_padding():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(4, 3, padding_idx=0), nn.Linear(3, CLASSES)
+
+        def forward(self, inputs):
+            return self.head(torch.tanh(self.words((inputs > 0).long().flatten(1))).mean(1))
+
+    return Words()
+
+
+@pytest.mark.parametrize(("build", "is_right"), [(cnn, True), (with_hook, False), (with_padding, False)])
+def test_layers_that_lose_something_when_they_are_mapped_are_noticed(build, is_right):
+    """`torch.vmap` trains the row for padding, and does not call hooks."""
+    with seeded_torch(0):
+        model = build().double()
+    hidden = nn.Sequential(nn.Flatten(), nn.Linear(9, 9), nn.Unflatten(1, (1, 3, 3))).double()
+    model = nn.Sequential(hidden, model) if build is with_hook else model
+    loss = make_loss(model, TASK)
+    (trainee,) = trainees(model_params(model), SHAPES["cnn"] if build is cnn else SHAPES["mlp"], sizes=(5,))
+    examples = trainee.support
+
+    found = maps_rightly(loss, trainee.params, Batch(examples.inputs, examples.targets), curvature=True)
+
+    assert found is is_right

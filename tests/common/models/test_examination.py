@@ -198,6 +198,39 @@ class Counting(nn.Module):
         return self.head(inputs.flatten(1)) / self.calls
 
 
+class Normalized(nn.Module):
+    """Changes its own weight: `change` is called with it."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.head, self.change = nn.Linear(48, 5), change
+
+    def forward(self, inputs):
+        self.change(self.head.weight)
+        return self.head(inputs.flatten(1))
+
+
+@torch.no_grad()
+def divided_in_place(weight):
+    weight.div_(weight.norm())
+
+
+def given_other_data(weight):
+    weight.data = weight.data.clamp(-0.05, 0.05)
+
+
+class Seldom(nn.Module):
+    """Draws from a generator of its own what hardly ever makes a difference."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.head, self.generator = nn.Linear(48, 5), generator
+
+    def forward(self, inputs):
+        draw = getattr(self.generator, "random", None) or (lambda: torch.rand((), generator=self.generator))
+        return self.head(inputs.flatten(1)) * (1 + (draw() < 1e-9))
+
+
 def halved_in_place(inputs):
     inputs /= 2
     return inputs
@@ -237,6 +270,7 @@ ACCEPTED = {
     "encoder, norm first": lambda: Encoder(norm_first=True, activation="gelu"),
     "attention": Attention,
     "embedding": lambda: Words(nn.Embedding(16, 8)),
+    "embedding with padding": lambda: Words(nn.Embedding(16, 8, padding_idx=0)),
     "functional relu": lambda: around_function(F.relu),
     "functional clamp": lambda: around_function(lambda units: units.clamp(min=0)),
     "sort": lambda: around_function(lambda units: units.sort(1)[0]),
@@ -283,6 +317,20 @@ REFUSED = {
     "remembered": (lambda: Remembering("always"), r"on 'weight' they do in the first call alone; keep nothing"),
     "in place": (lambda: nn.Sequential(Called(halved_in_place), around()), r"'0' \(Called\) changes them in place"),
     "in place by a layer": (lambda: nn.Sequential(nn.ReLU(inplace=True), around()), r"'0' \(ReLU\) changes them"),
+    "weight in place": (lambda: Normalized(divided_in_place), r"'head.weight' of 'head' \(Linear\) changes in the"),
+    "other data": (lambda: Normalized(given_other_data), r"parameters that stay as they are, but 'head.weight'"),
+    "renormalized embedding": (
+        lambda: Words(nn.Embedding(16, 8, max_norm=100.0)),
+        r"'layer.weight' of 'layer' \(Embedding\) changes .* leave max_norm out",
+    ),
+    "sparse": (lambda: Words(nn.Embedding(16, 8, sparse=True)), r"'layer' \(Embedding\) is sparse; set sparse=False"),
+    **{
+        f"seldom drawn from {type(each).__module__}": (
+            lambda each=each: Seldom(each),
+            r"the model itself \(Seldom\) draws from the generator 'generator' that it keeps",
+        )
+        for each in (torch.Generator(), np.random.default_rng(0), random.Random(0))
+    },
     "own generator": (
         lambda: around_function(noise_from(torch.Generator())),
         r"equal outputs and gradients .* '2' \(Called\) differ; draw random numbers .* global generators",
