@@ -92,5 +92,6 @@ def state_of(generator: object) -> str | None:
         return repr(generator.bit_generator.state)
     if isinstance(generator, np.random.RandomState):
         return repr([np.asarray(part).tolist() for part in generator.get_state(legacy=True)])
-    is_ours = isinstance(generator, random.Random) and not isinstance(generator, random.SystemRandom)
-    return repr(generator.getstate()) if is_ours else None
+    if isinstance(generator, random.Random) and not isinstance(generator, random.SystemRandom):
+        return repr(generator.getstate())
+    return None

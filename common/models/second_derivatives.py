@@ -76,7 +76,7 @@ def double_backward(function: ScalarFn, point: Mapping[str, Tensor], direction: 
     return dict(zip(at, products, strict=True))
 
 
-def _gradient(function: ScalarFn, point: Params) -> Params:
+def _gradient(function: ScalarFn, point: Mapping[str, Tensor]) -> Params:
     at = leaves(point)
     gradients = torch.autograd.grad(function(at), list(at.values()), materialize_grads=True)
     return dict(zip(at, gradients, strict=True))

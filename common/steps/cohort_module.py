@@ -57,7 +57,7 @@ def maps_rightly(loss: LossFn, params: Params, batch: Batch, *, curvature: bool)
     Raises:
         Exception: what the loss raises, or its mapping.
     """
-    points = [params, moved(params)]
+    points: list[Mapping[str, Tensor]] = [params, moved(params)]
     weights = torch.full((2, len(batch.targets)), 1 / len(batch.targets), device=batch.targets.device)
     pair = CohortBatch(torch.stack([batch.inputs] * 2), torch.stack([batch.targets] * 2), weights)
     tape = ModuleKernel(loss).tape(stack_params(points), pair, curvature=curvature)
