@@ -85,7 +85,7 @@ def guarded(function: Callable[..., Any], what: str, failure: type[NufedError], 
                 return function(*args)
         except NufedError:
             raise
-        except Exception as error:  # the user's function may raise anything
+        except (Exception, SystemExit) as error:  # the user's function may raise anything, and end the program
             raise failure(_blame(error, what)) from error
 
     return call
@@ -104,7 +104,7 @@ def _import(module_name: str, option: str, here: Path) -> ModuleType:
             f"{option} names the module {module_name!r}, which is neither installed nor a file under {here}. "
             "Check the name, or start in the folder that holds it."
         ) from error
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything, and end the program
         raise ConfigError(_blame(error, f"{option} names the module {module_name!r}, which")) from error
 
 
@@ -177,7 +177,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
             del sys.path[len(sys.path) - 1 - sys.path[::-1].index(last)]
 
 
-def _blame(error: Exception, what: str) -> str:
+def _blame(error: Exception | SystemExit, what: str) -> str:
     """Return what the user's code raised and in which of its lines."""
     if isinstance(error, SyntaxError):
         place, reason = f"{Path(error.filename or '?').name}, line {error.lineno}", error.msg

@@ -6,6 +6,8 @@ and buffers stay as they are, and, where the estimator differentiates twice, whe
 What is refused is refused with the innermost module that does it, and with a way out. Nothing of the examples is told.
 """
 
+import re
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,19 +56,27 @@ EVALUATED_BYTES = 256 * 2**20
 LARGEST_PART = 1_000_000
 """Parameters that second derivatives are compared for."""
 
-SAFE_TO_QUOTE = (
-    "derivative for",
-    "is not implemented",
-    "once_differentiable",
-    "does not require grad",
-    "second time",
-    "double backward",
-    "not compatible with .grad",
-    "mat1 and mat2",
-    "expected scalar type",
-    "same dtype",
+_TYPE = r"(?:c10::|torch\.)?(?:Float|Double|Half|BFloat16|Long|Int|Short|Char|Byte|Bool|u?int\d+|b?float\d+|bool)"
+TORCHS_WORDS = re.compile(
+    "|".join(
+        (
+            r"derivative for '?[\w:.]{1,80}'? is not implemented",
+            r"trying to differentiate twice a function that was marked with @once_differentiable",
+            r"element \d+ of tensors does not require grad and does not have a grad_fn",
+            r"Trying to backward through the graph a second time",
+            r"torch\.utils\.checkpoint is incompatible with \.grad\(\)",
+            r"torch\.compile with aot_autograd does not currently support double backward",
+            r"mat1 and mat2 shapes cannot be multiplied \(\d+x\d+ and \d+x\d+\)",
+            rf"mat1 and mat2 must have the same dtype, but got {_TYPE} and {_TYPE}",
+            rf"expected m1 and m2 to have the same dtype, but got: {_TYPE} != {_TYPE}",
+            rf"expected scalar type {_TYPE} but found {_TYPE}",
+        )
+    )
 )
-"""Parts of torch's messages that quote no data."""
+"""What torch says that holds no data; nothing else is quoted of an error, which may be raised by anybody's code."""
+
+_PUBLIC = frozenset({"torch", "numpy"})
+"""Packages whose exceptions have names that everybody knows, beside Python's own."""
 
 OTHER_LAYERS = {
     "embedding_bag": "torch.nn.Embedding and a mean over its positions",
@@ -298,7 +308,8 @@ def _check_second_derivatives(subject: _Subject) -> None:
         others = [f"use {other} in its place, or " for name, other in OTHER_LAYERS.items() if name in str(error)]
         raise ModelError(
             f"expected a model that can be differentiated twice, as method.estimator=exact and unrolled do, but "
-            f"{culprit} cannot ({_reason(error)}); {''.join(others)}choose method.estimator=hessian-free or first-order"
+            f"{culprit} cannot ({_reason(error, model)}); {''.join(others)}choose method.estimator=hessian-free or "
+            "first-order"
         ) from error
     if not all(bool(torch.isfinite(each).all()) for each in product.values()):
         raise ModelError(
@@ -363,16 +374,23 @@ def _told(model: nn.Module, what: str) -> Iterator[None]:
         yield
     except Exception as error:  # the user's model may raise anything
         raise ModelError(
-            f"expected {type(model).__name__} to {what}, but it raised {_reason(error)}; correct the model, or choose "
-            "another model.name"
+            f"expected {type(model).__name__} to {what}, but it raised {_reason(error, model)}; correct the model, or "
+            "choose another model.name"
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    """Return the kind of an error and where it was raised; its words where these are torch's own and hold no data."""
-    frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if "site-packages" not in frame.filename and "nufed" not in frame.filename]
-    frame = (users or frames)[-1]
-    words = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    told = f": {words[:200]}" if any(part in words for part in SAFE_TO_QUOTE) else ""
-    return f"{type(error).__name__}{told} ({Path(frame.filename).name}, line {frame.lineno})"
+def _reason(error: Exception, model: nn.Module) -> str:
+    """Return the kind of an error and where it was raised; its words where these are torch's own and hold no data.
+
+    What comes of other code than torch's and the model's, names of files and of exceptions too, is left out.
+    """
+    known = type(error).__module__.partition(".")[0] in _PUBLIC | sys.stdlib_module_names
+    kind = type(error).__name__ if known else "an exception of its own code"
+    quoted = TORCHS_WORDS.search(str(error))
+    told = f"{kind}: {quoted.group()}" if quoted else kind
+    of_model = {type(module).__module__ for module in model.modules()}
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        name = str(frame.f_globals.get("__name__", ""))
+        if name in of_model and name.partition(".")[0] not in {*_PUBLIC, "nufed"}:
+            return f"{told} ({Path(frame.f_code.co_filename).name}, line {line})"
+    return told

@@ -63,6 +63,17 @@ def test_what_the_function_raises_is_told_with_its_place(here):
     assert isinstance(caught.value.__cause__, AttributeError)
 
 
+def test_code_that_ends_the_program_does_not_end_ours(here):
+    """A script that was written to be run ends with `sys.exit()`."""
+    (here / "script_to_load.py").write_text("def f():\n    raise SystemExit(0)\n")
+    (here / "script_that_runs.py").write_text("import sys\nsys.exit(0)\n")
+
+    with pytest.raises(DataError, match=r"SystemExit"):
+        load_function("script_to_load:f", "--data", DataError)()
+    with pytest.raises(ConfigError, match=r"SystemExit"):
+        load_function("script_that_runs:f", "--data", DataError)
+
+
 def test_an_error_of_ours_passes_as_it_is(here):
     """A user's function may use this package; its messages are complete."""
     (here / "mine_to_load.py").write_text(

@@ -1,8 +1,8 @@
 """`images:FOLDER`: one folder per class, as torchvision's ImageFolder has them; without labels, images in the folder.
 
 A folder's name is the name of its class in the run, so a client may lack classes. Images have 8 bits per channel and
-the run's number of channels and size; they are changed only when asked to: size=64 or size=48,64 (height, width)
-scales them, gray=1 makes them grey. Pixels arrive in [0, 1].
+the run's number of channels and size, seen upright as a camera has noted; they are changed only when asked to: size=64
+or size=48,64 (height, width) scales them, gray=1 makes them grey. Pixels arrive in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from nufed.common.data.pool import Array
 from nufed.common.data.private.rows import PrivateRows, listed, number_rows, refusal, shown_names, tell_here
@@ -140,6 +140,7 @@ class _Reader:
 
     def _converted(self, image: Any) -> Any:
         self._check_form(image)
+        image = ImageOps.exif_transpose(image)
         if image.mode == "P":
             image = image.convert("RGB")
         if image.mode != _MODES[self._channels]:
@@ -155,7 +156,7 @@ class _Reader:
         if mode != _MODES[self._channels]:
             advice = "gray=1 makes color images grey" if mode == "RGB" else "convert the files"
             raise _WrongFormError(f"it has the form {mode}, not {_MODES[self._channels]}", advice)
-        width, height = self._size or image.size
+        width, height = self._size or (image.size[::-1] if _is_turned(image) else image.size)
         if (width, height) != (self._width, self._height):
             raise _WrongFormError(
                 f"it is {height} x {width} pixels (height x width), not {self._height} x {self._width}",
@@ -163,8 +164,9 @@ class _Reader:
             )
         if image.size[0] * image.size[1] > _MOST_PIXELS:
             raise _WrongFormError(f"it has more than {_MOST_PIXELS} pixels", "scale it before")
-        if image.format == "TIFF" and image.n_frames > 1:
-            raise _WrongFormError(f"it has {image.n_frames} pages", "write each page as a file")
+        pages = getattr(image, "n_frames", 1)
+        if image.format != "MPO" and pages > 1:  # whose further pages are previews of the first, as cameras make them
+            raise _WrongFormError(f"it has {pages} pages", "write each page as a file")
 
 
 class _WrongFormError(Exception):
@@ -174,6 +176,11 @@ class _WrongFormError(Exception):
         """Keep both."""
         super().__init__(text)
         self.advice = advice
+
+
+def _is_turned(image: Any) -> bool:
+    """Return whether a camera has noted that height and width are to be exchanged."""
+    return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
 
 
 def _refused(path: Path, which: str, problem: str, advice: str) -> DataError:

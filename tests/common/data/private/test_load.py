@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from nufed.common.config import RunConfig
 from nufed.common.data import load_federation
@@ -86,6 +86,13 @@ def test_color_images_arrive_channels_first(tmp_path):
         (lambda folder: draw_images(folder, mode="I;16"), "", "has the form I;16"),
         (lambda folder: draw_images(folder, mode="RGBA"), "?gray=1", "has the form RGBA"),
         (lambda folder: (draw_images(folder) / "no" / "3.png").write_bytes(b"text"), "", "4 of class 'no'.*decoded"),
+        (
+            lambda folder: Image.new("L", (8, 6)).save(
+                draw_images(folder) / "no" / "3.png", save_all=True, append_images=[Image.new("L", (8, 6), 9)]
+            ),
+            "",
+            "4 of class 'no'.*2 pages",
+        ),
         (lambda folder: None, "", "no folders"),
         (lambda folder: folder.rmdir(), "", "there is none"),
         (draw_images, "?size=0", "HEIGHT,WIDTH"),
@@ -223,6 +230,21 @@ def test_folders_are_classes_by_the_same_rule_as_cells(tmp_path):
 
     targets = torch.cat([part.targets for part in splits(client)])
     assert sorted(targets.tolist()) == [0] * 4 + [1] * 2
+
+
+def test_images_are_seen_upright(tmp_path):
+    """A camera that was held sideways writes what it saw, and that it is to be turned; viewers turn it."""
+    upright = np.zeros((6, 8), np.uint8)
+    upright[0] = 255
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for number in range(5):
+        (tmp_path / "yes").mkdir(exist_ok=True)
+        Image.fromarray(np.rot90(upright)).save(tmp_path / "yes" / f"{number}.png", exif=turned)
+
+    client = load(f"images:{tmp_path}", IMAGES)
+
+    assert torch.equal(client.data.support.inputs[0, 0], torch.from_numpy(upright / 255).float())
 
 
 def test_files_that_are_no_images_are_counted_here(tmp_path, caplog):
