@@ -22,7 +22,7 @@ from nufed.common.config import RunConfig, Scalar
 from nufed.common.data.private.load import is_slice
 from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.rows import refusal
-from nufed.common.durable_file import read_metadata, read_tensors, write_tensors
+from nufed.common.durable_file import read_metadata, read_tensors, remove_left_over, write_tensors, writing
 from nufed.common.errors import ConfigError, ModelError, RunError, WireError
 from nufed.common.examples import TaskInfo
 from nufed.common.meta.objective import initial_params
@@ -155,6 +155,8 @@ def personal_path(node_config: Mapping[str, Scalar]) -> Path | None:
         )
     if path.exists():
         _check_is_own(path, node_config)
+    with writing(path):
+        remove_left_over(path)
     return path
 
 

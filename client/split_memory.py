@@ -22,6 +22,7 @@ from nufed.common.data.private.rows import tell_here
 from nufed.common.data.private.split import SplitHashes
 from nufed.common.durable_file import replace_durably
 from nufed.common.errors import ConfigError, RunError
+from nufed.common.json_text import parse_object
 
 FORMAT = "nufed-split-1"
 ENDING = ".split"
@@ -54,7 +55,7 @@ class SplitMemory:
         if path is None or not path.exists():
             return cls(path, os.urandom(_KEY_BYTES), {})
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = parse_object(path.read_text(encoding="utf-8"))
             trained = {way: Counter(dict(counts)) for way, counts in stored[FORMAT].items()}
             return cls(path, bytes.fromhex(stored["key"]), trained)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nufed.common.errors import RunError
+from nufed.common.json_text import parse_json
 from nufed.common.params import Params
 
 METADATA_KEY = "nufed"
@@ -37,7 +38,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"Expected to write {path}, but the system refused ({error.strerror or error}). "
-            "Free space there, change its permissions, or choose another folder with --out."
+            "Free space there, or change its permissions."
         ) from error
 
 
@@ -45,7 +46,7 @@ def replace_durably(path: Path, write: Callable[[Path], None]) -> None:
     """Put at `path` what `write` leaves at the temporary path that it is given; a crash leaves the old file whole."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     with writing(path):
-        _remove_left_over(path)
+        remove_left_over(path)
         try:
             write(partial)
             _sync(partial)
@@ -63,7 +64,7 @@ def remove_partials(folder: Path, names: Iterable[str]) -> None:
                 partial.unlink(missing_ok=True)
 
 
-def _remove_left_over(path: Path) -> None:
+def remove_left_over(path: Path) -> None:
     """Remove temporary files of `path` whose process is gone."""
     for partial in path.parent.glob(f".{glob_escape(path.name)}.*.part"):
         number = partial.name.removesuffix(".part").rpartition(".")[2]
@@ -178,7 +179,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-_ADVICE = "It was cut short or written by something else: delete it, or put back a copy that is whole."
+_ADVICE = "It was cut short or written by something else: put back a copy that is whole, or do again what made it."
 
 
 @contextmanager
@@ -194,7 +195,7 @@ def _reading(path: Path) -> Iterator[Any]:
 
 def _metadata(path: Path, stored: Mapping[str, str] | None) -> dict[str, Any]:
     try:
-        metadata = json.loads((stored or {})[METADATA_KEY])
+        metadata = parse_json((stored or {})[METADATA_KEY])
     except (KeyError, ValueError) as error:
         raise RunError(f"Expected NuFed's metadata in {path}, but found none that can be read. {_ADVICE}") from error
     if not isinstance(metadata, dict):

@@ -9,7 +9,6 @@ A run that is going on, or was killed, has no summary.json.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from nufed.common.config import RunConfig
 from nufed.common.errors import RunError
 from nufed.common.examples import Group
+from nufed.common.json_text import parse_object
 from nufed.server.adaptation_curves import ClientCurves
 from nufed.server.clients_table import CLIENTS, read_clients_csv
 
@@ -88,17 +88,17 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     """Return the content of a run's summary.json, or None for a run that is going on or was killed.
 
     Raises:
-        RunError: it cannot be read, or has no status.
+        RunError: it cannot be read, or does not say how the run ended.
     """
     path = folder / SUMMARY
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        str(summary["status"])
+        summary = parse_object(path.read_text(encoding="utf-8"))
+        str(summary["status"]), int(summary["rounds"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"Expected a run's summary in {path}, but {error}. Delete it, then resume.") from error
-    return dict(summary)
+    return summary
 
 
 def lacks_answers(folder: Path) -> bool:

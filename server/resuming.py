@@ -5,12 +5,12 @@ computed again; it is never shorter. Everything else that does not fit was chang
 the one that it says it is.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import RunError
+from nufed.common.json_text import parse_object
 from nufed.server.checkpoint import CHECKPOINT, Checkpoint, Origin, load_checkpoint
 from nufed.server.run_log import METRICS, log_mark, log_records, read_log
 
@@ -40,7 +40,7 @@ class ResumePoint:
     @property
     def rounds_without_reply(self) -> int:
         """The rounds among them in which no reply could be used."""
-        return sum(json.loads(line).get("replied") == 0 for line in self.log.splitlines())
+        return sum(parse_object(line).get("replied") == 0 for line in self.log.splitlines())
 
 
 def stored_config(path: Path) -> RunConfig:
@@ -50,7 +50,8 @@ def stored_config(path: Path) -> RunConfig:
         RunError: the folder is not a run's.
     """
     if not (path / CONFIG).is_file():
-        what = "is a folder without config.json" if path.is_dir() else "does not exist"
+        there = "is a file" if path.exists() else "does not exist"
+        what = "is a folder without config.json" if path.is_dir() else there
         raise RunError(f"Expected a run folder at {path}, but it {what}. Name a folder that a run left.")
     return RunConfig.load(path / CONFIG)
 

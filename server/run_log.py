@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from nufed.common.durable_file import json_ready, writing
 from nufed.common.errors import RunError
+from nufed.common.json_text import parse_object
 from nufed.server.checkpoint import LogMark
 
 METRICS = "metrics.jsonl"
@@ -95,7 +96,7 @@ def log_records(path: Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]
         if number == len(lines) and not line.endswith(b"\n"):
             break
         try:
-            record = json.loads(line)
+            record = parse_object(line)
             record["round"] += 0
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(

@@ -1,7 +1,6 @@
 """`RunConfig`: all sections together, read from flat keys, tables and files."""
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +15,7 @@ from nufed.common.config.model import ModelConfig
 from nufed.common.config.parsing import explain, flatten, put
 from nufed.common.config.section import Scalar, Section, descriptions, to_kebab
 from nufed.common.errors import ConfigError
+from nufed.common.json_text import parse_json, parse_toml, read_options_text
 
 
 class RunConfig(Section):
@@ -82,17 +82,15 @@ class RunConfig(Section):
     def load(cls, path: Path) -> Self:
         """Read a configuration from a `.json` or `.toml` file, flat or nested; missing keys take their defaults."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = read_options_text(Path(path))
         except OSError as error:
             raise ConfigError(
                 f"Expected a configuration file at {path}, but it cannot be read ({error.strerror}). Check --config."
             ) from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"Expected JSON or TOML in {path}, but it is not UTF-8 text ({error.reason}). Check --config."
-            ) from error
+        except ValueError as error:
+            raise ConfigError(f"Expected JSON or TOML in {path}, but {error}. Check --config.") from error
         try:
-            values = tomllib.loads(text) if Path(path).suffix == ".toml" else json.loads(text)
+            values = parse_toml(text) if Path(path).suffix == ".toml" else parse_json(text)
         except ValueError as error:
             raise ConfigError(
                 f"Expected JSON or TOML in {path}, but {error}. Fix that line, or use a run's config.json."

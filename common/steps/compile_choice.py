@@ -18,6 +18,7 @@ from torch import nn
 from nufed.common.config import MethodConfig, RunConfig
 from nufed.common.config.method import has_own_inner_steps
 from nufed.common.examples import Batch
+from nufed.common.json_text import parse_object
 from nufed.common.meta.draw import batch_plan
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.meta_gradient import MetaBatches, MetaGradient
@@ -142,7 +143,7 @@ def costs_path() -> Path:
 def read_costs(path: Path) -> dict[str, CompileCost]:
     """Return the remembered costs by key; none where there is no file, or none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_object(path.read_text(encoding="utf-8"))
         return {key: CompileCost(**values) for key, values in content.items()}
     except FileNotFoundError:
         return {}

@@ -92,6 +92,8 @@ def _run(typed: list[str], *, debug: bool) -> int:
         if debug:
             traceback.print_exception(error)
         return _fail(*_explained(error))
+    if code == _INTERRUPTED:  # typer has made an exit code of it, without a word
+        return _fail("Interrupted.", _INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

@@ -1,6 +1,5 @@
 """Where a command writes: never over what it reads, and over nothing that is there unless `--force` is typed."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import typer
 
 from nufed.common.errors import ConfigError
+from nufed.common.json_text import parse_object
 
 _PREPARED_DATA = "data"
 _PAGES = (".html", ".htm")
@@ -94,7 +94,7 @@ def check_document(path: Path) -> None:
 
 def _suite_in(record: Path) -> str | None:
     try:
-        return str(json.loads(record.read_text(encoding="utf-8"))["suite"]["name"])
+        return str(parse_object(record.read_text(encoding="utf-8"))["suite"]["name"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -108,13 +108,15 @@ class RunOptions:
                 --set disagree.
         """
         config = RunConfig.load(self.config_file) if self.config_file else base or RunConfig()
-        preset = find_method(self.method).options() if self.method else {}
+        preset = {} if self.method is None else find_method(self.method).options()
         changes = self.changes()
         try:
             resolved = config.updated({**preset, **changes})
         except ConfigError as error:
             raise ConfigError(self._in_flags(str(error))) from error
-        return resolved, preset_notes(self.method, config.given(), resolved, typed=changes) if self.method else []
+        if self.method is None:
+            return resolved, []
+        return resolved, preset_notes(self.method, config.given(), resolved, typed=changes)
 
     def changes(self) -> dict[str, str]:
         """Return flat key -> value as typed, from flags and --set.

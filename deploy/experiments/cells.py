@@ -15,6 +15,7 @@ from typing import Any
 from nufed.common.config import RunConfig
 from nufed.common.durable_file import write_json
 from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError, RunError
+from nufed.common.json_text import parse_object
 from nufed.common.meta.estimators import find_estimator
 
 CELLS, DONE = "cells", "done.json"
@@ -101,7 +102,7 @@ def outcome_of(cell: Cell, out: Path) -> Outcome | None:
     if not path.is_file():
         return None
     try:
-        record: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: Mapping[str, Any] = parse_object(path.read_text(encoding="utf-8"))
         folder = record["folder"]
         if RunConfig.parse(record["options"]).updated({"name": cell.config.name}) != cell.config:
             return None

@@ -11,6 +11,7 @@ from typing import Any
 from nufed.common.config import Scalar
 from nufed.common.durable_file import write_json, writing
 from nufed.common.errors import ConfigError, RunError, nearest_match_hint
+from nufed.common.json_text import parse_object
 from nufed.deploy.experiments.archive import PREPARATIONS
 from nufed.deploy.experiments.cells import Cell, Outcome, check_estimators
 from nufed.deploy.experiments.finished import FinishedRun, read_run
@@ -154,20 +155,20 @@ def read_experiment(out: Path) -> Experiment:
     Raises:
         RunError: the folder holds no finished experiment.
     """
-    import json
-
     path = out / RECORD
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_object(path.read_text(encoding="utf-8"))
         suite = Suite.model_validate(stored["suite"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        folders = [(out / each["folder"], each["method"], each["setting"]) for each in stored["runs"]]
+        choices = {key: _choice_from_json(key, value) for key, value in stored["choices"].items()}
+        diverged, record = stored["diverged"], stored["record"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"Expected an experiment that has run to its end in {out}, but {error}. Give `nufed experiment` again; it "
             "goes on where it stopped."
         ) from error
-    runs = [read_run(out / each["folder"], method=each["method"], setting=each["setting"]) for each in stored["runs"]]
-    choices = {key: _choice_from_json(key, value) for key, value in stored["choices"].items()}
-    return Experiment(suite, choices, runs, stored["diverged"], stored["record"])
+    runs = [read_run(folder, method=method, setting=setting) for folder, method, setting in folders]
+    return Experiment(suite, choices, runs, diverged, record)
 
 
 def _collect(

@@ -1,7 +1,6 @@
 """Finished runs, read back from their folders: curves of every client, and progress over rounds with its costs."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from nufed.common.config import RunConfig
 from nufed.common.errors import RunError
 from nufed.common.examples import Group
+from nufed.common.json_text import parse_object
 from nufed.common.meta.estimators import HVP_COST
 from nufed.deploy.experiments.tuning import read_summary
 from nufed.server.checkpoint import load_checkpoint
@@ -109,8 +109,9 @@ def read_run(folder: Path, *, method: str = "", setting: str = "") -> FinishedRu
     if summary.get("status") == "nothing-trained":
         raise RunError(f"Expected a run with results in {folder}, but it has trained nothing. {summary.get('reason')}")
     try:
+        str(summary["status"]), float(summary["seconds"]), int(summary["rounds"])
         groups, progress = _read_clients(folder / "clients.csv"), _read_progress(folder, summary)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise RunError(
             f"Expected the whole records of a run in {folder}, but its clients.csv, metrics.jsonl or summary.json is "
             f"damaged or missing ({type(error).__name__}: {error}). Put the file back, or run it again."
@@ -162,7 +163,7 @@ def _read_progress(folder: Path, summary: Mapping[str, Any]) -> Progress:
     gradients, sent = {0: 0.0}, {0: 0.0}
     total, num_bytes = 0.0, 0.0
     for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+        record = parse_object(line)
         work = record["gradient_evaluations"] + HVP_COST * record["hvps"]
         total += work / max(1, len(record["clients"]))
         num_bytes += record["bytes_up"] + record["bytes_down"]

@@ -111,7 +111,7 @@ def read_story(folder: Path) -> Story:
             "again; it goes on where it stopped."
         )
     if not (folder / CONFIG).is_file():
-        what = "holds neither" if folder.is_dir() else "does not exist"
+        what = "holds neither" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise RunError(
             f"Expected the folder of an experiment or of a run at {folder}, but it {what}. Give one that `nufed "
             "experiment` or a run has left."

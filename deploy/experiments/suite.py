@@ -6,7 +6,6 @@ Suites that come with NuFed are the files in `deploy/experiments/suites`; a path
 import itertools
 import math
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nufed.common.config import RunConfig, Scalar, to_kebab
 from nufed.common.errors import ConfigError, DataError, nearest_match_hint
+from nufed.common.json_text import parse_toml, read_options_text
 from nufed.common.methods import METHODS, find_method, preset_notes
 
 NAME = r"^[A-Za-z0-9._-]{1,64}$"
@@ -160,8 +160,8 @@ class Suite(_Table):
             ConfigError: it is unknown, cannot be read, or a key or value is refused.
         """
         try:
-            values = tomllib.loads(_read(name_or_path))
-        except tomllib.TOMLDecodeError as error:
+            values = parse_toml(_read(name_or_path))
+        except ValueError as error:
             raise ConfigError(f"Expected TOML in suite {name_or_path}, but {error}. Fix that line.") from error
         return checked(values, name_or_path)
 
@@ -286,8 +286,8 @@ def _read(name_or_path: str) -> str:
     path = Path(name_or_path)
     if path.suffix == ".toml":
         try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return read_options_text(path)
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"Expected a suite in {path}, but it cannot be read ({error}). Check the path."
             ) from error

@@ -4,7 +4,6 @@ A point's score is the validation A(s*) of the participating clients, mean over 
 loss for regression. Neither test splits nor new clients have a say.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import RunError
+from nufed.common.json_text import parse_object
 from nufed.deploy.experiments.cells import Cell, Outcome
 from nufed.deploy.experiments.runner import Workers, run_cells
 from nufed.deploy.experiments.suite import FIRST_TUNING_SEED, Entry, Options, Suite, num_points
@@ -125,7 +125,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     path = folder / "summary.json"
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        summary = parse_object(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"Expected a finished run in {folder}, but {error}. Give a folder that a run left.") from error
     return summary

@@ -3,7 +3,6 @@
 import csv
 import html
 import io
-import json
 import shutil
 import tempfile
 import weakref
@@ -19,6 +18,7 @@ from nufed.common.config import RunConfig
 from nufed.common.data import describe_task
 from nufed.common.errors import ConfigError, RunError
 from nufed.common.given import is_given
+from nufed.common.json_text import parse_object
 from nufed.common.meta.meta_sgd import split_step_sizes
 from nufed.common.models import build_model
 from nufed.common.settings import process_settings
@@ -171,7 +171,7 @@ class Run:
 
         try:
             lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
-            records = [json.loads(line) for line in lines]
+            records = [parse_object(line) for line in lines]
             rows = [_flat(record) for record in records if record["round"] <= self.summary["rounds"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
@@ -296,7 +296,7 @@ def _summary(path: Path) -> dict[str, Any] | None:
     if not text:
         return None
     try:
-        summary = cast("dict[str, Any]", json.loads(text))
+        summary = parse_object(text)
         _ = summary["status"], summary["rounds"], summary["primary_step"]
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(

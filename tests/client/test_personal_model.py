@@ -1,6 +1,9 @@
 """A personal model is the run's model after plain steps on the support split, and its file is enough to use it."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -178,6 +181,18 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_run(tmp_path):
             personal_path({**NODE, "personal-model": str(wrong)})
 
     assert personal_path({}) is None
+
+
+def test_what_a_killed_client_has_left_of_its_model_goes_when_it_starts_again(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, being_written = (tmp_path / f".mine.{process}.part" for process in (ended.pid, os.getpid()))
+    left.touch()
+    being_written.touch()
+
+    personal_path({**NODE, "personal-model": str(tmp_path / "mine")})
+
+    assert list(tmp_path.iterdir()) == [being_written]
 
 
 def test_a_model_of_another_run_is_refused(place, params):

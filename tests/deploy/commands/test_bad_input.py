@@ -72,6 +72,10 @@ def workshop(tmp_path, monkeypatch):
     (tmp_path / "broken.json").write_text("{nope")
     (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "deep.toml").write_text("seed = " + "[" * 100_000)
+    (tmp_path / "endless.json").symlink_to("/dev/zero")
+    (tmp_path / "marked.json").write_text('\ufeff{"method": {"inner-lr": -1}}')
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "file").write_text("")
@@ -115,6 +119,7 @@ UNKNOWN_NAMES = [
     (["--set", "method.inner-lrr=1"], CONFIG, "Unknown option 'method.inner-lrr'. Did you mean 'method.inner-lr'?"),
     (["--set", "inner-lr=1"], CONFIG, "Did you mean 'method.inner-lr'?"),
     (["--config", "typo.toml"], CONFIG, "In typo.toml: Unknown option 'method.inner-lrr'. Did you mean"),
+    (["--method", ""], CONFIG, "Unknown method '' (--method). Known: anil"),
     (["--device", "gpu"], CONFIG, "--device='gpu' is not on this machine. Choose one of: cpu"),
     (["--roundz", "3"], CONFIG, "No such option"),
     (["digits"], CONFIG, "unexpected extra argument"),
@@ -159,6 +164,10 @@ CONFIG_FILES = [
     (["--config", "broken.toml"], CONFIG, "Expected JSON or TOML in broken.toml"),
     (["--config", "list.json"], CONFIG, "Expected a table of options in list.json, but found list"),
     (["--config", "binary.toml"], CONFIG, "it is not UTF-8 text"),
+    (["--config", "deep.json"], CONFIG, "in deep.json, but its brackets are nested too deeply"),
+    (["--config", "deep.toml"], CONFIG, "in deep.toml, but its brackets are nested too deeply"),
+    (["--config", "endless.json"], CONFIG, "in endless.json, but it has more than 16 MiB"),
+    (["--config", "marked.json"], CONFIG, "In marked.json: method.inner-lr=-1 is refused"),
 ]
 
 DATA_FILES = [
@@ -207,6 +216,7 @@ FOLDERS = [
     (["--out", "file"], RUN, "Expected to make the run's folder in file"),
     (["--out", "file/below"], RUN, "Give --out a folder that can be written to"),
     (["--resume", "nowhere"], RUN, "Expected a run folder at nowhere, but it does not exist"),
+    (["--resume", "file"], RUN, "Expected a run folder at file, but it is a file"),
     (["--resume", "folder"], RUN, "folder without config.json. Name a folder that a run left"),
     (["--resume", "torn"], RUN, "checkpoint.safetensors, but it cannot be read"),
 ]

@@ -196,6 +196,18 @@ def test_ctrl_c_while_modules_are_imported_is_no_traceback(monkeypatch, capsys):
     assert paragraph(capsys) == "nufed: Interrupted."
 
 
+def test_ctrl_c_in_a_command_is_answered(monkeypatch, capsys):
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nufed.deploy.commands.cli.print_table", interrupt)
+
+    code = start.main(["methods"])
+
+    assert code == 130
+    assert paragraph(capsys) == "nufed: Interrupted."
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [

@@ -204,6 +204,10 @@ def test_a_single_run_has_a_report(tmp_path, capsys):
     assert code == 0
     assert "New clients after 5 steps: accuracy" in (folder / "report.html").read_text(encoding="utf-8")
     assert "## Run run" in (tmp_path / "run.md").read_text(encoding="utf-8")
+    for damage in ("[]", "[" * 100_000, '{"status": "complete"}', '{"status": "complete", "rounds": [], "seconds": 0}'):
+        (folder / "summary.json").write_text(damage, encoding="utf-8")
+        assert main(["report", str(folder), "--force"]) == RunError.exit_code
+        assert capsys.readouterr().err.startswith("nufed: Expected ")
 
 
 def test_a_document_keeps_what_was_written_around_a_section():

@@ -1,0 +1,62 @@
+"""JSON and TOML from files that somebody may have edited: whatever is wrong with the text is a ValueError."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+_LARGEST = 2**24
+"""Bytes that a file of options may have; /dev/zero has no end."""
+
+
+def read_options_text(path: Path) -> str:
+    """Return the UTF-8 text of a file of options, without the mark that Windows puts at its start.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8 text, or has more bytes than any file of options.
+    """
+    with path.open("rb") as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST // 2**20} MiB")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text ({error.reason})") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text says.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Return the JSON object that a text consists of.
+
+    Raises:
+        ValueError: it is no JSON, or JSON of another kind.
+    """
+    value = parse_json(text)
+    if isinstance(value, dict):
+        return value
+    raise ValueError(f"it is no JSON object in braces but {type(value).__name__}")
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what a TOML text says.
+
+    Raises:
+        ValueError: it is no TOML, or nested too deeply to be read.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
