@@ -47,6 +47,7 @@ from nufed.server.run_folder import RunFolder
 from nufed.server.summary import curves_json, progress_curve, run_summary
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult
+from nufed.strategy.robust_options import check_config
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Run:
 
     def __init__(self, grid: Grid, config: RunConfig, options: ServerOptions) -> None:
         """Prepare a run on the clients behind `grid`."""
+        check_config(config)
         self.grid, self.config, self.options = grid, config, options
         self.strategy = MetaFedAvg(
             seed=config.seed,
@@ -109,6 +111,8 @@ class Run:
             server_lr=config.federation.server_lr,
             max_weight=config.federation.max_weight,
             aggregation=config.federation.aggregation,
+            num_attackers=config.federation.num_attackers,
+            bucket_size=config.federation.bucket_size,
             min_reply_fraction=config.federation.min_reply_fraction,
             reply_grace=config.federation.reply_grace,
         )

@@ -9,6 +9,7 @@ clients as well, with the same care about their replies.
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import get_args
 
@@ -21,12 +22,13 @@ from nufed.common.examples import Group
 from nufed.common.message_schema import CurveShape
 from nufed.common.params import Params
 from nufed.common.wire import arrays_to_params, params_to_arrays
-from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, MAX_GROWTH, find_aggregation
+from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, MAX_GROWTH
 from nufed.strategy.exchange import Quorum, iter_replies, sender_of
 from nufed.strategy.members import Member, Roster
-from nufed.strategy.participation import choose
+from nufed.strategy.participation import choose, num_chosen
 from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
+from nufed.strategy.robust_options import RobustOptions, check_round_size, check_rule
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, HIGHEST_MAX_WEIGHT
 
 MAX_SERVER_LR = 100.0
@@ -71,6 +73,8 @@ class MetaFedAvg(Strategy):
         max_growth: float = DEFAULT_MAX_GROWTH,
         max_weight: float = DEFAULT_MAX_WEIGHT,
         aggregation: str = "mean",
+        num_attackers: int = 0,
+        bucket_size: int = 1,
         min_reply_fraction: float = 1.0,
         reply_grace: float = DEFAULT_GRACE,
     ) -> None:
@@ -88,6 +92,8 @@ class MetaFedAvg(Strategy):
             max_weight: with weights by examples, a client counts at most this many times the median of the clients'
                 numbers of examples; at least 1.
             aggregation: how the clients' models become one, a key of `nufed.strategy.aggregation.AGGREGATION_RULES`.
+            num_attackers: b, clients of a round that may send anything; robust rules alone.
+            bucket_size: s, replies averaged with one another before a robust rule sees them; 1 averages none.
             min_reply_fraction: share of the clients asked, in (0, 1], whose replies are enough: a phase ends
                 `reply_grace` seconds after they came. 1 waits for all, so that a run is repeatable; below 1 it depends
                 on who was fast.
@@ -96,7 +102,8 @@ class MetaFedAvg(Strategy):
         Raises:
             ConfigError: an option is out of range or a name is unknown.
         """
-        find_aggregation(aggregation)
+        robust = RobustOptions(num_attackers, bucket_size, seed)
+        check_rule(aggregation, weighting, robust)
         for name, value, is_allowed, allowed in (
             ("participation_fraction", participation_fraction, 0 < participation_fraction <= 1, "above 0, at most 1"),
             ("weighting", weighting, weighting in get_args(Weighting), " or ".join(get_args(Weighting))),
@@ -124,6 +131,7 @@ class MetaFedAvg(Strategy):
         self.max_growth = max_growth
         self.max_weight = max_weight
         self.aggregation = aggregation
+        self.robust = robust
         self.min_reply_fraction = min_reply_fraction
         self.reply_grace = reply_grace
         self._roster = Roster()
@@ -149,8 +157,11 @@ class MetaFedAvg(Strategy):
 
         Raises:
             RunError: too few clients in time, or two with one id.
+            ConfigError: a round of these clients is too small for the rule of aggregation.
         """
         self._roster.discover(grid, expected, timeout)
+        if here := len(self._roster.connected(grid, ["participating"])):
+            check_round_size(self.aggregation, num_chosen(here, self.participation_fraction), self.robust)
         return dict(sorted(self._roster.members.items()))
 
     def train_round(
@@ -330,7 +341,13 @@ class MetaFedAvg(Strategy):
         asked = {client_id: participants[client_id] for client_id in chosen}
         announced = tuple(member.description.num_support for member in participants.values() if member.announced)
         rule = AveragingRule(
-            self.weighting, self.max_growth, self.server_lr, self.max_weight, announced, self.aggregation
+            self.weighting,
+            self.max_growth,
+            self.server_lr,
+            self.max_weight,
+            announced,
+            self.aggregation,
+            replace(self.robust, round=outgoing.round),
         )
         return TrainingPhase(outgoing, asked, self._complaints, rule, sent)
 

@@ -5,7 +5,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -19,6 +19,7 @@ from nufed.strategy.exchange import time_to_live
 from nufed.strategy.members import Member
 from nufed.strategy.phase_record import PhaseRecord
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult, Weighting
+from nufed.strategy.robust_options import RobustOptions
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
 
 UNANNOUNCED_EXAMPLES = 2**20
@@ -38,6 +39,7 @@ class AveragingRule:
         max_weight: medians of `announced` that a client may weigh.
         announced: examples of each client that takes part and has said how many it has.
         aggregation: a key of `AGGREGATION_RULES`.
+        robust: what a robust rule is told.
     """
 
     weighting: Weighting
@@ -46,6 +48,7 @@ class AveragingRule:
     max_weight: float = DEFAULT_MAX_WEIGHT
     announced: tuple[int, ...] = ()
     aggregation: str = "mean"
+    robust: RobustOptions = field(default_factory=RobustOptions)
 
 
 @dataclass(frozen=True)
@@ -174,17 +177,21 @@ class TrainingPhase(Phase):
         self._held: dict[str, TrainReply] = {}
         largest = UNANNOUNCED_EXAMPLES if self._limit is None else self._limit
         total = len(asked) if rule.weighting == "uniform" else sum(min(most, largest) for most in self._most.values())
-        self._aggregation = find_aggregation(rule.aggregation)(sent, total, rule.max_growth)
+        self._aggregation = find_aggregation(rule.aggregation)(sent, total, rule.max_growth, rule.robust)
 
     def close(self) -> RoundResult:
-        """Return the round's result; w_{k+1} is w_k if no usable reply came.
+        """Return the round's result; w_{k+1} is w_k if no usable reply came, or too few for the rule.
+
+        Too few replies are all rejected, with that reason.
 
         Raises:
             ModelError: the server step is not finite.
         """
         limit = weight_limit((reply.num_examples for reply in self._held.values()), self._rule.max_weight)
         for client_id, reply in sorted(self._held.items()):
-            self._aggregation.fold(reply.params, self._capped(client_id, reply.num_examples, limit))
+            self._aggregation.fold(reply.params, self._capped(client_id, reply.num_examples, limit), client_id)
+        if reason := self._aggregation.shortfall():
+            self._ledger.reject_all(f"{reason}: the round leaves the model as it was")
         mean = self._aggregation.result()
         assert mean is None or all(math.isfinite(largest_magnitude(w)) for w in mean.values())  # noqa: S101 - our bug
         return RoundResult(**self._close(), params=self._sent if mean is None else self._stepped(mean))
@@ -195,14 +202,16 @@ class TrainingPhase(Phase):
     def _accept(self, client_id: str, content: RecordDict) -> dict[str, MetricValue]:
         reply = TrainReply.from_records(content, self._sent)
         if self._rule.weighting == "uniform":
-            self._aggregation.fold(reply.params)
+            self._aggregation.fold(reply.params, client_id=client_id)
         else:
             self._check_examples(client_id, reply.num_examples)
             if self._limit is None:
                 check_params(reply.params, self._sent, self._aggregation.limits)
                 self._held[client_id] = reply
             else:
-                self._aggregation.fold(reply.params, self._capped(client_id, reply.num_examples, self._limit))
+                self._aggregation.fold(
+                    reply.params, self._capped(client_id, reply.num_examples, self._limit), client_id
+                )
             if not self._asked[client_id].announced:
                 self.learned[client_id] = reply.num_examples
         return {NUM_EXAMPLES: reply.num_examples, **reply.metrics}

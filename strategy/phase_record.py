@@ -68,6 +68,12 @@ class PhaseRecord:
             else:
                 self._outcomes[client_id] = "replied"
 
+    def reject_all(self, reason: str) -> None:
+        """Enter the clients that replied as rejected: what all of them sent together is of no use."""
+        for client_id in sorted(self.client_metrics):
+            self._enter(client_id, "rejected", reason)
+        self.client_metrics.clear()
+
     def close(self, timeout: float | None) -> None:
         """Enter the clients that did not answer as missing."""
         for client_id in self._asked.values():

@@ -25,7 +25,15 @@ class FederationConfig(Section):
     training: Literal["federated", "local"] = Field(
         "federated", description="local has no rounds: each client trains alone for as many steps (local-only)"
     )
-    aggregation: str = Field("mean", description="how the server makes one model of the clients' models")
+    aggregation: str = Field(
+        "mean", description="how the server makes one model of the clients' models: mean, or a robust rule"
+    )
+    num_attackers: int = Field(
+        0, ge=0, le=1_000_000, description="b, clients of a round that may send anything, for robust aggregation"
+    )
+    bucket_size: int = Field(
+        1, ge=1, le=1_000_000, description="s, replies averaged before robust aggregation sees them; 1 averages none"
+    )
     server_lr: float = Field(
         1.0, gt=0, le=100, description="ε, how far a round moves the model towards the mean; 1 all the way"
     )

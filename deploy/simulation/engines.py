@@ -69,10 +69,10 @@ def prepare(config: RunConfig) -> Federation:
     from nufed.common.meta.estimators import find_estimator
     from nufed.common.models import DTYPES
     from nufed.common.settings import process_settings
-    from nufed.strategy.aggregation import find_aggregation
+    from nufed.strategy.robust_options import check_config
 
     find_estimator(config.method.estimator)
-    find_aggregation(config.federation.aggregation)
+    check_config(config)
     settings = process_settings()
     dtype = DTYPES[config.model.dtype]
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
