@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from nufed.common.models import MODELS
 from nufed.common.settings import Settings
 from nufed.common.steps.compile_choice import settle_compile
 from nufed.common.task import ModelLoss
+
+FLIP_LABELS = "flip-labels"
+"""Of a simulated node's configuration: whether its client attacks by training on wrong labels."""
 
 Items = tuple[tuple[str, Scalar], ...]
 
@@ -185,7 +188,14 @@ def _simulated_client(
         )
     dtype = getattr(torch, config.model.dtype)
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
-    return federation.task, federation.clients[partition]
+    client = federation.clients[partition]
+    return federation.task, _flipped(client, federation.task) if node_config.get(FLIP_LABELS) else client
+
+
+def _flipped(client: ClientData, task: TaskInfo) -> ClientData:
+    """Return a client that trains on labels C - 1 - y; what it is judged on stays right."""
+    support = Examples(client.support.inputs, task.num_outputs - 1 - client.support.targets)
+    return replace(client, support=support)
 
 
 def on_device(data: ClientData, device: str) -> ClientData:

@@ -32,6 +32,7 @@ from nufed.server.adaptation_curves import (
 )
 from nufed.server.checkpoint import Checkpoint
 from nufed.server.history import History
+from nufed.server.hostile import Hostile, check_same_attack
 from nufed.server.observer import RunObserver, SilentObserver
 from nufed.server.outcome import (
     MOST_DIVERGED,
@@ -67,6 +68,7 @@ class ServerOptions:
         engine: what runs the clients, as environment.json shall say: an engine of the simulation, or `fleet`.
         is_disposable: whether the run is one of many that is started anew if it is cut short: it leaves a checkpoint
             at its end alone, does not wait for the disk, and draws nothing.
+        hostile: clients of a simulation that attack, and count in no mean over clients.
     """
 
     out: Path
@@ -76,6 +78,7 @@ class ServerOptions:
     connect_timeout: float = 600.0
     engine: str = "fleet"
     is_disposable: bool = False
+    hostile: Hostile | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,8 @@ class Run:
         initial = initial_params(
             model_params(build_model(self.config.model, task, seed=self.config.seed)), self.config.method
         )
+        if self.options.resume:
+            check_same_attack(self.options.resume, self.options.hostile)
         point = resume_point(self.options.resume) if self.options.resume else ResumePoint(None)
         for note in point.notes:
             _log.warning("%s.", note)
@@ -181,9 +186,8 @@ class Run:
     def _folder(self, at_round: int) -> RunFolder:
         if self.options.resume:
             return RunFolder.open_existing(self.options.resume, config=self.config, at_round=at_round)
-        return RunFolder.create(
-            self.options.out, self.config, now=datetime.now().astimezone(), engine=self.options.engine
-        )
+        now, options = datetime.now().astimezone(), self.options
+        return RunFolder.create(options.out, self.config, now=now, engine=options.engine, hostile=options.hostile)
 
     def _rounds(self, state: _State, folder: RunFolder) -> Iterator[_State]:
         """Yield the state after the first evaluation, and after each round, which the observer has heard of by then."""
@@ -344,8 +348,9 @@ class Run:
             _log.warning("The picture of this run could not be left, its other results are whole: %s", error)
 
     def _group(self, curves: Sequence[ClientCurves], group: Group) -> GroupCurves | None:
+        attackers = self.options.hostile.clients.values() if self.options.hostile else ()
         return group_curves(
-            curves,
+            [client for client in curves if client.client_id not in attackers],
             group,
             primary_step=self.config.evaluation.primary_step,
             measure=self.measure,

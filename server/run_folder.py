@@ -40,11 +40,12 @@ from nufed.common.params import Params
 from nufed.server.adaptation_curves import ClientCurves
 from nufed.server.checkpoint import CHECKPOINT, Origin, save_checkpoint
 from nufed.server.clients_table import CLIENTS, clients_csv
+from nufed.server.hostile import ENVIRONMENT, Hostile
 from nufed.server.outcome import SUMMARY
 from nufed.server.resuming import CONFIG, resume_point, stored_config
 from nufed.server.run_log import METRICS, RunLog, log_mark
 
-ENVIRONMENT, MODEL, CURVES = "environment.json", "model.safetensors", "curves.png"
+MODEL, CURVES = "model.safetensors", "curves.png"
 MODEL_FORMAT = "nufed-model-1"
 _WRITTEN_WHOLE = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, CLIENTS, MODEL, SUMMARY, CURVES)
 
@@ -66,7 +67,9 @@ class RunFolder:
     _held: ExitStack
 
     @classmethod
-    def create(cls, out: Path, config: RunConfig, *, now: datetime, engine: str = "fleet") -> "RunFolder":
+    def create(
+        cls, out: Path, config: RunConfig, *, now: datetime, engine: str = "fleet", hostile: Hostile | None = None
+    ) -> "RunFolder":
         """Make `<out>/<YYYYmmdd-HHMMSS>-<name>` (with a number behind it if that exists) and describe the run in it.
 
         Raises:
@@ -76,9 +79,8 @@ class RunFolder:
         with ExitStack() as held:
             held.enter_context(_locked(path))
             write_text(path / CONFIG, config.to_json())
-            write_json(
-                path / ENVIRONMENT, {"started": now.isoformat(timespec="seconds"), "engine": engine, **environment()}
-            )
+            described = {"started": now.isoformat(timespec="seconds"), "engine": engine, **environment()}
+            write_json(path / ENVIRONMENT, {**described, **({"hostile": hostile.to_json()} if hostile else {})})
             return cls(path, config, RunLog(path / METRICS, held), held.pop_all())
 
     @classmethod

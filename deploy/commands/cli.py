@@ -22,7 +22,13 @@ from nufed.deploy.commands import federation as deploy_cli
 from nufed.deploy.commands import personal as personal_cli
 from nufed.deploy.commands import theory as theory_cli
 from nufed.deploy.commands.argument_help import explain_arguments
-from nufed.deploy.commands.option_groups import MachineOptions, beginning_with, engine_names, with_option_groups
+from nufed.deploy.commands.option_groups import (
+    AttackOptions,
+    MachineOptions,
+    beginning_with,
+    engine_names,
+    with_option_groups,
+)
 from nufed.deploy.commands.run_options import (
     FLAGS,
     RunOptions,
@@ -139,10 +145,11 @@ def describe_program(
 
 @app.command("simulate", help=_SIMULATE_HELP)
 @with_option_groups
-def simulate_command(
+def simulate_command(  # noqa: PLR0913 - groups of options, all by name
     run: RunOptions,
     machine: MachineOptions,
     output: OutputOptions,
+    attack: AttackOptions,
     engine: Annotated[
         str,
         typer.Option(
@@ -172,7 +179,7 @@ def simulate_command(
         for note in notes:
             observer.say(note)
         options = ServerOptions(out=output.out or process_settings().out, resume=resume, observer=observer)
-        simulate_checked(config, options, engine=engine, say=observer.say)
+        simulate_checked(config, options, engine=engine, say=observer.say, attack=attack.chosen)
 
 
 @app.command()

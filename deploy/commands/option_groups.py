@@ -104,6 +104,49 @@ def engine_names() -> Iterable[str]:
     return ENGINES
 
 
+def attack_names() -> Iterable[str]:
+    """Return the names for --attack."""
+    from nufed.deploy.simulation.attacks import ATTACKS
+
+    return ATTACKS
+
+
+@dataclass(frozen=True)
+class AttackOptions(DeclaredOptions):
+    """Who attacks a simulated federation, and how; both or neither is given."""
+
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            help="have some clients attack, to see what federation.aggregation stands: sign-flip, scaled, label-flip, "
+            "alie or inner-product",
+            metavar="NAME",
+            rich_help_panel="Attack",
+            autocompletion=beginning_with(attack_names),
+        ),
+    ] = None
+    attackers: Annotated[
+        int | None,
+        typer.Option(help="participating clients that attack", metavar="INTEGER", min=1, rich_help_panel="Attack"),
+    ] = None
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "AttackOptions":
+        """Return the options.
+
+        Raises:
+            ConfigError: one of them is given alone.
+        """
+        if (values["attack"] is None) != (values["attackers"] is None):
+            raise ConfigError("Expected --attack NAME and --attackers NUMBER together. Give both, or neither.")
+        return cls(**values)
+
+    @property
+    def chosen(self) -> tuple[str, int] | None:
+        """Name and number of attackers; None without an attack."""
+        return (self.attack, self.attackers) if self.attack and self.attackers else None
+
+
 @dataclass(frozen=True)
 class MachineOptions:
     """What depends on the machine and never on the numbers; None leaves it to the environment (`NUFED_*`).

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-from flwr.serverapp import ServerApp
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError, RunError
 from nufed.common.examples import Federation
 from nufed.common.registry import find_registered
+from nufed.deploy.simulation.simulated_grid import SimulatedGrid
 from nufed.server.run import ServerOptions
 
 
@@ -29,7 +32,12 @@ def simulate(config: RunConfig, options: ServerOptions, *, engine: str) -> None:
 
 
 def simulate_checked(
-    config: RunConfig, options: ServerOptions, *, engine: str, say: Callable[[str], None] = lambda _: None
+    config: RunConfig,
+    options: ServerOptions,
+    *,
+    engine: str,
+    say: Callable[[str], None] = lambda _: None,
+    attack: tuple[str, int] | None = None,
 ) -> None:
     """Run a federation, or go on with one, after everything that can be wrong was tried.
 
@@ -40,6 +48,7 @@ def simulate_checked(
         options: where to write, what to resume and whom to tell.
         engine: a key of `ENGINES`.
         say: told what a reader of the run should know of its data.
+        attack: name and number of attackers (nufed.deploy.simulation.attacks); None is an honest federation.
 
     Raises:
         NufedError: the run cannot start or go on.
@@ -48,8 +57,15 @@ def simulate_checked(
     find_engine(engine)
     if options.resume:
         check_resumable(options.resume, config)
-    for note in prepare(config).notes:
+    federation = prepare(config)
+    for note in federation.notes:
         say(note)
+    if attack:
+        from nufed.deploy.simulation.attacks import recruit
+
+        hostile = recruit(*attack, config, federation)
+        options = replace(options, hostile=hostile)
+        say(f"attack {hostile.attack} by {', '.join(sorted(hostile.clients.values()))}: all means are of the others")
     simulate(config, options, engine=engine)
 
 
@@ -197,7 +213,19 @@ clients of a phase at once, equal to the others up to rounding. `auto` chooses b
 def _server_app(options: ServerOptions, engine: str) -> ServerApp:
     from nufed.server.app import build_server_app
 
-    return build_server_app(replace(options, engine=engine))
+    server_app = build_server_app(replace(options, engine=engine))
+    if options.hostile is None:
+        return server_app
+    from nufed.deploy.simulation.attacks import Adversary
+
+    adversary, attacked = Adversary(options.hostile), ServerApp()
+
+    @attacked.main()
+    def main(grid: Grid, context: Context) -> None:
+        cast("SimulatedGrid", grid).adversary = adversary
+        server_app(grid=grid, context=context)
+
+    return attacked
 
 
 def _num_nodes(config: RunConfig) -> int:

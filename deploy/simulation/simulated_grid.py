@@ -13,6 +13,7 @@ import traceback
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
@@ -75,11 +76,24 @@ def take_turn(app: ClientApp, message: Message, context: Context) -> ClientTurn:
     return ClientTurn(reply, state)
 
 
+class Adversary(Protocol):
+    """What some of a simulation's clients are and send instead of honest ones (nufed.deploy.simulation.attacks)."""
+
+    def node_options(self, partition: int) -> UserConfig:
+        """Return what a client's node is told beside its partition."""
+
+    def corrupted(self, turns: Iterator[tuple[Message, ClientTurn]]) -> Iterator[tuple[Message, ClientTurn]]:
+        """Yield all turns, some of them with other replies."""
+
+
 class SimulatedGrid(RunGrid):
     """A Flower Grid over clients of this machine; holds their states and the messages under way.
 
     Message ids are numbers in the order of sending, run ids follow from the run's configuration: nothing is drawn.
     Timeouts do not apply: simulated clients share the machine, so none of them is late.
+
+    Attributes:
+        adversary: speaks for clients that attack; None without any.
     """
 
     def __init__(self, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
@@ -90,6 +104,7 @@ class SimulatedGrid(RunGrid):
         """
         if num_nodes < 1:
             raise RunError(f"Expected at least one simulated client, got {num_nodes}. Raise data.num-clients.")
+        self.adversary: Adversary | None = None
         self._num_nodes = num_nodes
         self._run_config = dict(run_config)
         super().__init__(Run.create_empty(_run_id(num_nodes, run_config)))
@@ -161,7 +176,8 @@ class SimulatedGrid(RunGrid):
             if not self._is_known(message):
                 reason = f"There is no node {message.metadata.dst_node_id}; nodes are {FIRST_NODE_ID} and up."
                 yield self._numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message))
-        for message, turn in self._turns([message for message in messages if self._is_known(message)]):
+        turns = self._turns([message for message in messages if self._is_known(message)])
+        for message, turn in self.adversary.corrupted(turns) if self.adversary else turns:
             self._states[message.metadata.dst_node_id] = turn.state
             self._report(message, turn)
             yield self._numbered(turn.reply)
@@ -172,6 +188,8 @@ class SimulatedGrid(RunGrid):
     def _context(self, node_id: int) -> Context:
         """Return a node's context, with the state that its last turn left."""
         node_config: UserConfig = {PARTITION_ID_KEY: node_id - FIRST_NODE_ID, NUM_PARTITIONS_KEY: self._num_nodes}
+        if self.adversary:
+            node_config |= self.adversary.node_options(node_id - FIRST_NODE_ID)
         state = self._states.get(node_id, RecordDict())
         return Context(self._run.run_id, node_id, node_config, state, dict(self._run_config))
 

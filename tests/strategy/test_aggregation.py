@@ -16,6 +16,7 @@ from nufed.strategy.aggregation import (
     fixed_point_for,
     server_step,
 )
+from nufed.strategy.robust_options import RobustOptions
 
 
 def mean_of(replies, weights=None, sent=None, **options):
@@ -88,12 +89,13 @@ def test_every_rule_is_blind_to_the_order_of_replies_and_stays_among_them(rule):
     replies = [{"w": torch.randn(50, generator=generator), "n": torch.tensor([k, 7])} for k in range(5)]
 
     def made_of(order):
-        aggregation = find_aggregation(rule)(replies[0], 6, DEFAULT_MAX_GROWTH)
+        options = RobustOptions(num_attackers=1)
+        aggregation = find_aggregation(rule)(replies[0], 6, DEFAULT_MAX_GROWTH, options)
         assert aggregation.result() is None
         for number in order:
-            aggregation.fold(replies[number])
+            aggregation.fold(replies[number], client_id=str(number))
         with pytest.raises(WireError):
-            aggregation.fold({"w": torch.full((50,), torch.nan), "n": torch.tensor([0, 7])})
+            aggregation.fold({"w": torch.full((50,), torch.nan), "n": torch.tensor([0, 7])}, client_id="5")
         return aggregation.result()
 
     found = made_of(range(5))

@@ -1,0 +1,48 @@
+"""Who attacks a simulated federation: not judged, and written down, so that no such run is taken for another.
+
+There is nothing of this in a deployed federation.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nufed.common.errors import RunError
+
+ENVIRONMENT = "environment.json"
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """The clients of a simulation that attack.
+
+    Attributes:
+        attack: a key of `nufed.deploy.simulation.attacks.ATTACKS`.
+        clients: client id by partition.
+    """
+
+    attack: str
+    clients: dict[int, str]
+
+    def to_json(self) -> dict[str, str | list[str]]:
+        """Return what environment.json says of it."""
+        return {"attack": self.attack, "clients": sorted(self.clients.values())}
+
+
+def check_same_attack(folder: Path, hostile: Hostile | None) -> None:
+    """Refuse to go on with a run under another attack than it had.
+
+    Raises:
+        RunError: with what it had.
+    """
+    try:
+        recorded = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("hostile")
+    except (OSError, ValueError, AttributeError):
+        recorded = None  # a folder without it is older, or its description is lost
+    if recorded != (hostile.to_json() if hostile else None):
+        had = f"attack {recorded['attack']} by {len(recorded['clients'])} clients" if recorded else "no attack"
+        options = f"--attack {recorded['attack']} --attackers {len(recorded['clients'])}" if recorded else "neither"
+        raise RunError(
+            f"Expected to go on with the run in {folder} as it began, with {had}. Give nufed simulate {options} "
+            f"{'' if recorded else '--attack nor --attackers '}to go on."
+        )
