@@ -189,6 +189,10 @@ def known_values(key: str) -> list[str]:
         from nufed.common.meta.estimators import ESTIMATORS
 
         return list(ESTIMATORS)
+    if key == "federation.aggregation":
+        from nufed.strategy.aggregation import AGGREGATION_RULES
+
+        return list(AGGREGATION_RULES)
     return list(_declared(key).get("enum", ()))
 
 

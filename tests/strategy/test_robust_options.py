@@ -4,8 +4,10 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 
-from nufed.common.config import RunConfig
+from nufed.common.config import RunConfig, option_descriptions
 from nufed.common.errors import ConfigError
+from nufed.deploy.commands.run_options import complete_assignment
+from nufed.strategy.aggregation import AGGREGATION_RULES
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.robust_options import RobustOptions, check_config, shortfall
 from nufed.strategy.robust_rules import ROBUST_RULES
@@ -52,6 +54,13 @@ def test_a_rule_says_how_many_replies_it_needs(rule, count, b, s, reason):
             check_config(config)
     else:
         check_config(config)
+
+
+def test_the_option_and_the_command_line_name_every_rule():
+    _, described = option_descriptions()["federation.aggregation"]
+
+    assert all(rule in described for rule in AGGREGATION_RULES)
+    assert complete_assignment("federation.aggregation=multi") == ["federation.aggregation=multi-krum"]
 
 
 def test_connected_clients_too_few_for_the_rule_are_refused_before_the_first_round():
