@@ -191,7 +191,7 @@ class TrainingPhase(Phase):
         for client_id, reply in sorted(self._held.items()):
             self._aggregation.fold(reply.params, self._capped(client_id, reply.num_examples, limit), client_id)
         if reason := self._aggregation.shortfall():
-            self._ledger.reject_all(f"{reason}: the round leaves the model as it was")
+            self._record.reject_all(f"{reason}: the round leaves the model as it was")
         mean = self._aggregation.result()
         assert mean is None or all(math.isfinite(largest_magnitude(w)) for w in mean.values())  # noqa: S101 - our bug
         return RoundResult(**self._close(), params=self._sent if mean is None else self._stepped(mean))
