@@ -1,5 +1,8 @@
 """What a model must be so that it can be meta-trained and averaged over clients."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -88,6 +91,20 @@ def check_model(model: nn.Module, task: TaskInfo) -> None:
                 "state, such as torch.nn.GroupNorm"
             )
     _check_all_used(params, outputs)
+    with _in_evaluation_mode(model):
+        _check_all_used(params, _dummy_outputs(model, task, next(iter(params.values()))), ", also in evaluation mode")
+
+
+@contextmanager
+def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards each module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def check_same_outputs(one: nn.Module, other: nn.Module, task: TaskInfo) -> None:
@@ -133,7 +150,7 @@ def _dummy_outputs(model: nn.Module, task: TaskInfo, like: Tensor) -> Tensor:
     return outputs
 
 
-def _check_all_used(params: dict[str, Tensor], outputs: Tensor) -> None:
+def _check_all_used(params: dict[str, Tensor], outputs: Tensor, when: str = "") -> None:
     trained = {name: tensor for name, tensor in params.items() if tensor.requires_grad}
     if frozen := [name for name in params if name not in trained]:
         raise ModelError(
@@ -141,7 +158,7 @@ def _check_all_used(params: dict[str, Tensor], outputs: Tensor) -> None:
             "register it as a buffer"
         )
     if not outputs.requires_grad:
-        raise ModelError("expected outputs that depend on the parameters, but they do not; do not detach them")
+        raise ModelError(f"expected outputs that depend on the parameters{when}, but they do not; do not detach them")
     try:
         gradients = torch.autograd.grad(outputs.sum(), list(trained.values()), allow_unused=True)
     except Exception as error:  # the user's own backward passes may raise anything
@@ -152,7 +169,7 @@ def _check_all_used(params: dict[str, Tensor], outputs: Tensor) -> None:
     unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
     if unused:
         raise ModelError(
-            f"expected every parameter to be used, but the outputs do not depend on {unused[0]!r} (and "
+            f"expected every parameter to be used{when}, but the outputs do not depend on {unused[0]!r} (and "
             f"{len(unused) - 1} more); remove it"
         )
 

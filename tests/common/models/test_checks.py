@@ -16,6 +16,17 @@ def network(*middle):
     return nn.Sequential(nn.Conv2d(3, 6, 3), *middle, nn.Flatten(), nn.Linear(6 * 36, 4))
 
 
+class InTraining(nn.Module):
+    """Uses its parameter in training mode alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return x * self.spare if self.training else x
+
+
 class Counting(nn.Module):
     """Counts its evaluations in a buffer."""
 
@@ -119,6 +130,7 @@ def test_a_model_without_state_is_accepted_and_not_changed(model):
         (Pair(), r"shape \[B, 4\] from Pair, but got tuple"),
         (nn.Linear(5, 4), r"Linear to take inputs of shape \[B, 3, 8, 8\], but it raised: mat1 and mat2"),
         (network(Unused()), r"do not depend on '1.spare' \(and 0 more\)"),
+        (network(InTraining()), r"every parameter to be used, also in evaluation mode, .* on '1.spare'"),
         (frozen(), r"require gradients, but '0.weight' does not"),
         (nn.Sequential(network(), Detached()), "outputs that depend on the parameters, but they do not"),
     ],
