@@ -165,7 +165,7 @@ def module_pages() -> dict[str, str]:
             names = [info.name for info in inside if not info.ispkg and info.name != "__main__"]
             shown = [f"::: {package}\n    options: {{members: false, show_root_full_path: true, heading_level: 1}}"]
             shown += [f"::: {package}.{name}\n    options: {{show_root_full_path: true}}" for name in names]
-            pages[f"reference/modules/{package}.md"] = "\n\n".join(shown) + "\n"
+            pages[f"reference/modules/{package}.md"] = "\n\n".join([f"---\ntitle: {package}\n---", *shown]) + "\n"
     return pages
 
 
