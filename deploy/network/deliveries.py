@@ -12,18 +12,18 @@ Whatever comes for a message that is not expected is refused: it is late, or was
 """
 
 import threading
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import get_object_id
 
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network import pieces
 from nufed.deploy.network.message_bytes import message_parts
 from nufed.deploy.network.pieces import CutBytes
+from nufed.deploy.network.uploads import Upload
 
-_REMEMBERED_UPLOADS = 4096
 _LARGEST_GROWTH, _LARGEST_SMALL_REPLY = 4, headers.WHOLE_LIMIT
 
 
@@ -35,9 +35,7 @@ class _Delivery:
     cut: CutBytes | None = None
     pieces: dict[int, bytes] = field(default_factory=dict)
     reply: Message | None = None
-    upload: str | None = None
-    uploaded: int = 0
-    is_complete: bool = False
+    upload: Upload | None = None
 
     @property
     def node_id(self) -> int:
@@ -53,8 +51,6 @@ class Deliveries:
         self._taken: dict[int, set[str]] = {}
         self._lost: set[str] = set()
         self._answered: set[str] = set()
-        self._by_upload: dict[str, str] = {}
-        self._completed_uploads: deque[str] = deque(maxlen=_REMEMBERED_UPLOADS)
 
     def expect(self, message: Message, *, whole: bool) -> None:
         """Take replies to a message until `forget` is called."""
@@ -71,8 +67,6 @@ class Deliveries:
             if delivery is None:
                 return
             self._taken.get(delivery.node_id, set()).discard(message_id)
-            if delivery.upload is not None:
-                self._by_upload.pop(delivery.upload, None)
 
     # Towards a node
 
@@ -181,43 +175,45 @@ class Deliveries:
             reply, delivery.reply = delivery.reply, None
             return reply
 
-    def begin_upload(self, message_id: str, session: str) -> None:
-        """Note that a reply's objects come in a session of Flower's; they may be there already, from another client."""
-        with self._lock:
-            delivery = self._open.get(message_id)
-            if delivery is None or delivery.is_complete:
-                self._completed_uploads.append(session)
-                return
-            if delivery.upload is not None:
-                self._by_upload.pop(delivery.upload, None)
-            delivery.upload = session
-            self._by_upload[session] = message_id
+    def begin_upload(self, message_id: str, reply_id: str, object_ids: Iterable[str]) -> list[str]:
+        """Expect a reply as objects, and return the names of those to send; the reply that was announced first stands.
 
-    def complete_upload(self, message_id: str) -> None:
-        """Note that the reply to a message is there, some of it perhaps from a client whose content is the same."""
+        Args:
+            message_id: what it answers; names the upload as well.
+            reply_id: the object that is the reply.
+            object_ids: names of all its objects.
+        """
         with self._lock:
             delivery = self._open.get(message_id)
-            if delivery is None:
-                return
-            delivery.is_complete = True
-            if delivery.upload is not None:
-                self._completed_uploads.append(delivery.upload)
-                self._by_upload.pop(delivery.upload, None)
+            if delivery is None or delivery.reply is not None:
+                return []
+            if delivery.upload is None:
+                delivery.upload = Upload(reply_id, object_ids, delivery.largest_reply)
+            return delivery.upload.missing if delivery.upload.reply_id == reply_id else []
+
+    def drop_upload(self, message_id: str) -> None:
+        """Let go of a reply's objects, because Flower's state did not take the reply."""
+        with self._lock:
+            if delivery := self._open.get(message_id):
                 delivery.upload = None
 
-    def uploads(self, session: str, size: int) -> bool:
-        """Return whether an object of `size` bytes may come in a session of Flower's; its sizes are added up."""
+    def add_object(self, node_id: int, message_id: str, object_id: str, content: bytes) -> bool:
+        """Keep an object of a node's reply to a message, and return whether it was kept."""
+        is_named_rightly = get_object_id(content) == object_id  # a hash of megabytes: not under the lock
         with self._lock:
-            delivery = self._open.get(self._by_upload.get(session, ""))
-            if delivery is None:
+            delivery = self._open.get(message_id)
+            if delivery is None or delivery.node_id != node_id or delivery.upload is None:
                 return False
-            delivery.uploaded += size
-            return delivery.uploaded <= delivery.largest_reply
+            return is_named_rightly and delivery.upload.add(object_id, content)
 
-    def is_superfluous(self, session: str) -> bool:
-        """Return whether a session's reply was complete without what is still sent of it."""
+    def take_upload(self, message_id: str) -> Upload | None:
+        """Return the objects of a reply and let go of them once all are there; None before."""
         with self._lock:
-            return session in self._completed_uploads
+            delivery = self._open.get(message_id)
+            if delivery is None or delivery.upload is None or not delivery.upload.is_complete:
+                return None
+            upload, delivery.upload = delivery.upload, None
+            return upload
 
     def note_answered(self, node_id: int, message_id: str, *, is_complete: bool) -> None:
         """Note that something of a reply came; a node that sent all of it holds the message no more."""

@@ -6,18 +6,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from flwr.app import Error, Message
-from flwr.app.message import make_message, remove_content_from_message
+from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.server.superlink.linkstate import LinkState
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
-    iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.run import Run
 
 from nufed.deploy.network.fleet_service import FleetService
@@ -25,8 +22,6 @@ from nufed.deploy.run_grid import RunGrid
 from nufed.strategy.exchange import Quorum
 
 log = logging.getLogger(__name__)
-
-_CUT_OFF = "the reply was not uploaded completely"
 
 _MOST_ATTEMPTS = 3
 """Times that a message is given to a client which ends or loses it each time, before the round goes on without."""
@@ -202,22 +197,13 @@ class FleetGrid(RunGrid):
 
     def _complete(self, head: Message) -> Message | None:
         """Return a reply with its content, or None while that is still on its way."""
-        reply_id = head.metadata.message_id
         if head.has_error():
             return head
         whole = self._service.deliveries.take_reply(head.metadata.reply_to_message_id)
         if whole is not None:
             return whole
-        store = self._state.object_store
-        try:
-            ids = [node.object_id for node in iterate_object_tree(store.get_object_tree(reply_id))]
-        except NoObjectInStoreError:
-            return make_message(head.metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, _CUT_OFF))
-        parts = {object_id: self._state.get_object(self._run.run_id, object_id) or b"" for object_id in ids}
-        if not all(parts.values()):
-            return None
-        self._service.deliveries.complete_upload(head.metadata.reply_to_message_id)
-        return _inflate(head, parts)
+        upload = self._service.deliveries.take_upload(head.metadata.reply_to_message_id)
+        return upload.message(head) if upload else None
 
     def _withdraw(self, message_ids: Iterable[str]) -> None:
         """Forget messages and whatever has arrived of their replies."""
@@ -225,25 +211,9 @@ class FleetGrid(RunGrid):
         self._state.delete_messages(message_ins_ids=message_ids)
         for message_id in message_ids:
             self._state.object_store.delete(message_id)
-            if (head := self._announced.pop(message_id, None)) is not None:
-                self._state.object_store.delete(head.metadata.message_id)
+            self._announced.pop(message_id, None)
             if self._outstanding.pop(message_id, None) is not None:
                 self._service.deliveries.forget(message_id)
-
-
-def _inflate(head: Message, parts: dict[str, bytes]) -> Message:
-    """Return the message that objects make up, or an error in its place if they make up none."""
-    reply_id = head.metadata.message_id
-    try:
-        reply = inflate_object_from_contents(reply_id, parts)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"the reply's objects make up no message ({type(error).__name__}: {error})"
-        return make_message(head.metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
-    if not isinstance(reply, Message):
-        reason = f"the reply is a {type(reply).__name__}, not a message"
-        return make_message(head.metadata, error=Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, reason))
-    reply.metadata.__dict__["_message_id"] = reply_id
-    return reply
 
 
 def _node_of(message: Message) -> int:

@@ -54,6 +54,7 @@ from nufed.deploy.network.message_bytes import pull_response, read_reply
 from nufed.deploy.network.node_keys import AdmittedKeys
 from nufed.deploy.network.pieces import assemble, parse_number, parse_piece_name
 from nufed.deploy.network.sessions import Caller, Sessions
+from nufed.deploy.network.uploads import read_announcement
 from nufed.deploy.network.wakeup import Wakeup
 
 LIVENESS_INTERVAL = 7.5
@@ -62,7 +63,6 @@ LIVENESS_INTERVAL = 7.5
 _SAME_NAME = "start it with --name of its key, or have the operator make a key of that name"
 _LONGEST_ID = 128
 _MOST_STRANGERS = 100_000
-_MOST_OBJECTS = 100_000
 
 
 class FleetService(FleetServicer):
@@ -246,7 +246,7 @@ class FleetService(FleetServicer):
         if headers.has_header(context.invocation_metadata(), headers.WHOLE):
             response = self._take_whole(request, context)
         else:
-            response = self._take_announced(request, context)
+            response = self._take_announced(request)
         self.deliveries.note_answered(node_id, message_id, is_complete=not response.objects_to_push)
         self.replies.notify()
         return response
@@ -263,21 +263,17 @@ class FleetService(FleetServicer):
         return message_pb2.PullObjectResponse(object_found=True, object_available=True, object_content=content)
 
     def PushObject(  # noqa: N802 - Flower's name
-        self, request: message_pb2.PushObjectRequest, context: grpc.ServicerContext
+        self,
+        request: message_pb2.PushObjectRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 - gRPC gives it
     ) -> message_pb2.PushObjectResponse:
-        """Take a part of a reply; one that the same content from another client made superfluous is dropped."""
+        """Take a part of a reply."""
+        node_id, content = request.node.node_id, request.object_content
         if (name := parse_piece_name(request.object_id)) is not None:
-            stored = self.deliveries.add_piece(request.node.node_id, *name, request.object_content)
-            return message_pb2.PushObjectResponse(stored=stored)
-        if self.deliveries.is_superfluous(request.session_id):
-            return message_pb2.PushObjectResponse(stored=True)
-        if request.session_id and not self.deliveries.uploads(request.session_id, len(request.object_content)):
-            return message_pb2.PushObjectResponse(stored=False)
-        response = super().PushObject(request, context)
-        if not response.stored and self.deliveries.is_superfluous(request.session_id):
-            response.stored = True  # the reply was complete, and consumed, while this part was on its way
+            return message_pb2.PushObjectResponse(stored=self.deliveries.add_piece(node_id, *name, content))
+        stored = self.deliveries.add_object(node_id, request.session_id, request.object_id, content)
         self.replies.notify()
-        return response
+        return message_pb2.PushObjectResponse(stored=stored)
 
     def ConfirmMessageReceived(  # noqa: N802 - Flower's name
         self, request: message_pb2.ConfirmMessageReceivedRequest, context: grpc.ServicerContext
@@ -347,16 +343,18 @@ class FleetService(FleetServicer):
         context.send_initial_metadata(((headers.PIECES, str(cut.count)),))
         return fleet.PullMessagesResponse(messages_list=[message_to_proto(heads[0])])
 
-    def _take_announced(
-        self, request: fleet.PushMessagesRequest, context: grpc.ServicerContext
-    ) -> fleet.PushMessagesResponse:
+    def _take_announced(self, request: fleet.PushMessagesRequest) -> fleet.PushMessagesResponse:
         """Take the announcement of a reply whose objects follow."""
-        trees = request.message_object_trees
-        if len(trees) != 1 or trees[0].ByteSize() > _MOST_OBJECTS * _LONGEST_ID:
-            raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, "a reply has one tree of objects")
-        response = super().PushMessages(request, context)
-        self.deliveries.begin_upload(request.messages_list[0].metadata.reply_to_message_id, response.session_id)
-        return response
+        if (announced := read_announcement(request)) is None:
+            raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, "a reply has one tree of objects, its own")
+        reply, object_ids = announced
+        reply_id, message_id = reply.metadata.message_id, reply.metadata.reply_to_message_id
+        self._check_run(reply)
+        missing = self.deliveries.begin_upload(message_id, reply_id, object_ids)
+        if self.state_factory.state().store_message_res(reply) is None:
+            self.deliveries.drop_upload(message_id)
+            missing = []
+        return fleet.PushMessagesResponse(results={reply_id: 0}, objects_to_push=missing, session_id=message_id)
 
     def _take_whole(
         self, request: fleet.PushMessagesRequest, context: grpc.ServicerContext
@@ -368,15 +366,18 @@ class FleetService(FleetServicer):
         if reply is None:
             context.send_initial_metadata(((headers.LATE, "1"),))
             return fleet.PushMessagesResponse()
-        state, reply_id, run_id = self.state_factory.state(), reply.metadata.message_id, reply.metadata.run_id
-        if reason := check_abort(run_id, [Status.PENDING, Status.STARTING, Status.FINISHED], state):
-            raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, reason)
+        self._check_run(reply)
         if not self.deliveries.put_reply(reply):
             context.send_initial_metadata(((headers.LATE, "1"),))
-        elif state.store_message_res(remove_content_from_message(reply)) is None:
+        elif self.state_factory.state().store_message_res(remove_content_from_message(reply)) is None:
             self.deliveries.drop_reply(reply.metadata.reply_to_message_id)
             context.send_initial_metadata(((headers.LATE, "1"),))
-        return fleet.PushMessagesResponse(results={reply_id: 0})
+        return fleet.PushMessagesResponse(results={reply.metadata.message_id: 0})
+
+    def _check_run(self, reply: Message) -> None:
+        state, run_id = self.state_factory.state(), reply.metadata.run_id
+        if reason := check_abort(run_id, [Status.PENDING, Status.STARTING, Status.FINISHED], state):
+            raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, reason)
 
     def _assemble(self, head: message_pb2.Message, count: int) -> Message | None:
         """Return a reply that came in pieces, or None if some are missing; one at a time, for the memory it takes."""
