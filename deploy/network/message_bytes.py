@@ -72,7 +72,7 @@ def read_reply(proto: message_pb2.Message) -> Message:
     """Return a reply as Flower has it, or an error in its place if it is none."""
     try:
         return message_from_proto(proto)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever Flower's decoders raise on what anybody sent
         empty = message_pb2.Message(metadata=proto.metadata, content=recorddict_pb2.RecordDict())
         reason = f"the reply makes up no message ({type(error).__name__})"
         metadata = message_from_proto(empty).metadata
