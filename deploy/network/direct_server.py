@@ -41,7 +41,7 @@ from nufed.deploy.network.interceptors import LARGEST_REQUEST, BoundedRequests, 
 from nufed.deploy.network.node_auth import FleetAuthInterceptor
 from nufed.deploy.network.node_keys import AdmittedKeys
 from nufed.deploy.network.object_store import AtomicObjectStoreFactory
-from nufed.deploy.network.refusals import Refusals, make_records_printable
+from nufed.deploy.network.refusals import Announcements, Refusals, make_records_printable
 
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _MAX_CALLS = 2000
@@ -119,13 +119,13 @@ class DirectServer:
 
     def __init__(self, endpoint: ServerEndpoint, *, on_event: Callable[[str], None] = lambda _line: None) -> None:
         make_records_printable()
-        self._on_event = on_event
+        self._on_event, self._on_client = on_event, Announcements(on_event)
         self._keys = AdmittedKeys(endpoint.security.client_keys) if endpoint.security else None
         self._file_limit, self._crowded_at = raise_file_limit(), float("-inf")
         states = _states(endpoint.database)
         self._state = states.state()
         self.refusals = Refusals()
-        self.service = FleetService(states, keys=self._keys, on_event=on_event)
+        self.service = FleetService(states, keys=self._keys, on_event=self._on_client)
         for key in self._keys or ():
             self.service.register(key)
         self._health = health.HealthServicer()
@@ -186,7 +186,7 @@ class DirectServer:
                 BoundedRequests(self.refusals),
                 RpcErrorTranslationServerInterceptor(),
                 FleetAuthInterceptor(
-                    states, self._keys, self.service.sessions, refusals=self.refusals, on_event=self._on_event
+                    states, self._keys, self.service.sessions, refusals=self.refusals, on_event=self._on_client
                 ),
                 create_fleet_runtime_version_server_interceptor(),
                 RawResponses(),
@@ -265,10 +265,9 @@ class DirectServer:
             self._read_keys()
             self._tell_of_refusals()
             online = self._online_nodes()
-            for node_id in sorted(online - self._online):
-                self._on_event(f"{self.service.sessions.name(node_id)} joined ({len(online)} connected)")
-            for node_id in sorted(self._online - online):
-                self._on_event(f"{self.service.sessions.name(node_id)} left ({len(online)} connected)")
+            for node_id in sorted(online ^ self._online):
+                name, what = self.service.sessions.name(node_id), "joined" if node_id in online else "left"
+                self._on_client(name, f"{name} {what} ({len(online)} connected)")
             if online != self._online:
                 self._online = online
                 self.service.nodes.notify()

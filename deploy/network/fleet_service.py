@@ -72,7 +72,7 @@ class FleetService(FleetServicer):
         states: Flower's state.
         keys: admitted node keys; None lets nodes register themselves.
         hold: seconds that a request for messages is held while there is none.
-        on_event: called with a line of text when two processes want to be one client.
+        on_event: called with a client's name and a line of text when two processes want to be one client.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class FleetService(FleetServicer):
         *,
         keys: AdmittedKeys | None = None,
         hold: float = 10.0,
-        on_event: Callable[[str], None] = lambda _line: None,
+        on_event: Callable[[str, str], None] = lambda _name, _line: None,
     ) -> None:
         super().__init__(states, states.objectstore_factory, keys is not None)
         self.replies, self.nodes = Wakeup(), Wakeup()
@@ -170,8 +170,9 @@ class FleetService(FleetServicer):
             was_online |= self.state_factory.state().deactivate_node(other)
         if opened.replaces and was_online:
             self._on_event(
+                self.sessions.name(node_id),
                 f"{self.sessions.name(node_id)} is connected from a new process; the one before, if it still runs, is "
-                "turned away"
+                "turned away",
             )
         self._activate(request, context, node_id)
         if whole:
@@ -299,7 +300,7 @@ class FleetService(FleetServicer):
             self._refuse(context, f"its name is none: expected {headers.NAME_RULE}")
         by_key = self._keys.name_of(public_key) if self._keys is not None else None
         if by_key is not None and announced and announced != by_key:
-            self._on_event(f"a client with the key of {by_key} called itself {announced!r} and is turned away")
+            self._on_event(by_key, f"a client with the key of {by_key} called itself {announced!r} and is turned away")
             self._refuse(context, f"its key is that of {by_key!r}, but it calls itself {announced!r}; {_SAME_NAME}")
         return by_key or announced or ""
 

@@ -44,7 +44,7 @@ class FleetAuthInterceptor(NodeAuthServerInterceptor):
         keys: admitted keys; None admits whoever registers.
         sessions: who is connected as what.
         refusals: told of each refused call.
-        on_event: called with a line of text when a process calls whose place another took.
+        on_event: called with a client's name and a line of text when a process calls whose place another took.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FleetAuthInterceptor(NodeAuthServerInterceptor):
         sessions: Sessions,
         *,
         refusals: Refusals,
-        on_event: Callable[[str], None] = lambda _line: None,
+        on_event: Callable[[str, str], None] = lambda _name, _line: None,
     ) -> None:
         super().__init__(states)
         self._keys, self._sessions, self._refusals, self._on_event = keys, sessions, refusals, on_event
@@ -131,9 +131,8 @@ class FleetAuthInterceptor(NodeAuthServerInterceptor):
             caller = Caller.of(context)
             if node_id and (reason := self._sessions.refusal(node_id, caller)):
                 if reason == headers.REPLACED and self._sessions.is_first_refusal(node_id, caller):
-                    self._on_event(
-                        f"{self._sessions.name(node_id)}: the process at {caller.peer} is turned away, because {reason}"
-                    )
+                    name = self._sessions.name(node_id)
+                    self._on_event(name, f"{name}: the process at {caller.peer} is turned away, because {reason}")
                 self._refusals.add("calls of processes that were turned away")
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, headers.TURNED_AWAY + reason)
             return method_handler.unary_unary(request, context)

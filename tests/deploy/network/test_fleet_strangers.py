@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -284,6 +285,30 @@ def test_refusals_are_counted_and_told_once_a_minute(monkeypatch):
         "refused: 1 calls without an admitted key",
         "refused: 6 calls without an admitted key",
         "refused: 6 calls without an admitted key",
+    ]
+
+
+def test_a_client_that_calls_wrongly_and_comes_back_again_and_again_fills_no_screen(caplog, monkeypatch):
+    """Both are told for a while, and then counted."""
+    monkeypatch.setattr(refusals, "_MOST_LINES", 5)
+    monkeypatch.setattr(refusals, "_MOST_RECORDS", 7)
+    now, lines = [0.0], []
+    monkeypatch.setattr(refusals, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    logger = logging.getLogger("nufed.test-many")
+    logger.addFilter(PrintableRecords())
+
+    with DirectServer(LOOPBACK, on_event=lines.append) as server:
+        host, port = server.address.split(":")
+        key = ec.generate_private_key(ec.SECP384R1())
+        for now[0] in [0.0] * 12 + [61.0]:
+            FleetConnection(ServerAddress(host, int(port)), key, registers=True, name="restless").drop()
+            logger.error("wrong")
+
+    assert len([line for line in lines if "restless" in line]) <= 5 + 1 + 5
+    assert any("more lines about restless were left out" in line for line in lines)
+    assert [record.getMessage() for record in caplog.records if record.name == logger.name] == [
+        *["wrong"] * 7,
+        "wrong (5 more were left out)",
     ]
 
 
