@@ -127,6 +127,14 @@ def earlier_curves(folder: Path) -> list[ClientCurves]:
     return read_clients_csv(content.decode())
 
 
+def remedy(problems: Mapping[str, str]) -> str:
+    """Return what to do where no reply could be used: models that grew without bounds are no fault of the clients."""
+    grown = sum("NaN or infinite" in reason or "of magnitude" in reason for reason in problems.values())
+    if 2 * grown > len(problems):
+        return "Lower --local-lr or --inner-lr, or set method.max-grad-norm, in a new run."
+    return "Put right what the clients say, and start a new run."
+
+
 def commonest_reason(problems: Mapping[str, str]) -> str:
     """Return why most of the clients' replies were not used, with one client's name."""
     if not problems:

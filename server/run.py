@@ -41,6 +41,7 @@ from nufed.server.outcome import (
     earlier_curves,
     final_evaluation,
     lacks_answers,
+    remedy,
     share_diverged,
 )
 from nufed.server.resuming import ResumePoint, resume_point
@@ -202,8 +203,7 @@ class Run:
         if state.round and state.history.totals.rounds_without_reply == state.round:
             raise NothingTrainedError(
                 f"Expected replies that can be used, but in none of {state.round} rounds was there one, and the model "
-                f"is untouched ({commonest_reason(state.problems)}). Put right what the clients say, and start a new "
-                "run."
+                f"is untouched ({commonest_reason(state.problems)}). {remedy(state.problems)}"
             )
 
     def _evaluated_at_start(self, state: _State) -> _State:

@@ -54,7 +54,9 @@ def fail_in(*rounds):
 
 
 def test_a_run_of_which_no_reply_could_be_used_has_trained_nothing_and_leaves_no_table(tmp_path):
-    with pytest.raises(NothingTrainedError, match=r"none of 4 rounds.*no double backward"):
+    with pytest.raises(
+        NothingTrainedError, match=r"none of 4 rounds.*no double backward.*Put right what the clients say"
+    ):
         run(tmp_path, client=app_that(fail_in(1, 2, 3, 4)))
 
     (folder,) = tmp_path.iterdir()
@@ -94,6 +96,7 @@ def test_step_sizes_that_reject_every_reply_end_with_an_exit_code_of_their_own(t
     assert "s = 0" not in said.out
     assert "Nothing was trained" in said.out
     assert "none of 2 rounds" in said.err
+    assert "Lower --local-lr or --inner-lr" in said.err
 
 
 def test_a_run_whose_clients_diverge_has_no_accuracy_and_says_so(tmp_path):
