@@ -56,23 +56,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     pages["decisions/index.md"] = decisions()
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
-    config.nav = with_folders(config.nav, files)
     return files
-
-
-def with_folders(nav: list[Any], files: Files) -> list[Any]:
-    """Return the navigation with `Title: folder/` as the pages of that folder, its index first; MkDocs takes pages."""
-    shown: list[Any] = []
-    for entry in nav:
-        ((title, target),) = entry.items()
-        if isinstance(target, list):
-            shown.append({title: with_folders(target, files)})
-        elif target.endswith("/"):
-            inside = sorted(file.src_uri for file in files.documentation_pages() if file.src_uri.startswith(target))
-            shown.append({title: sorted(inside, key=lambda page: not page.endswith("/index.md"))})
-        else:
-            shown.append(entry)
-    return shown
 
 
 def command_line() -> str:
