@@ -32,7 +32,7 @@ def test_every_command_of_the_tutorial_works_in_this_order(tmp_path):
 
     script = "set -eu\n" + "\n".join(COMMANDS)
     done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
