@@ -61,7 +61,7 @@ class SplitMemory:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"Expected {path} to be what a client remembers of its examples (--state), but it is not. Name another "
-                "file, or delete it; then nothing is known of earlier runs."
+                "file. One that does not exist is made, and nothing is known of earlier runs then."
             ) from error
 
     def num_moved(self, way: str, split: SplitHashes) -> int:

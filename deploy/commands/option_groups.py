@@ -6,6 +6,7 @@ def simulate(run: RunOptions, machine: MachineOptions) -> None: ...
 
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def parsed(**values: Any) -> None:
+        _check_finite(values)
         records = {}
         for name, (group, members) in groups.items():
             records[name] = group.from_values({member.name: values.pop(member.name) for member in members})
@@ -84,6 +86,18 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     parsed.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     parsed.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return parsed
+
+
+def _check_finite(values: Mapping[str, Any]) -> None:
+    """Refuse numbers that are none: they lie in every range, as comparisons with NaN go.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            flag = name.removeprefix("constant_").replace("_", "-")
+            raise ConfigError(f"--{flag}={value:g} is no number to reckon with. Give a finite one, or leave it out.")
 
 
 def option(name: str, annotation: Any, default: Any, declared: Any) -> inspect.Parameter:

@@ -56,6 +56,9 @@ _WATCH_INTERVAL = 1.0
 _TASK_HEARTBEAT = 15.0
 _SAY_AGAIN = 60.0
 _FAREWELL = 3.0
+"""Seconds that clients have to hear how a run ended: all that are idle hear it at once."""
+_FAREWELL_IN_MID_ROUND = 10.0
+"""The same where the server was stopped: clients that are training hear it when they are done."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ class DirectServer:
     def close(self) -> None:
         """Tell waiting clients how the run ended, and stop serving."""
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.service.close(_FAREWELL, ending=self._ending)
+        patience = _FAREWELL_IN_MID_ROUND if self._ending == "interrupted" else _FAREWELL
+        self.service.close(patience, ending=self._ending)
         self._closing.set()
         self.service.nodes.notify()
         for stopped in [server.stop(grace=2) for server in self._servers]:

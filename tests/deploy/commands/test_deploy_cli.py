@@ -93,3 +93,20 @@ def test_a_client_whose_name_no_server_would_take_does_not_start(name, capsys):
     assert code == ConfigError.exit_code
     assert "--name is refused" in (told := " ".join(capsys.readouterr().err.split()))
     assert told.isprintable()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["server", "--insecure", "--wait", "nan"],
+        ["client", "--insecure", "--server", "h:1", "--name", "a", "--data", "digits#0/3", "--wait", "inf"],
+        ["personalize", "--model", "m", "--data", "digits#0/3", "--lr", "nan"],
+        ["theory", "--L", "nan"],
+    ],
+)
+def test_numbers_that_are_none_are_refused(typed, capsys):
+    """NaN is in every range that it is compared with, and nobody waits for NaN seconds."""
+    code = main(typed)
+
+    assert code == 2
+    assert f"{typed[-2]}={typed[-1]}" in capsys.readouterr().err
