@@ -1,7 +1,7 @@
 """What depends on the machine and never on the numbers: `Settings`, from the environment (`NUFED_*`)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -44,7 +44,13 @@ def exported(**values: object) -> Iterator[None]:
     Args:
         values: by the names of `Settings`; None leaves what the environment has.
     """
-    changes = {f"NUFED_{name.upper()}": str(value) for name, value in values.items() if value is not None}
+    with environment({f"NUFED_{name.upper()}": str(value) for name, value in values.items() if value is not None}):
+        yield
+
+
+@contextmanager
+def environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables inside the block, for this process and those that it starts there."""
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +20,7 @@ from nufed.common.errors import LISTED, ConfigError
 from nufed.deploy.commands.heartbeat import Heartbeat
 from nufed.deploy.commands.option_groups import option
 from nufed.deploy.commands.tables import PIPE_WIDTH, fits, print_table
+from nufed.deploy.round_bar import round_bar
 from nufed.server.observer import RunObserver
 from nufed.server.progress_lines import describe_run, last_evaluation, number, round_line
 
@@ -125,15 +126,7 @@ class TerminalObserver:
             self._heartbeat.now(f"round {first_round}/{self._num_rounds}" if self._num_rounds else "evaluation")
             return
         self._heartbeat.now("")
-        columns = (
-            TextColumn("round {task.completed}/{task.total}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[last]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._progress = round_bar(self._console)
         self._task = self._progress.add_task("rounds", total=self._num_rounds, completed=first_round - 1, last="")
         self._progress.start()
 

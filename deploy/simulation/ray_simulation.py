@@ -23,6 +23,7 @@ from flwr.serverapp import ServerApp
 
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
+from nufed.common.settings import environment
 from nufed.deploy.simulation.simulated_grid import ClientTurn, SimulatedGrid, take_turn
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -132,7 +133,7 @@ def _actors(num_nodes: int, num_cpus_per_client: float) -> Iterator[Any]:
 
     if ray.is_initialized():
         raise RunError("Expected no Ray in this process, but it is running. Call ray.shutdown() first.")
-    with _environment({**_QUIET, "PYTHONPATH": _import_path()}), _same_sigterm_handler_afterwards():
+    with environment({**_QUIET, "PYTHONPATH": _import_path()}), _same_sigterm_handler_afterwards():
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         try:
             if (num_cpus := _num_cpus()) < num_cpus_per_client:
@@ -167,17 +168,3 @@ def _same_sigterm_handler_afterwards() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes started inside the block."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from rich.text import Text
 
 from nufed.common.config import RunConfig
+from nufed.deploy.round_bar import round_bar
 
 
 class ProgressBar:
@@ -40,15 +41,7 @@ class ProgressBar:
         self.folder = folder
         if not self._console.is_terminal and not self._console.is_jupyter:
             return
-        columns = (
-            TextColumn("round {task.completed}/{task.total}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[last]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=self._console, transient=True)
+        self._bar = round_bar(self._console)
         total = config.federation.num_rounds
         self._task = self._bar.add_task("rounds", total=total, completed=first_round - 1, last="")
         self._bar.start()
