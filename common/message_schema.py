@@ -5,6 +5,8 @@ long as they are few and small: apps of others report their own, and a newer cli
 """
 
 import math
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
@@ -35,6 +37,10 @@ MOST_OTHER_METRICS, MOST_OTHER_NUMBERS = 32, 256
 
 _INT64 = 2**63
 _FORMULA = ("=", "+", "-", "@")  # what spreadsheets take a cell for a formula by
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)  # what Python calls printable and no screen shows: joiners, fillers and variation selectors
+_LOWEST_LOSS = -1e-3  # of cross-entropy and squared errors, which are at least 0 but for rounding
 
 
 @dataclass(frozen=True)
@@ -173,15 +179,20 @@ def check_client_id(client_id: object) -> str:
     """Return a client's name if it can stand in a line of text and in a cell of a table.
 
     Raises:
-        WireError: it is empty, too long, begins like a formula, or has characters that cannot be printed.
+        WireError: it is empty, too long, begins like a formula, has characters that cannot be printed or seen, or
+            is written otherwise than in Unicode's composed form, so that it looks like another name and is none.
     """
     if isinstance(client_id, str) and 0 < len(client_id) <= LONGEST_CLIENT_ID:
-        is_formula = client_id.startswith(_FORMULA) and not _is_number(client_id)
-        if client_id.isprintable() and client_id == client_id.strip() and not is_formula:
+        # Spreadsheets in East Asian languages take the full-width forms of these signs for the signs themselves.
+        is_formula = unicodedata.normalize("NFKC", client_id).startswith(_FORMULA) and not _is_number(client_id)
+        is_seen = client_id.isprintable() and client_id == client_id.strip() and not _UNSEEN.search(client_id)
+        if is_seen and unicodedata.is_normalized("NFC", client_id) and not is_formula:
             return client_id
+    came = _UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode(), shown(client_id))
     raise WireError(
-        f"client-id={shown(client_id)} is refused: expected a name of 1 to {LONGEST_CLIENT_ID} printable characters, "
-        f"without space at its ends, that does not begin with {' '.join(_FORMULA)}; give the client another name"
+        f"client-id={came} is refused: expected a name of 1 to {LONGEST_CLIENT_ID} printable, visible characters, "
+        f"accents composed (NFC), without space at its ends, that does not begin with {' '.join(_FORMULA)}; give the "
+        "client another name"
     )
 
 
@@ -189,7 +200,8 @@ def _shaped(name: str, quantity: Quantity, shape: CurveShape) -> Quantity:
     if not quantity.is_curve:
         return quantity
     is_required = name == "test-loss" or (name == "test-accuracy" and shape.has_accuracy)
-    return replace(quantity, length=shape.length, is_required=is_required)
+    low = _LOWEST_LOSS if name.endswith("-loss") else quantity.low
+    return replace(quantity, low=low, length=shape.length, is_required=is_required)
 
 
 def _check_others(others: Mapping[str, object]) -> None:

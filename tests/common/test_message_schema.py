@@ -110,6 +110,8 @@ def test_curves_of_the_run_pass():
         {"test-loss": 1.0},
         {"test-loss": [math.nan, 1.0], "test-accuracy": [math.inf, 0.5]},
         {"test-loss": [math.nan, 1.0], "test-accuracy": [0.5, math.nan]},
+        {"test-loss": [1.0, -0.5]},
+        {"validation-loss": [-1e308, 0.0]},
         {"validation-loss": [1.0]},
         {"validation-accuracy": [math.nan, math.nan]},
         {"validation-accuracy": [5.0, 5.0]},
@@ -129,6 +131,12 @@ def test_a_diverged_client_may_answer_with_or_without_an_accuracy(loss, accuracy
     metrics = {**CURVES, "test-loss": [1.0, loss], "test-accuracy": accuracy}
 
     assert repr(checked_curves(metrics, SHAPE)) == repr(metrics)
+
+
+def test_a_loss_may_be_rounded_to_just_below_0():
+    metrics = {**CURVES, "test-loss": [-1e-7, -0.0]}
+
+    assert checked_curves(metrics, SHAPE) == metrics
 
 
 def test_a_regression_has_no_accuracy():
@@ -173,6 +181,14 @@ UNFIT += [
     "-1+1",
     "@SUM(A1)",
     "@a",
+    "\uff1d1+1",
+    "\uff20SUM(A1)",
+    "a\ufe0f",
+    "a\u034f",
+    "a\U000e0100",
+    "\u3164",
+    "\u2800",
+    "ho\u0302pital",
     b"a",
     7,
 ]
