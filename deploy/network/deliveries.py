@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message
+from flwr.proto import message_pb2
 from flwr.supercore.inflatable.inflatable_object import get_object_id
 
 from nufed.deploy.network import fleet_headers as headers
@@ -143,11 +144,14 @@ class Deliveries:
             return None
         return [found[number] for number in range(count)]
 
-    def accepts(self, node_id: int, message_id: str, size: int) -> bool:
-        """Return whether a reply of `size` bytes may come to this message from this node."""
+    def accepts(self, reply: message_pb2.Metadata, size: int) -> bool:
+        """Return whether a reply of `size` bytes may come: to a message of this node's, and of its run and type."""
         with self._lock:
-            delivery = self._open.get(message_id)
-            return delivery is not None and delivery.node_id == node_id and size <= delivery.largest_reply
+            delivery = self._open.get(reply.reply_to_message_id)
+            if delivery is None or delivery.node_id != reply.src_node_id or size > delivery.largest_reply:
+                return False
+            asked = delivery.message.metadata
+            return bool(reply.run_id == asked.run_id and reply.message_type == asked.message_type)
 
     def put_reply(self, reply: Message) -> bool:
         """Keep a reply that came whole, and return whether it was kept; the first one stands."""

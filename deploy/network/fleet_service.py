@@ -239,9 +239,7 @@ class FleetService(FleetServicer):
         if metadata.src_node_id != node_id:
             raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, "a node may answer for itself only")
         message_id = metadata.reply_to_message_id
-        if len(metadata.message_id) > _LONGEST_ID or not self.deliveries.accepts(
-            node_id, message_id, request.ByteSize()
-        ):
+        if len(metadata.message_id) > _LONGEST_ID or not self.deliveries.accepts(metadata, request.ByteSize()):
             context.send_initial_metadata(((headers.LATE, "1"),))
             return fleet.PushMessagesResponse()
         if headers.has_header(context.invocation_metadata(), headers.WHOLE):

@@ -210,6 +210,31 @@ def test_a_number_of_pieces_that_did_not_come_costs_nothing(server, count):
     assert grown < 32 * MIB
 
 
+@pytest.mark.parametrize(
+    "said", [{"run_id": 0}, {"run_id": 2**64 - 1}, {"message_type": "\x1b[2J"}, {"message_type": "query"}]
+)
+def test_an_answer_of_another_run_or_type_is_nobodys(server, said, caplog):
+    hostile = _Hostile(server)
+
+    def lie(head):
+        for field, value in said.items():
+            setattr(head.metadata, field, value)
+
+    def main(grid):
+        grid.push_messages([request(hostile.connection.node_id, np.zeros(1, np.float32))])
+        message = hostile.connection.receive()
+        with stub(server) as fleet_stub:
+            return [
+                headers.LATE in hostile.push(fleet_stub, message, spoil=spoil) for spoil in (lie, lambda _head: None)
+            ]
+
+    with hostile.connection:
+        answers = call(server, main)
+
+    assert answers == [True, False]
+    assert "UnexpectedError" not in caplog.text
+
+
 def test_a_reply_that_is_no_message_is_an_error_of_its_client(server):
     hostile = _Hostile(server)
 
