@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nufed.common.errors import ConfigError
@@ -30,6 +30,13 @@ class Settings(BaseSettings):
     num_threads: int = Field(
         1, ge=1, le=1024, description="threads of torch in each process; part of what makes runs bit-identical"
     )
+
+    @field_validator("data_root", "out", mode="before")
+    @classmethod
+    def _is_named(cls, folder: object) -> object:
+        if isinstance(folder, str) and not folder.strip():  # it would be the current folder
+            raise ValueError("expected the name of a folder")
+        return folder
 
 
 def process_settings() -> Settings:
@@ -70,4 +77,5 @@ def _parse(variables: tuple[tuple[str, str], ...]) -> Settings:
         problem = error.errors()[0]
         name = f"NUFED_{str(problem['loc'][0]).upper()}"
         given = dict(variables).get(name, "")
-        raise ConfigError(f"{name}={given!r} is refused: {problem['msg']}. Correct or unset that variable.") from error
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{name}={given!r} is refused: {reason}. Correct or unset that variable.") from error

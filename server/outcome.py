@@ -29,6 +29,12 @@ MOST_DIVERGED = 0.5
 """The share of clients above which a run counts as diverged."""
 
 
+_SCALE = (
+    "Where columns of the clients' files hold large numbers, have them scaled: set data.feature-means and "
+    "data.feature-scales, or put scale=local into each client's --data."
+)
+
+
 @dataclass(frozen=True)
 class FinalEvaluation:
     """Who answered the final evaluation, and who did not.
@@ -127,11 +133,17 @@ def earlier_curves(folder: Path) -> list[ClientCurves]:
     return read_clients_csv(content.decode())
 
 
-def remedy(problems: Mapping[str, str]) -> str:
-    """Return what to do where no reply could be used: models that grew without bounds are no fault of the clients."""
+def remedy(problems: Mapping[str, str], *, is_private: bool = False) -> str:
+    """Return what to do where no reply could be used: models that grew without bounds are no fault of the clients.
+
+    Args:
+        problems: why replies were not used, by client.
+        is_private: whether the clients bring files of their own, whose columns may be of any size.
+    """
     grown = sum("NaN or infinite" in reason or "of magnitude" in reason for reason in problems.values())
     if 2 * grown > len(problems):
-        return "Lower --local-lr or --inner-lr, or set method.max-grad-norm, in a new run."
+        steps = "Lower --local-lr or --inner-lr, or set method.max-grad-norm, in a new run."
+        return f"{_SCALE} {steps}" if is_private else steps
     return "Put right what the clients say, and start a new run."
 
 

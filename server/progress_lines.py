@@ -10,8 +10,9 @@ def describe_run(config: RunConfig) -> str:
     """Return one line that says what is run."""
     data, method, federation = config.data, config.method, config.federation
     new = f" + {data.num_new_clients} new" if data.num_new_clients else ""
+    clients = "client" if data.num_clients == 1 and not new else "clients"
     return (
-        f"{data.source} ({data.partition}), {data.num_clients}{new} clients, {config.model.name}: "
+        f"{data.source} ({data.partition}), {data.num_clients}{new} {clients}, {config.model.name}: "
         f"ν = {method.num_inner_steps}, {method.estimator}, α = {method.inner_lr:g}, β = {method.local_lr:g}, "
         f"τ = {method.num_local_steps}, r = {federation.participation_fraction:g}, seed {config.seed}"
     )

@@ -201,9 +201,10 @@ class Run:
 
     def _check_trained(self, state: _State) -> None:
         if state.round and state.history.totals.rounds_without_reply == state.round:
+            advice = remedy(state.problems, is_private=self.config.data.source == "private")
             raise NothingTrainedError(
                 f"Expected replies that can be used, but in none of {state.round} rounds was there one, and the model "
-                f"is untouched ({commonest_reason(state.problems)}). {remedy(state.problems)}"
+                f"is untouched ({commonest_reason(state.problems)}). {advice}"
             )
 
     def _evaluated_at_start(self, state: _State) -> _State:

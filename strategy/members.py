@@ -107,6 +107,7 @@ class Roster:
             RunError: too few within `timeout` seconds, or too few that can take part.
         """
         deadline, is_first = time.monotonic() + timeout, True
+        counted = f"{expected} client{'s' if expected != 1 else ''}"
         while is_first or time.monotonic() < deadline:
             is_first, here = False, connected_nodes(grid)
             left = max(0.0, deadline - time.monotonic())
@@ -116,12 +117,12 @@ class Roster:
                 return
             if not can_turn_away(grid) and len(here) >= expected and self._problems.keys() & here:
                 raise RunError(
-                    f"Expected {expected} clients, but only {len(able)} of {len(here)} connected nodes can take part"
+                    f"Expected {counted}, but only {len(able)} of {len(here)} connected nodes can take part"
                     f"{self._explanation()}. Mend those clients and start again."
                 )
             wait_for_nodes(grid, len(here) + 1, min(_LOOK_AGAIN, deadline - time.monotonic()))
         raise RunError(
-            f"Expected {expected} clients within {timeout:g} s, but {len(connected_nodes(grid))} nodes are connected"
+            f"Expected {counted} within {timeout:g} s, but {len(connected_nodes(grid))} nodes are connected"
             f"{self._explanation()}. Start the other clients, or expect fewer."
         )
 

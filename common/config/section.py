@@ -1,12 +1,16 @@
 """What all sections of the configuration share."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from nufed.common.errors import ConfigError
 
 Scalar = bool | int | float | str
+
+_ZERO = re.compile(r"[-+]?[0_]*\.?[0_]*(e.*)?", re.IGNORECASE)
 
 
 def to_kebab(name: str) -> str:
@@ -26,6 +30,16 @@ class Section(BaseModel):
         allow_inf_nan=False,
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_kept(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse the text of a number that is not zero and would become zero, e.g. `1e-400`."""
+        if not isinstance(value, str) or cls.model_fields[info.field_name or ""].annotation is not float:
+            return value
+        if _reads_as_zero(value) and not _ZERO.fullmatch(value.strip()):
+            raise PydanticCustomError("underflow", "Input is too small, and would become 0")
+        return value
+
     if not TYPE_CHECKING:  # type checkers know the fields from pydantic
 
         def __init__(self, **values: Any) -> None:
@@ -42,6 +56,13 @@ class Section(BaseModel):
                 raise ConfigError(explain(error, descriptions(type(self)))) from error
 
         __init__.__pydantic_base_init__ = True  # tables inside tables are still checked together
+
+
+def _reads_as_zero(text: str) -> bool:
+    try:
+        return float(text) == 0
+    except ValueError:
+        return False
 
 
 def descriptions(section: type[Section]) -> dict[str, tuple[Scalar, str]]:

@@ -8,7 +8,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(typed: list[str], *, debug: bool) -> int:
     """Run a command and return its exit code; what can go wrong on a user's machine is said in one paragraph."""
     try:
+        _check_paths_are_named(typed)
         code = app(typed, prog_name="nufed", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:  # click has shown the help by now
         return error.exit_code
@@ -101,6 +103,27 @@ def _run(typed: list[str], *, debug: bool) -> int:
     if code == _INTERRUPTED:  # typer has made an exit code of it, without a word
         return _fail("Interrupted.", _INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _check_paths_are_named(typed: Sequence[str]) -> None:
+    """Refuse empty paths, as an unset variable of a shell leaves them: they would be the current folder.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    pairs = [word.partition("=")[::2] for word in typed if word.startswith("--") and "=" in word]
+    for flag, value in [*pairs, *pairwise(typed)]:
+        if not value.strip() and flag in _path_flags(typer.main.get_command(app)):
+            raise ConfigError(f"Expected a path behind {flag}, got an empty one. Give one, or leave {flag} out.")
+
+
+def _path_flags(command: click.Command) -> Iterator[str]:
+    """Yield the flags of a command, and of those below it, that stand before a path."""
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            yield from parameter.opts
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from _path_flags(inner)
 
 
 def _explained(error: Exception) -> tuple[str, int]:

@@ -17,6 +17,8 @@ from nufed.deploy.experiments.finished import read_run
 from nufed.deploy.experiments.tuning import validation_score
 from nufed.server.adaptation_curves import ClientCurves, group_curves
 from nufed.server.history import History
+from nufed.server.outcome import remedy
+from nufed.server.progress_lines import describe_run
 from tests.server.test_run import SMALL, StopAfter, client_rows, run, summary
 
 RESULTS = ("clients.csv", "model.safetensors", "curves.png")
@@ -251,3 +253,20 @@ def test_a_cell_that_diverged_or_trained_nothing_is_told_as_such_and_has_no_resu
 
     assert [(outcome.folder, outcome.ending) for outcome in outcomes] == [(None, "trained nothing"), (None, "diverged")]
     assert [outcome_of(cell, tmp_path) for cell in (nothing, diverged)] == outcomes
+
+
+def test_advice_on_models_without_bounds_names_the_scale_of_clients_files_where_they_have_files():
+    grown = {"a": "array '1.weight' contains NaN or infinite values"}
+
+    assert remedy(grown, is_private=True).startswith(
+        "Where columns of the clients' files hold large numbers, have them"
+    )
+    assert remedy(grown).startswith("Lower --local-lr")
+    assert remedy({"a": "no such file"}, is_private=True).startswith("Put right what the clients say")
+
+
+def test_one_client_is_no_plural():
+    of_one = RunConfig.parse({"data.num-clients": 1, "data.num-new-clients": 0})
+
+    assert describe_run(of_one).startswith("digits (classes), 1 client, mlp")
+    assert "1 + 10 new clients" in describe_run(of_one.updated({"data.num-new-clients": 10}))

@@ -60,6 +60,11 @@ def test_clients_are_known_by_the_names_they_give(grid_class):
     assert list(roster.connected(grid, ["new"])) == ["z"]
 
 
+def test_one_missing_client_is_no_plural():
+    with pytest.raises(RunError, match=r"Expected 1 client within 0.05 s, but 0 nodes"):
+        discovered(FakeGrid({}), expected=1, timeout=0.05)
+
+
 def test_a_run_does_not_start_with_too_few_clients():
     grid = FakeGrid({5: client("a"), 6: client("b")})
 

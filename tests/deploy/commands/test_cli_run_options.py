@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nufed.common.config import RunConfig, option_descriptions
 from nufed.common.errors import ConfigError
+from nufed.deploy.commands.cli import main
 from nufed.deploy.commands.option_groups import MachineOptions, check_device
 from nufed.deploy.commands.run_options import FLAGS, RunOptions, allowed_values, config_for_resuming
 
@@ -105,6 +106,15 @@ def test_the_same_key_with_one_value_in_two_spellings_is_no_contradiction():
 def test_a_refused_flag_is_named_beside_its_key():
     with pytest.raises(ConfigError, match=r"^--rounds \(federation\.num-rounds\)='-1' is refused"):
         RunOptions(flags={"rounds": "-1"}).resolve()
+
+
+@pytest.mark.parametrize("flag", ["--inner-lr=1e-400", "--set=federation.server-lr=-0.1e-999"])
+def test_a_number_too_small_for_a_computer_does_not_become_zero(tmp_path, capsys, flag):
+    code = main(["simulate", "--out", str(tmp_path), "--rounds", "0", flag])
+
+    assert code == ConfigError.exit_code
+    assert "is refused: input is too small, and would become 0" in capsys.readouterr().err
+    assert RunConfig.parse({"method.inner-lr": "0.00e-400"}).method.inner_lr == 0
 
 
 def test_every_flag_stands_for_an_option_and_says_what_it_is():

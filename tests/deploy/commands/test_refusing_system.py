@@ -104,6 +104,8 @@ def test_what_cannot_be_written_or_opened_is_named(capsys, command, said):
         ("NUFED_DEVICE", "foo", "predict --model m.safetensors --data digits#0/4"),
         ("NUFED_NUM_THREADS", "many", "theory"),
         ("NUFED_DOWNLOAD", "2", "personalize --model m.safetensors --data digits#0/4"),
+        ("NUFED_OUT", "", " ".join(RUN)),
+        ("NUFED_DATA_ROOT", " ", " ".join(RUN)),
     ],
 )
 def test_a_wrong_variable_of_the_environment_is_named_by_every_command(monkeypatch, capsys, name, value, command):
@@ -113,6 +115,26 @@ def test_a_wrong_variable_of_the_environment_is_named_by_every_command(monkeypat
 
     assert code == ConfigError.exit_code
     assert f"{name}={value!r}" in paragraph(capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ([*RUN, "--out", ""], "--out"),
+        ([*RUN, "--out="], "--out"),
+        ([*RUN, "--data-root", " "], "--data-root"),
+        (["server", "--resume="], "--resume"),
+        (["certs", "init", "--san", "localhost", "--out", ""], "--out"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch, capsys, command, flag):
+    monkeypatch.chdir(tmp_path)
+
+    code = main(command)
+
+    assert code == ConfigError.exit_code
+    assert f"Expected a path behind {flag}, got an empty one" in paragraph(capsys)
+    assert not list(tmp_path.glob("2*"))
 
 
 class Refusing(io.RawIOBase):
