@@ -12,6 +12,8 @@ _OWN_INNER_STEPS = {
     ("adapted-part", "head"): "whose inner steps leave the body alone",
 }
 
+_OF_LEARNED_SIZES = ("exact", "unrolled", "first-order")  # any other would not be called (nufed.common.meta.objective)
+
 
 class MethodConfig(Section):
     """The objective and the clients' local training."""
@@ -121,8 +123,9 @@ def _contradiction(method: MethodConfig) -> str | None:
         return "num-inner-steps=0 contradicts step-sizes=learned, which are learned from inner steps; set it above 0"
     if method.step_sizes == "learned" and method.trained_part == "body":
         return "trained-part=body contradicts step-sizes=learned, which are learned for every layer; choose one"
-    if method.estimator == "hessian-free":
-        return f"estimator=hessian-free contradicts {own[0]}, {why}; choose exact, unrolled or first-order"
+    is_not_read = method.step_sizes == "learned" and method.estimator not in _OF_LEARNED_SIZES
+    if method.estimator == "hessian-free" or is_not_read:
+        return f"estimator={method.estimator} contradicts {own[0]}, {why}; choose exact, unrolled or first-order"
     if method.compile == "on":
         return f"compile=on contradicts {own[0]}, {why}; leave compile at off"
     return None

@@ -25,6 +25,10 @@ LEARNED, HEAD = {"method.step-sizes": "learned"}, {"method.adapted-part": "head"
         ({**LEARNED, "method.trained-part": "body"}, "trained-part=body contradicts step-sizes=learned"),
         ({**LEARNED, "method.estimator": "hessian-free"}, "choose exact, unrolled or first-order"),
         ({**HEAD, "method.estimator": "hessian-free"}, "estimator=hessian-free contradicts adapted-part=head"),
+        (
+            {**LEARNED, "method.estimator": "one-of-my-own"},
+            "estimator=one-of-my-own contradicts step-sizes=learned",
+        ),
         ({**HEAD, "method.compile": "on"}, "compile=on contradicts adapted-part=head"),
         ({**LEARNED, "evaluation.adapt-lr": 0.1}, r"adapt-lr=0\.1 contradicts method\.step-sizes=learned"),
     ],
