@@ -59,9 +59,9 @@ def test_a_torn_checkpoint_is_refused_with_what_to_do(tmp_path, kept):
     whole = (tmp_path / CHECKPOINT).read_bytes()
     (tmp_path / CHECKPOINT).write_bytes(whole[:kept])
 
-    with pytest.raises(RunError, match=r"checkpoint\.safetensors.*delete it"):
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors.*put back a copy that is whole"):
         load_checkpoint(tmp_path)
-    with pytest.raises(RunError, match=r"checkpoint\.safetensors.*delete it"):
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors.*put back a copy that is whole"):
         checkpoint_round(tmp_path)
 
 

@@ -222,7 +222,7 @@ def test_a_folder_that_no_run_left_cannot_be_resumed(tmp_path, make, reason):
     if make:
         path.mkdir()
 
-    with pytest.raises(RunError, match=rf"{reason}.*--resume"):
+    with pytest.raises(RunError, match=rf"{reason}.*Name a folder that a run left"):
         RunFolder.open_existing(path)
 
 

@@ -21,7 +21,7 @@ def leave_run(out, config=CONFIG, *, rounds_done=1, status=None, hours=0):
             folder.append_round({"round": number})
         folder.save_checkpoint(round=rounds_done, params={}, history={})
         if status:
-            folder.write_summary({"status": status})
+            folder.write_summary({"status": status, "rounds": rounds_done})
         return folder.path
 
 
