@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from nufed.common.untrusted import printable
+from nufed.common.untrusted import LONGEST_ENDS, printable
 
 _INTERVAL = 60.0
 _MOST_LINES = 20
@@ -108,7 +108,8 @@ class PrintableRecords(logging.Filter):
             text, record.exc_info, record.exc_text = f"{text} ({record.exc_info[0].__name__})", None, None
         if left_out:
             text = f"{text} ({left_out} more were left out)"
-        record.msg, record.args = printable(text), ()
+        is_harmless = text.isprintable() and len(text) <= sum(LONGEST_ENDS)  # then also its spaces stay as they are
+        record.msg, record.args = text if is_harmless else printable(text), ()
         return True
 
 
