@@ -2,6 +2,8 @@
 
 import json
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,8 @@ def parse_json(text: str | bytes) -> Any:
     Raises:
         ValueError: it is no JSON, or nested too deeply to be read.
     """
-    try:
+    with _readable_depth():
         return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its brackets are nested too deeply") from error
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
@@ -56,7 +56,14 @@ def parse_toml(text: str) -> dict[str, Any]:
     Raises:
         ValueError: it is no TOML, or nested too deeply to be read.
     """
-    try:
+    with _readable_depth():
         return tomllib.loads(text)
+
+
+@contextmanager
+def _readable_depth() -> Iterator[None]:
+    """Raise ValueError where a parser gives up on brackets inside brackets."""
+    try:
+        yield
     except RecursionError as error:
         raise ValueError("its brackets are nested too deeply") from error

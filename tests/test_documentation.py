@@ -24,6 +24,7 @@ COMMANDS = [
 
 
 @pytest.mark.system
+@pytest.mark.timeout(900)
 def test_every_command_of_the_tutorial_works_in_this_order(tmp_path):
     for name, text in FILES:
         (tmp_path / name).write_text(text, encoding="utf-8")
