@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from nufed.common.config.lists import LIST
 from nufed.common.config.section import Section
 
 
@@ -39,6 +40,7 @@ class DataConfig(Section):
     input_shape: str = Field(
         "",
         pattern=r"^([1-9]\d{0,6}(,[1-9]\d{0,6})*)?$",
+        json_schema_extra={LIST: "numbers"},
         description="shape of one input, e.g. 13 or 1,28,28 (source private); empty counts feature-names",
     )
     num_outputs: int = Field(
@@ -47,14 +49,28 @@ class DataConfig(Section):
         le=10_000_000,
         description="classes or predicted values (source private); 0 counts class-names, or is 1",
     )
-    class_names: str = Field("", description="names of the classes in label order, comma-separated (source private)")
-    feature_names: str = Field("", description="columns that are the inputs, in order (source private)")
+    class_names: str = Field(
+        "",
+        json_schema_extra={LIST: "names"},
+        description="names of the classes in label order, comma-separated or a list (source private)",
+    )
+    feature_names: str = Field(
+        "",
+        json_schema_extra={LIST: "names"},
+        description="columns that are the inputs, in order, comma-separated or a list (source private)",
+    )
     categories: str = Field(
-        "", description="columns to encode one-hot, e.g. sex:f|m;thal:3|6|7, with their values (source private)"
+        "",
+        json_schema_extra={LIST: "table"},
+        description="columns to encode one-hot, e.g. sex:f|m;thal:3|6|7 or a table, with their values (source private)",
     )
     feature_means: str = Field(
-        "", description="mean of each column of feature-names without categories, for scaling (source private)"
+        "",
+        json_schema_extra={LIST: "numbers"},
+        description="mean of each column of feature-names without categories, for scaling (source private)",
     )
     feature_scales: str = Field(
-        "", description="standard deviation of each such column; given with feature-means (source private)"
+        "",
+        json_schema_extra={LIST: "numbers"},
+        description="standard deviation of each such column; given with feature-means (source private)",
     )

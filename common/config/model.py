@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from nufed.common.config.lists import LIST
 from nufed.common.config.section import Section
 
 
@@ -12,7 +13,10 @@ class ModelConfig(Section):
 
     name: str = Field("mlp", description="name of a model, or module:function")
     hidden_sizes: str = Field(
-        "80,60", pattern=r"^(\d+(,\d+)*)?$", description="widths of the hidden layers, comma-separated"
+        "80,60",
+        pattern=r"^(\d+(,\d+)*)?$",
+        json_schema_extra={LIST: "numbers"},
+        description="widths of the hidden layers, comma-separated or a list",
     )
     activation: Literal["elu", "tanh", "gelu", "silu", "softplus", "relu"] = Field("elu", description="nonlinearity")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability of dropping a unit; 0 turns it off")

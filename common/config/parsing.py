@@ -1,7 +1,7 @@
 """Flat keys to tables and back, and what is said of keys and values that are refused."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,18 +12,26 @@ from nufed.common.config.section import Scalar, to_kebab
 from nufed.common.errors import ConfigError, nearest_match_hint
 
 
-def put(nested: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in a nested dict, copying tables so that the caller's are not changed."""
+def put(nested: dict[str, Any], key: str, value: Any, tables: Collection[str] = (), above: str = "") -> None:
+    """Set a dotted key in a nested dict, copying tables so that the caller's are not changed.
+
+    Args:
+        nested: is changed.
+        key: of the value.
+        value: a scalar, or a table of further keys.
+        tables: full keys of options that are tables themselves, whose names are the user's and are kept as they are.
+        above: what the full keys have before this one.
+    """
     head, _, rest = key.partition(".")
     head = to_kebab(head)
     if rest:
         table = nested.setdefault(head, {})
         if not isinstance(table, dict):
             raise ConfigError(f"{key!r} needs a table at {head!r}, but {head!r} is {table!r}. Give one of the two.")
-        put(table, rest, value)
-    elif isinstance(value, Mapping):
+        put(table, rest, value, tables, f"{above}{head}.")
+    elif isinstance(value, Mapping) and above + head not in tables:
         for inner, inner_value in value.items():
-            put(nested, f"{head}.{inner}", inner_value)
+            put(nested, f"{head}.{inner}", inner_value, tables, above)
     else:
         nested[head] = value
 

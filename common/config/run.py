@@ -13,7 +13,7 @@ from nufed.common.config.federation import FederationConfig
 from nufed.common.config.method import MethodConfig
 from nufed.common.config.model import ModelConfig
 from nufed.common.config.parsing import explain, flatten, put
-from nufed.common.config.section import Scalar, Section, descriptions, to_kebab
+from nufed.common.config.section import Scalar, Section, descriptions, table_options, to_kebab
 from nufed.common.errors import ConfigError
 from nufed.common.json_text import parse_json, parse_toml, read_options_text
 
@@ -46,8 +46,9 @@ class RunConfig(Section):
             ConfigError: naming each key that is unknown or out of range, its value and what is allowed.
         """
         nested: dict[str, Any] = {}
+        tables = table_options(cls)
         for key, value in values.items():
-            put(nested, key, value)
+            put(nested, key, value, tables)
         try:
             return cls.model_validate(nested)
         except ValidationError as error:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from nufed.common.config.lists import as_text, list_kind
 from nufed.common.errors import ConfigError
 
 Scalar = bool | int | float | str
@@ -40,6 +41,13 @@ class Section(BaseModel):
             raise PydanticCustomError("underflow", "Input is too small, and would become 0")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: object, info: ValidationInfo) -> object:
+        """Read lists and tables where an option is one; inside they are the text that Flower carries."""
+        kind = list_kind(cls.model_fields[info.field_name or ""])
+        return value if kind is None else as_text(value, kind)
+
     if not TYPE_CHECKING:  # type checkers know the fields from pydantic
 
         def __init__(self, **values: Any) -> None:
@@ -63,6 +71,18 @@ def _reads_as_zero(text: str) -> bool:
         return float(text) == 0
     except ValueError:
         return False
+
+
+def table_options(section: type[Section], prefix: str = "") -> frozenset[str]:
+    """Return the flat keys of the options whose value may be a table of names of the user's own."""
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        key = prefix + to_kebab(name)
+        if isinstance(field.default, Section):
+            found |= table_options(type(field.default), f"{key}.")
+        elif list_kind(field) == "table":
+            found.add(key)
+    return frozenset(found)
 
 
 def descriptions(section: type[Section]) -> dict[str, tuple[Scalar, str]]:

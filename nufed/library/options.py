@@ -100,10 +100,10 @@ def _hint(name: str) -> str:
 
 
 def _scalar(value: Any) -> Any:
-    """Return a value as the configuration has it: (80, 60) is "80,60", and numbers of NumPy are plain ones."""
+    """Return a value as the configuration takes it: arrays become lists, and numbers of NumPy plain ones."""
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
+        return [_scalar(each) for each in value]
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -174,6 +174,7 @@ CASES = {
     "malformed categories": csv(options=f"{LABEL}&categories=ann-smith"),
     "categories twice": csv(options=f"{LABEL}&categories=ann-smith:a|a"),
     "empty names": csv(options="?label=ann-smith,"),
+    "a name of two lines": csv(options="?label=ann-smith%0Ab"),
     "an unknown option": csv(options="?ann-smith=1"),
     "an option twice": csv(options=f"{LABEL}&label=ann-smith"),
     "half an option": csv(options="?ann-smith"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from nufed.common.config import DataConfig
+from nufed.common.config.lists import check_line, read_names, read_table
 from nufed.common.errors import ConfigError
 from nufed.common.examples import TaskInfo
 
@@ -100,20 +101,24 @@ def declared_columns(config: DataConfig) -> tuple[Column, ...]:
 
 
 def parse_categories(text: str, option: str = "data.categories") -> dict[str, tuple[str, ...]]:
-    """Return column -> categories of `sex:f|m;thal:3|6|7`.
+    """Return column -> categories of `sex:f|m;thal:3|6|7`, or of the same as JSON.
 
     Raises:
         ConfigError: the text is not of that form, or a name stands twice.
     """
     result: dict[str, tuple[str, ...]] = {}
-    for part in filter(None, (part.strip() for part in text.split(";"))):
-        name, colon, values = part.rpartition(":")
-        categories = tuple(canonical(value) for value in values.split("|"))
-        if not colon or not name.strip() or "" in categories:
-            raise ConfigError(f"{option}: expected COLUMN:VALUE|VALUE;…, e.g. sex:f|m, but got {part!r}. Correct it.")
-        if name.strip() in result or len(set(categories)) < len(categories):
-            raise ConfigError(f"{option}: the column {name.strip()!r} or one of its values stands twice. Remove one.")
-        result[name.strip()] = categories
+    try:
+        for name, values in read_table(text):
+            categories = tuple(map(canonical, values))
+            if name in result or len(set(categories)) < len(categories):
+                raise ConfigError(f"{option}: the column {name!r} or one of its values stands twice. Remove one.")
+            result[name] = categories
+    except ValueError as error:
+        raise ConfigError(
+            f"{option}: expected COLUMN:VALUE|VALUE;…, e.g. sex:f|m, but got {str(error)!r}. Correct it."
+        ) from error
+    for written in (each for name, values in result.items() for each in (name, *values)):
+        _check_written(written, option)
     return result
 
 
@@ -175,15 +180,24 @@ def check_distinct(names: Sequence[str], option: str) -> None:
 
 
 def split_names(text: str, option: str) -> tuple[str, ...]:
-    """Return the comma-separated names.
+    """Return the comma-separated names, or those of a JSON list.
 
     Raises:
-        ConfigError: one is empty or stands twice.
+        ConfigError: one is empty, stands twice, or does not stand on one line.
     """
-    names = tuple(name.strip() for name in text.split(",")) if text.strip() else ()
+    names = read_names(text)
     if "" in names or len(set(names)) < len(names):
         raise ConfigError(f"{option}={text!r} is refused: expected names without repetition. Correct the list.")
+    for name in names:
+        _check_written(name, option)
     return names
+
+
+def _check_written(name: str, option: str) -> None:
+    try:
+        check_line(name)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}.") from error
 
 
 def _input_shape(config: DataConfig) -> tuple[int, ...]:
