@@ -1,6 +1,7 @@
 """JSON and TOML from files that somebody may have edited: whatever is wrong with the text is a ValueError."""
 
 import json
+import math
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,15 @@ def parse_toml(text: str) -> dict[str, Any]:
     """
     with _readable_depth():
         return tomllib.loads(text)
+
+
+def without_nan(value: Any) -> Any:
+    """Return what JSON was parsed to with null in place of NaN and infinities, which Python reads and JSON has not."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    return [without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

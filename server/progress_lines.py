@@ -37,6 +37,13 @@ def round_line(record: Mapping[str, Any], num_rounds: int) -> str:
     return f"round {record['round']}/{num_rounds}  {shown}  {record['seconds']:.1f} s"
 
 
+def duration(seconds: float) -> str:
+    """Return `45 s`, `12 min` or `3.1 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def number(value: float | None, measure: str) -> str:
     """Return a share such as an accuracy in percent, else four digits; `diverged` for what is no finite number."""
     if value is None or value != value:

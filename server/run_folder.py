@@ -10,10 +10,9 @@ summary.json           final numbers, and how the run ended (server/outcome.py)
 curves.png             progress over rounds, and the adaptation curves
 """
 
-import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -43,6 +42,7 @@ from nufed.server.clients_table import CLIENTS, clients_csv
 from nufed.server.hostile import ENVIRONMENT, Hostile
 from nufed.server.outcome import SUMMARY
 from nufed.server.resuming import CONFIG, resume_point, stored_config
+from nufed.server.run_lock import locked
 from nufed.server.run_log import METRICS, RunLog, log_mark
 
 MODEL, CURVES = "model.safetensors", "curves.png"
@@ -77,7 +77,7 @@ class RunFolder:
         """
         path = _make_unique(out, f"{now:%Y%m%d-%H%M%S}-{config.name}")
         with ExitStack() as held:
-            held.enter_context(_locked(path))
+            held.enter_context(locked(path))
             write_text(path / CONFIG, config.to_json())
             described = {"started": now.isoformat(timespec="seconds"), "engine": engine, **environment()}
             write_json(path / ENVIRONMENT, {**described, **({"hostile": hostile.to_json()} if hostile else {})})
@@ -105,7 +105,7 @@ class RunFolder:
         """
         stored = stored_config(path)
         with ExitStack() as held:
-            held.enter_context(_locked(path))
+            held.enter_context(locked(path))
             point = resume_point(path)
             if at_round not in (None, point.round):
                 raise RunError(
@@ -216,34 +216,6 @@ def load_model(path: Path) -> tuple[Params, dict[str, Any]]:
             f"Give a run's {MODEL}."
         )
     return params, metadata
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes from the folder, where the system has file locks.
-
-    Raises:
-        RunError: another process has it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with writing(path):
-        descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(
-                    f"Expected {path} to be free, but another process is writing this run. Wait for it, or end it, and "
-                    "go on."
-                ) from error
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _make_unique(out: Path, name: str) -> Path:

@@ -21,6 +21,7 @@ from nufed.common.errors import ConfigError, NufedError, RunError
 from nufed.deploy.commands import experiment as experiment_cli
 from nufed.deploy.commands import federation as deploy_cli
 from nufed.deploy.commands import personal as personal_cli
+from nufed.deploy.commands import runs as runs_cli
 from nufed.deploy.commands import theory as theory_cli
 from nufed.deploy.commands.argument_help import explain_arguments
 from nufed.deploy.commands.option_groups import (
@@ -260,5 +261,6 @@ def _list(what: str, descriptions: Mapping[str, str]) -> None:
 deploy_cli.register(app)
 experiment_cli.register(app)
 personal_cli.register(app)
+runs_cli.register(app)
 theory_cli.register(app)
 explain_arguments(app)

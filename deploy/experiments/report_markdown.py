@@ -15,10 +15,10 @@ from nufed.deploy.experiments.report_tables import (
     target_table,
     tuning_table,
 )
-from nufed.deploy.experiments.runner import duration
 from nufed.deploy.experiments.statistics import t_interval
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
 from nufed.deploy.experiments.wording import estimate, left_out, steps
+from nufed.server.progress_lines import duration
 
 OVERVIEW = "overview"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nufed.common.errors import RunError
 from nufed.deploy.experiments.cells import Cell, Outcome, outcome_of, run_cell
+from nufed.server.progress_lines import duration
 
 Report = Callable[[str], None]
 
@@ -80,13 +81,6 @@ class _Clock:
         what = f"{cell.entry}, α = {method.inner_lr:g}, β = {method.local_lr:g}, seed {cell.config.seed}"
         how = outcome.ending if outcome.folder is None else f"{outcome.seconds:.1f} s"
         return f"{self._num_done}/{self._total}  {what}: {how}; {duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """Return `45 s`, `12 min` or `3.1 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _finished(futures: Mapping[Future[Outcome], Cell]) -> Iterator[tuple[Cell, Outcome]]:
