@@ -30,3 +30,8 @@ def _clean_environment(monkeypatch):
     for name in list(os.environ):
         if name.startswith("NUFED_"):
             monkeypatch.delenv(name)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests that start processes first: with `-n 2` no core then waits for a long one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("system") is None)
