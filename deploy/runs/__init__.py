@@ -1,0 +1,1 @@
+"""Runs that are there already, read from their folders: lists, comparisons, figures, and removing old ones."""
