@@ -85,7 +85,7 @@ def _find(name: str, root: Path) -> Path:
         return called[0]
     if called:
         listed = ", ".join(folder.name for folder in called[:5])
-        raise ConfigError(f"Expected one run named {name!r} in {root}, but there are {len(called)}: {listed}. Name one.")
+        raise ConfigError(f"Expected one run named {name!r} in {root}, but there are {len(called)}: {listed}. Name it.")
     raise ConfigError(
         f"Expected a run at {name!r} or in {root}, but there is none.{_hint(name, [folder.name for folder in known])} "
         "`nufed runs list` lists them."

@@ -21,9 +21,7 @@ def differing_options(options: Sequence[Mapping[str, Any]]) -> list[str]:
         ['seed']
     """
     keys = dict.fromkeys(key for each in options for key in each)
-    return [
-        key for key in keys if key not in _ABOUT_NAMES and len({repr(each.get(key)) for each in options}) > 1
-    ]
+    return [key for key in keys if key not in _ABOUT_NAMES and len({repr(each.get(key)) for each in options}) > 1]
 
 
 def progress(run: StoredRun) -> dict[str, list[Point]]:

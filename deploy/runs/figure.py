@@ -34,7 +34,7 @@ def draw_comparison(runs: Sequence[StoredRun], path: Path) -> None:
     (measure,) = measures
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     over_rounds, over_steps = figure.subplots(1, 2)
-    for run, color, dash in zip(judged, cycle(_COLORS), cycle(_DASHES)):  # noqa: B905 - colours come again
+    for run, color, dash in zip(judged, cycle(_COLORS), cycle(_DASHES)):
         style = {"color": color, "linestyle": dash, "linewidth": 1.6}
         points = progress(run).get("participating") or []
         marker = "o" if len(points) < 2 else ""
