@@ -7,6 +7,7 @@ import typer
 
 from nufed.deploy.commands.outputs import Force
 from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority, revoke_client
+from nufed.deploy.network.key_requests import admit, make_request
 
 DEFAULT_CERTIFICATES = Path("certs")
 
@@ -36,16 +37,56 @@ def init_command(
     if renewed:
         typer.echo("the earlier server certificate is replaced; restart the server to use the new one")
     typer.echo(f"server: {folder.server_certificate}, {folder.server_key} (for {', '.join(san)})")
-    typer.echo(f"clients: give each {folder.authority_certificate} and a key from `nufed certs add-client NAME`")
+    typer.echo(
+        f"clients: give each {folder.authority_certificate}; each makes its key with `nufed certs request`, and you"
+    )
+    typer.echo("         admit it with `nufed certs admit`")
+
+
+@certs.command("request")
+def request_command(
+    name: Annotated[str, typer.Option("--name", help="this client's name", metavar="NAME")],
+    out: Annotated[
+        Path, typer.Option("--out", help="folder of the two files", metavar="DIR", show_default="this folder")
+    ] = Path(),
+) -> None:
+    """On a client's machine: make its key, and a request that the server's operator admits it by.
+
+    The private key stays on this machine. The request holds the name and the public key.
+    """
+    key, request, fingerprint = make_request(out, name)
+    typer.echo(f"private key: {key} (stays here; name it with `nufed client --key`)")
+    typer.echo(f"request:     {request} (send it to the server's operator, by any way)")
+    typer.echo(f"fingerprint: {fingerprint}")
+    typer.echo("Tell the operator the fingerprint by another way than the request, for instance by telephone.")
+
+
+@certs.command("admit")
+def admit_command(
+    request: Annotated[Path, typer.Argument(help="the file NAME.csr that a client sent")],
+    fingerprint: Annotated[
+        str, typer.Option("--fingerprint", help="what the client was shown: SHA256:…", metavar="TEXT")
+    ] = "",
+    out: _CERTIFICATES = DEFAULT_CERTIFICATES,
+) -> None:
+    """On the server: admit a client whose request has this fingerprint; a running server takes note by itself."""
+    admitted = admit(CertificateFolder(out), request, fingerprint)
+    typer.echo(f"{admitted.name} is admitted with the key {admitted.fingerprint}")
 
 
 @certs.command("add-client")
 def add_client_command(
     name: Annotated[str, typer.Argument(help="the client's name")], out: _CERTIFICATES = DEFAULT_CERTIFICATES
 ) -> None:
-    """Make a node key for a client and admit it; a running server takes note by itself."""
+    """For trials: make a client's key on this machine and admit it; a running server takes note by itself.
+
+    Whoever can read this machine can then pass for the client. Between organisations, let each make its own key with
+    `nufed certs request`.
+    """
     private_key = add_client(CertificateFolder(out), name)
-    typer.echo(f"{name}: bring {private_key} to that machine over a safe channel, then delete it here")
+    typer.echo(f"{name}: the private key is {private_key}, so whoever reads this machine can pass for {name}.")
+    typer.echo("For more than a trial, revoke it and let the client make its own with `nufed certs request`;")
+    typer.echo("or bring it to that machine over a safe channel, and delete it here.")
 
 
 @certs.command("revoke")

@@ -120,7 +120,7 @@ class ClientSecurityOptions(DeclaredOptions):
         None
     )
     key: Annotated[
-        Path | None, _secured("this client's private key, made by `nufed certs add-client`", metavar="FILE")
+        Path | None, _secured("this client's private key, made by `nufed certs request`", metavar="FILE")
     ] = None
     insecure: Insecure = False
 
@@ -136,7 +136,7 @@ class ClientSecurityOptions(DeclaredOptions):
         missing = [flag for flag, value in given.items() if value is None]
         if not self.insecure and missing:
             raise ConfigError(
-                f"Expected {' and '.join(missing)}: the server's ca.crt, and the key that `nufed certs add-client` "
+                f"Expected {' and '.join(missing)}: the server's ca.crt, and the key that `nufed certs request` "
                 "made. For a trial on one machine, type --insecure on both sides."
             )
 

@@ -74,12 +74,12 @@ def explain(error: grpc.RpcError, server: ServerAddress) -> Exception:
     if "2001" in details:
         return PeerError(
             f"The server at {server} admits registered node keys only, and this client gave none: give --key with the "
-            "file that `nufed certs add-client` made."
+            "file that `nufed certs request` made."
         )
     if "2004" in details:
         return PeerError(
-            f"The server at {server} does not know this client's key, or it was revoked: have the operator admit it "
-            "with `nufed certs add-client`, and give that key with --key."
+            f"The server at {server} does not know this client's key, or it was revoked: make one with "
+            "`nufed certs request`, have the operator admit it with `nufed certs admit`, and give it with --key."
         )
     return PeerError(f"The server at {server} refuses this client ({code.name}: {details}): compare both versions.")
 
@@ -87,8 +87,8 @@ def explain(error: grpc.RpcError, server: ServerAddress) -> Exception:
 def _explain_refusal(details: str, server: ServerAddress) -> Exception:
     if details.startswith(REVOKED):
         return PeerError(
-            f"The server at {server} revoked this client's key: have the operator admit a new one with "
-            "`nufed certs add-client`, and give it with --key."
+            f"The server at {server} revoked this client's key: make a new one with "
+            "`nufed certs request`, have the operator admit it with `nufed certs admit`, and give it with --key."
         )
     if "timestamp" in details.lower():
         clock = f"{now():%Y-%m-%d %H:%M:%S} UTC"

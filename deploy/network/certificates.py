@@ -5,8 +5,9 @@
     ├── ca.key            signs server certificates; the server does not need it
     ├── server.crt        names in it are the ones clients may dial
     ├── server.key
-    ├── keys/NAME         private key of client NAME: hand it over, then delete it here
-    └── clients/NAME.pub  the keys a server admits; it re-reads this folder while it runs
+    ├── clients/NAME.pub  the keys a server admits; it re-reads this folder while it runs
+    └── keys/NAME         for trials: the private key of client NAME, where it was made here and not on its own machine
+                          (key_requests.py)
 
 Node keys are OpenSSH files on NIST P-384, because Flower reads no others. Private keys are written with mode 0600.
 """
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nufed.common.errors import ConfigError, PeerError, RunError
+from nufed.common.untrusted import shown
 
 _AUTHORITY_NAME = "NuFed certificate authority"
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -112,12 +114,12 @@ def create_authority(folder: CertificateFolder, names: Sequence[str], *, days: i
     else:
         authority_key = ec.generate_private_key(ec.SECP384R1())
         authority = _authority_certificate(authority_key, days)
-        _write(folder.authority_key, _pem(authority_key), private=True)
-        _write(folder.authority_certificate, authority.public_bytes(ser.Encoding.PEM))
+        write_key_file(folder.authority_key, _pem(authority_key), private=True)
+        write_key_file(folder.authority_certificate, authority.public_bytes(ser.Encoding.PEM))
     server_key = ec.generate_private_key(ec.SECP384R1())
     certificate = _server_certificate((authority, authority_key), server_key.public_key(), alternatives, days)
-    _write(folder.server_key, _pem(server_key), private=True)
-    _write(folder.server_certificate, certificate.public_bytes(ser.Encoding.PEM))
+    write_key_file(folder.server_key, _pem(server_key), private=True)
+    write_key_file(folder.server_certificate, certificate.public_bytes(ser.Encoding.PEM))
     _make_folder(folder.admitted_clients)
 
 
@@ -148,25 +150,36 @@ def _signed_here(folder: CertificateFolder) -> bool:
     return True
 
 
+def check_client_name(name: str) -> None:
+    """Refuse a client's name that cannot be a file name.
+
+    Raises:
+        ConfigError: with what is expected.
+    """
+    if not _CLIENT_NAME.fullmatch(name):
+        raise ConfigError(
+            f"Client name {shown(name)} is refused: expected 1 to 64 letters, digits, dots, hyphens or underscores, "
+            "beginning with a letter or digit."
+        )
+
+
 def add_client(folder: CertificateFolder, name: str) -> Path:
-    """Make a node key for a client, admit it, and return the path of the private key.
+    """Make a node key for a client on this machine, admit it, and return the path of the private key.
+
+    For trials: where sites do not share a machine, keys are made where they are used (`key_requests`).
 
     Raises:
         ConfigError: the name cannot be a file name, or is taken.
         RunError: the folder cannot be written.
     """
-    if not _CLIENT_NAME.fullmatch(name):
-        raise ConfigError(
-            f"Client name {name!r} is refused: expected 1 to 64 letters, digits, dots, hyphens or underscores, "
-            "beginning with a letter or digit."
-        )
+    check_client_name(name)
     if folder.client_public_key(name).exists() or folder.client_key(name).exists():
         raise ConfigError(f"Client {name!r} has a key already; choose another name, or revoke it first.")
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.OpenSSH, ser.NoEncryption())
     public = key.public_key().public_bytes(ser.Encoding.OpenSSH, ser.PublicFormat.OpenSSH)
-    _write(folder.client_key(name), private, private=True)
-    _write(folder.client_public_key(name), public + b" " + name.encode() + b"\n")
+    write_key_file(folder.client_key(name), private, private=True)
+    write_key_file(folder.client_public_key(name), public + b" " + name.encode() + b"\n")
     return folder.client_key(name)
 
 
@@ -209,7 +222,7 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     Raises:
         PeerError: the file cannot be read, or holds no unencrypted key on a NIST curve.
     """
-    advice = "Use the file that `nufed certs add-client` made."
+    advice = "Use the file that `nufed certs request` made."
     try:
         key = ser.load_ssh_private_key(path.read_bytes(), None)
     except OSError as error:
@@ -353,8 +366,12 @@ def _make_folder(path: Path) -> None:
         raise RunError(f"Folder {path} cannot be made ({error.strerror}). Choose another --out.") from error
 
 
-def _write(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file that is never, not even for a moment, readable by others when it is private."""
+def write_key_file(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file that is never, not even for a moment, readable by others when it is private.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     _make_folder(path.parent)
     try:
         path.unlink(missing_ok=True)

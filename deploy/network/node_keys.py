@@ -67,7 +67,7 @@ class AdmittedKeys:
             if key in names:
                 problems.append(
                     f"{printable(path.name)} holds the key of {names[key]!r}, and a key is one client's: make another "
-                    "with `nufed certs add-client`."
+                    "with `nufed certs request`."
                 )
             elif not is_name(path.stem):
                 problems.append(f"{printable(path.name)} names no client; expected {NAME_RULE} before `.pub`.")

@@ -19,15 +19,18 @@ for hospital in a b; do
   }' > hospital-$hospital.csv
 done
 
+# Each hospital makes its key, and tells the fingerprint that the server admits its request by.
 nufed certs init --san localhost
-nufed certs add-client hospital-a
-nufed certs add-client hospital-b
+for hospital in a b; do
+  fingerprint=$(nufed certs request --name hospital-$hospital | sed -n 's/^fingerprint: //p')
+  nufed certs admit hospital-$hospital.csr --fingerprint "$fingerprint"
+done
 
 nufed server --config "$here/federation.toml" --listen "127.0.0.1:$port" --resume-or-start &
 for hospital in a b; do
   nufed client --server "localhost:$port" --name hospital-$hospital --once \
     --data "csv:hospital-$hospital.csv?label=diagnosis&scale=local" \
-    --root-certificates certs/ca.crt --key certs/keys/hospital-$hospital \
+    --root-certificates certs/ca.crt --key hospital-$hospital.key \
     --personal-model personal-$hospital.safetensors &
 done
 wait

@@ -214,7 +214,7 @@ def rendered(request, tmp_path_factory):
         add_client(certificates, name)
     (folder / "run.toml").write_text('name = "hospitals"\n')
     shutil.copy(certificates.authority_certificate, folder / "ca.crt")
-    shutil.copy(certificates.client_key("client-a"), folder / "client-a")
+    shutil.copy(certificates.client_key("client-a"), folder / "client-a.key")
     return [*yaml.safe_load_all(run(kubectl, "kustomize", folder).stdout)]
 
 

@@ -159,6 +159,8 @@ FLAGS = {
     "experiment": ["out", "setting", "seeds", "set"],
     "certs init": ["san", "out", "days"],
     "certs add-client": ["out"],
+    "certs request": ["name", "out"],
+    "certs admit": ["fingerprint", "out"],
     "certs revoke": ["out"],
     "client": ["server", "data", "name", "root-certificates", "key", "personal-model"],
     "server": ["listen", "health", "certificates", "config", "set", "state", "min-clients"],
@@ -168,9 +170,10 @@ NEEDED = {
     "predict": ["model", "data", "out"],
     "export": ["model", "out"],
     "certs init": ["san"],
+    "certs request": ["name"],
     "client": ["server", "data", "name"],
 }
-ARGUMENTS = {"report", "experiment", "certs add-client", "certs revoke"}
+ARGUMENTS = {"report", "experiment", "certs add-client", "certs admit", "certs revoke"}
 
 
 @st.composite

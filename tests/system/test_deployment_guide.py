@@ -97,6 +97,7 @@ class Machine:
     exports: list[str] = field(default_factory=list)
     running: list[Process] = field(default_factory=list)
     said: str = ""
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
     def script(self, text):
         return "\n".join(["set -euo pipefail", f"cd {self.home}", *self.exports, text])
@@ -112,7 +113,11 @@ class Machine:
             return
         done = subprocess.run(
             [*self.prefix, "bash", "-c", self.script(block.text)],
-            env={**os.environ, **self.environment},
+            env={
+                **os.environ,
+                **self.environment,
+                **{f"HEARD_FROM_{name}": x for name, x in self.fingerprints.items()},
+            },
             capture_output=True,
             text=True,
             timeout=300,
@@ -121,6 +126,8 @@ class Machine:
         self.said = done.stdout + done.stderr
         assert done.returncode == 0, f"line {block.line}, on {self.name}:\n{block.text}\n{self.said}"
         self.exports += [line for line in block.text.splitlines() if line.startswith("export ")]
+        for name, fingerprint in re.findall(r"request: +(\S+)\.csr .*\nfingerprint: (\S+)", self.said):
+            self.fingerprints[name.upper().replace("-", "_")] = fingerprint
 
     def end(self, how):
         """End what was started last, or with `stop` everything that runs here."""
@@ -207,12 +214,12 @@ def machines(tmp_path, network):
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
     }
-    result = {}
+    result, told = {}, {}  # what people tell each other by telephone, everybody knows
     for name, host in {**MACHINES, SOURCE: SOURCE}.items():
         home = homes / host
         home.mkdir(parents=True)
         prefix = ["ip", "netns", "exec", network[name]] if name in network else []
-        result[name] = Machine(name, home, prefix, {**environment, "HOME": str(home)})
+        result[name] = Machine(name, home, prefix, {**environment, "HOME": str(home)}, fingerprints=told)
     _copy_source(result[SOURCE].home)
     for number, (name, table) in enumerate([("a", "patients"), ("b", "patients"), ("b", "outpatients")]):
         _write_patients(result[f"client-{name}"].home / f"{table}.csv", seed=number)
@@ -278,8 +285,12 @@ def test_the_guide_leads_from_empty_machines_to_its_end(machines):
                 machine.do(block)
 
     server, client = machines["server"].home, machines["client-a"].home
+    secrets = [path.read_bytes() for name in ("client-a", "client-b") for path in machines[name].home.glob("*.key")]
+    held = [path.read_bytes() for path in server.rglob("*") if path.is_file() and "nufed" not in path.parts]
+    assert len(secrets) == 3
+    assert not any(secret in content or b"OPENSSH PRIVATE KEY" in content for secret in secrets for content in held)
     assert not [*server.rglob("*.csv")] or all("runs" in path.parts for path in server.rglob("*.csv"))
-    assert (client / "hospital-a").stat().st_mode & 0o077 == 0
+    assert (client / "hospital-a.key").stat().st_mode & 0o077 == 0
     assert not (server / "certs/ca.key").exists()
 
 

@@ -23,7 +23,7 @@ def test_certificates_and_keys_are_made_and_revoked(certs, capsys):
 
     assert not certs.client_public_key("hospital-a").exists()
     said = capsys.readouterr().out
-    assert "hospital-a: bring" in said
+    assert "so whoever reads this machine can pass for hospital-a" in said
     assert "hospital-a is not admitted any more" in said
     assert "PRIVATE KEY" not in said
 

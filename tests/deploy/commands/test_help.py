@@ -59,6 +59,7 @@ ARGUMENTS = {
     "experiment": "name of a suite, or a TOML file; list names them",
     "report": "folders of experiments, or of single runs",
     "certs add-client": "the client's name",
+    "certs admit": "the file NAME.csr that a client sent",
     "certs revoke": "the client's name",
 }
 

@@ -121,7 +121,7 @@ def test_what_is_no_private_key_is_refused_with_advice(tmp_path, folder):
     (tmp_path / "junk").write_text("junk")
 
     for path in (tmp_path / "junk", tmp_path / "missing", folder.authority_key):
-        with pytest.raises(PeerError, match="nufed certs add-client"):
+        with pytest.raises(PeerError, match="nufed certs request"):
             read_private_key(path)
 
 
