@@ -204,4 +204,4 @@ def on_device(data: ClientData, device: str) -> ClientData:
     def move(examples: Examples) -> Examples:
         return Examples(examples.inputs.to(device), examples.targets.to(device))
 
-    return ClientData(data.client_id, data.group, move(data.support), move(data.validation), move(data.test))
+    return data.with_splits(move)

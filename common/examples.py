@@ -1,9 +1,13 @@
 """Labelled examples, a client's three splits, and the federation they make up."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nufed.common.data.target_scaling import TargetScaling
 
 TaskKind = Literal["classification", "regression"]
 Group = Literal["participating", "new"]
@@ -63,6 +67,7 @@ class ClientData:
         support: training, and adaptation at test time.
         validation: choice of hyper-parameters; may be empty.
         test: judged on, never trained, adapted or chosen on.
+        target_scaling: how the values to predict in all three were scaled; None where they are as they came.
     """
 
     client_id: str
@@ -70,6 +75,12 @@ class ClientData:
     support: Examples
     validation: Examples
     test: Examples
+    target_scaling: "TargetScaling | None" = None
+
+    def with_splits(self, change: Callable[[Examples], Examples]) -> "ClientData":
+        """Return the client with each of its three splits changed."""
+        parts = change(self.support), change(self.validation), change(self.test)
+        return replace(self, support=parts[0], validation=parts[1], test=parts[2])
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,13 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class Federation:
-    """All clients of a simulated federation, participating ones first; index = Flower's partition id."""
+    """All clients of a simulated federation, participating ones first; index = Flower's partition id.
+
+    Attributes:
+        task: what the examples are for.
+        clients: their examples.
+        notes: what a reader of the run should know.
+    """
 
     task: TaskInfo
     clients: tuple[ClientData, ...]

@@ -34,6 +34,21 @@ class DataConfig(Section):
     validation_fraction: float = Field(
         0.15, ge=0, lt=1, description="share of each client's remaining data kept for validation"
     )
+    support_examples: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="examples that a participating client trains on, per class where there are classes; 0 takes all",
+    )
+    new_support_examples: int = Field(
+        0, ge=0, le=1_000_000, description="examples that a new client adapts to, likewise; 0 takes all"
+    )
+    target_scale: Literal["auto", "none", "run", "local"] = Field(
+        "auto",
+        description="how values to predict are scaled: run-wide, by each client's support split, or not; auto chooses",
+    )
+    target_means: str = Field("", description="mean of each value to predict, comma-separated, for scaling run-wide")
+    target_scales: str = Field("", description="standard deviation of each; given with target-means")
     task: Literal["classification", "regression"] = Field(
         "classification", description="what the clients' own data are for (source private)"
     )

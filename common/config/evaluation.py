@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from nufed.common.config.section import Section
 
+MOST_SHOTS = 32
+"""Numbers of support examples that one evaluation can draw curves for."""
+
 
 class EvaluationConfig(Section):
     """Adaptation curves: fine-tune the server model on the support split, judge it on the test split."""
@@ -22,6 +25,26 @@ class EvaluationConfig(Section):
     target_accuracy: float = Field(
         0.0, ge=0, le=1, description="accuracy at s* whose first round is reported; 0 reports none"
     )
+    shots: str = Field(
+        "",
+        pattern=r"^( *[1-9]\d{0,6} *(, *[1-9]\d{0,6} *)*)?$",
+        description="numbers of support examples, per class where there are classes, e.g. 1,2,5,10: the final "
+        "evaluation draws a curve for each",
+    )
+
+    @property
+    def shot_sizes(self) -> tuple[int, ...]:
+        """Return the numbers of `shots`, the smallest first."""
+        return tuple(sorted(int(size) for size in self.shots.split(","))) if self.shots.strip() else ()
+
+    @model_validator(mode="after")
+    def _shots_are_distinct(self) -> Self:
+        sizes = self.shot_sizes
+        if len(set(sizes)) < len(sizes) or len(sizes) > MOST_SHOTS:
+            raise ValueError(
+                f"shots={self.shots!r} is refused: expected at most {MOST_SHOTS} numbers, each once; correct the list"
+            )
+        return self
 
     @model_validator(mode="after")
     def _primary_step_is_on_the_curve(self) -> Self:

@@ -6,9 +6,11 @@ import torch
 
 from nufed.common.config import DataConfig
 from nufed.common.data.dealing import deal
+from nufed.common.data.few_examples import keep_few
 from nufed.common.data.pool import DealtFederation, Pool, SourceRequest
 from nufed.common.data.private.task import PRIVATE, check_declared, declared_task
 from nufed.common.data.registry import find_source
+from nufed.common.data.target_scaling import TargetScaling, declared_target_scaling, scale_targets, target_scale
 from nufed.common.data.transform import transform_clients
 from nufed.common.errors import DataError
 from nufed.common.examples import ClientData, Federation, TaskInfo
@@ -64,10 +66,16 @@ def describe_task(config: DataConfig, settings: Settings, *, seed: int = 0) -> T
         seed: seed of the run; only a source that has to make its clients for the answer uses it.
 
     Raises:
-        ConfigError: the source is unknown, or `private` and not described well.
+        ConfigError: the source is unknown, or `private` and not described well, or its targets cannot be scaled so.
         DataError: the source is missing or malformed.
     """
     check_declared(config)
+    task = _described(config, settings, seed)
+    target_scale(config, task)
+    return task
+
+
+def _described(config: DataConfig, settings: Settings, seed: int) -> TaskInfo:
     if config.source == PRIVATE:
         return declared_task(config)
     source, argument = find_source(config.source)
@@ -76,13 +84,28 @@ def describe_task(config: DataConfig, settings: Settings, *, seed: int = 0) -> T
     return source.describe(SourceRequest(config, seed, settings, argument))
 
 
+def run_target_scaling(config: DataConfig, settings: Settings, *, seed: int) -> TargetScaling | None:
+    """Return how the values to predict of all clients are scaled; None where they are not, or each client's own way.
+
+    Raises:
+        ConfigError: as `describe_task`.
+        DataError: the source is missing or malformed.
+    """
+    if target_scale(config, describe_task(config, settings, seed=seed)) != "run":
+        return None
+    if declared := declared_target_scaling(config):
+        return declared
+    scaling = _deal(config, seed, settings).target_scaling
+    return scaling and scaling()
+
+
 @lru_cache(maxsize=4)
 def _deal(config: DataConfig, seed: int, settings: Settings) -> DealtFederation:
     check_declared(config)
     source, argument = find_source(config.source)
     loaded = source.load(SourceRequest(config, seed, settings, argument))
     dealt = deal(loaded, config, seed) if isinstance(loaded, Pool) else loaded
-    return transform_clients(dealt, config, seed)
+    return scale_targets(keep_few(transform_clients(dealt, config, seed), config, seed), config)
 
 
 def forget_federations() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from nufed.common.config import DataConfig
 from nufed.common.data.cast import cast, input_name, target_name
 from nufed.common.examples import ClientData, Examples, TaskInfo
 from nufed.common.settings import Settings
+
+if TYPE_CHECKING:
+    from nufed.common.data.target_scaling import TargetScaling
 
 Array = NDArray[Any]
 Rows = NDArray[np.int64]
@@ -107,9 +110,11 @@ class DealtFederation:
         num_total: clients, new ones included.
         make_client: partition id and type of the inputs -> that client's data.
         notes: what a reader of the run should know.
+        target_scaling: of all clients' values to predict; None where each has its own, or they are as they came.
     """
 
     task: TaskInfo
     num_total: int
     make_client: Callable[[int, torch.dtype], ClientData]
     notes: tuple[str, ...] = ()
+    target_scaling: "Callable[[], TargetScaling] | None" = None

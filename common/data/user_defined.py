@@ -159,9 +159,7 @@ def _checked_federation(federation: Federation, request: SourceRequest) -> Dealt
         _check_client(client, federation.task)
 
     def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
-        client = federation.clients[partition_id]
-        splits = [_cast(part, federation.task, dtype) for part in (client.support, client.validation, client.test)]
-        return ClientData(client.client_id, client.group, *splits)
+        return federation.clients[partition_id].with_splits(lambda part: _cast(part, federation.task, dtype))
 
     return DealtFederation(federation.task, len(names), make_client, federation.notes)
 

@@ -11,24 +11,26 @@ Before anything is computed with it, it is compared with what the run expects: s
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from nufed.common.config import DataConfig, RunConfig
 from nufed.common.data.cast import cast, target_name
-from nufed.common.data.dealt_client import DealtClient, make_splits, split_rows, too_small
+from nufed.common.data.dealt_client import DealtClient, SplitRows, make_splits, split_rows, too_small
 from nufed.common.data.federation import describe_task, load_client
+from nufed.common.data.few_examples import asked_for, choose_few
 from nufed.common.data.pool import Table
 from nufed.common.data.private.arrays import read_archive, read_function
 from nufed.common.data.private.images import read_images
 from nufed.common.data.private.preparation import Policy, Preparation, fit_preparation
-from nufed.common.data.private.rows import PrivateRows, check_rows, refusal, told_column
+from nufed.common.data.private.rows import PrivateRows, check_rows, refusal, tell_here, told_column
 from nufed.common.data.private.spec import PrivateSpec, parse_spec
 from nufed.common.data.private.split import SplitHashes, hash_split
 from nufed.common.data.private.table import MISSING, SCALES, read_table
 from nufed.common.data.private.task import Column, declared_scaling
+from nufed.common.data.target_scaling import in_precision, own_target_scaling, scaled_client, target_scale
 from nufed.common.errors import ConfigError, DataError, NufedError, WireError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
 from nufed.common.message_schema import check_client_id
@@ -206,16 +208,27 @@ def _split(
         )
     dtype = getattr(torch, config.model.dtype)
     # Statistics of a table's columns are computed in float64, whatever the model's precision.
-    split = split_rows(dealt, config.data, config.seed)
+    split = _few(split_rows(dealt, config.data, config.seed), dealt, task, config)
     hashes = hash_split(rows, split)
-    data = make_splits(dealt, split, task, torch.float64 if rows.columns else dtype)
+    is_scaled = target_scale(config.data, task) != "none"
+    data = make_splits(dealt, split, task, torch.float64 if rows.columns or is_scaled else dtype)
+    if scaling := own_target_scaling(data, task, config.data):
+        data = scaled_client(data, scaling)
     if not rows.columns:
-        return PrivateClient(task, data, hashes=hashes)
+        return PrivateClient(task, in_precision(data, dtype), hashes=hashes)
     preparation = fit_preparation(rows.columns, _policy(spec, config.data), data.support.inputs.numpy())
-    parts = [
-        _prepared(part, rows.columns, preparation, task, dtype) for part in (data.support, data.validation, data.test)
-    ]
-    return PrivateClient(task, ClientData(data.client_id, data.group, *parts), preparation, hashes)
+    data = data.with_splits(lambda part: _prepared(part, rows.columns, preparation, task, dtype))
+    return PrivateClient(task, data, preparation, hashes)
+
+
+def _few(split: SplitRows, dealt: DealtClient, task: TaskInfo, config: RunConfig) -> SplitRows:
+    """Return the split with as few support examples as the run asks for; say so here where there are fewer."""
+    number = asked_for(config.data, dealt.group)
+    targets = dealt.table.targets[split.support]
+    few = choose_few(targets, number, task, seed=config.seed, client_id=dealt.client_id)
+    if few.is_short:
+        tell_here("fewer support examples than the %d that the run asks for: all %d are used", number, len(few.rows))
+    return replace(split, support=split.support[few.rows])
 
 
 def _prepared(

@@ -116,7 +116,9 @@ def test_labels_may_be_numbered(frame, tmp_path):
 
 def test_values_to_predict_are_taken_from_as_many_columns_as_named(frame, tmp_path):
     """Regression on two values at once."""
-    run = config(task="regression", num_outputs=2, class_names="", feature_names="age", categories="")
+    run = config(
+        task="regression", num_outputs=2, class_names="", feature_names="age", categories="", target_scale="none"
+    )
 
     client = load(write(frame.assign(other=frame["chol"] * 2), tmp_path), "label=chol,other", run)
 
