@@ -12,7 +12,7 @@ from torch import nn
 from nufed.client.model_pair import model_pair
 from nufed.client.split_memory import SplitMemory, state_path
 from nufed.common.config import RunConfig, Scalar
-from nufed.common.data import load_federation
+from nufed.common.data import load_federation, shared_scaling
 from nufed.common.data.private.load import Membership, PrivateClient, load_private
 from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.rows import refusal, tell_here
@@ -110,6 +110,7 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
         own = _own_examples(client, config, node_config)
     else:
         (task, data), num_here = _simulated_client(config, node_config, settings), config.data.num_clients
+        preparation = shared_scaling(config.data, settings, seed=config.seed).inputs
     data = on_device(data, settings.device)
     with _of_the_run() if config.model.name in MODELS else nullcontext():
         pair = model_pair(config.model, task, config.seed, settings.device)

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from nufed.common.config import RunConfig
-from nufed.common.data import describe_task
+from nufed.common.data import describe_task, shared_scaling
 from nufed.common.errors import DivergedError, NothingTrainedError, NufedError, RunError, WireError
 from nufed.common.examples import Group
 from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
@@ -326,7 +326,8 @@ class Run:
             folder.remove_results()
         else:
             table = folder.write_clients(curves)
-            folder.write_model(state.params, state.round)
+            scaling = shared_scaling(self.config.data, process_settings(), seed=self.config.seed)
+            folder.write_model(state.params, state.round, scaling)
             if status in ("complete", "diverged") and state.round == self._num_rounds:
                 known = {name: member.description.group for name, member in self.strategy.members.items()}
                 evaluation = final_evaluation(self.config, known, curves, state.problems, table)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from nufed.common import __version__
 from nufed.common.config import RunConfig
+from nufed.common.data import SharedScaling
 from nufed.common.durable_file import (
     read_tensors,
     remove_partials,
@@ -163,13 +164,27 @@ class RunFolder:
             with writing(self.path / name):
                 (self.path / name).unlink(missing_ok=True)
 
-    def write_model(self, params: Mapping[str, Tensor], round: int) -> None:  # noqa: A002 - the vocabulary's word
-        """Write the server's model after `round` server updates; `load_model` reads it back."""
+    def write_model(
+        self,
+        params: Mapping[str, Tensor],
+        round: int,  # noqa: A002 - the vocabulary's word
+        scaling: SharedScaling | None = None,
+    ) -> None:
+        """Write the server's model after `round` server updates; `load_model` reads it back.
+
+        Args:
+            params: the model.
+            round: server updates made.
+            scaling: of the inputs that it takes and the values that it predicts.
+        """
+        shared = scaling or SharedScaling()
         metadata = {
             "format": MODEL_FORMAT,
             "version": __version__,
             "round": round,
             "config": self.config.model_dump(by_alias=True),
+            "target_scaling": shared.targets and shared.targets.to_json(),
+            "preparation": shared.inputs and shared.inputs.to_json(),
         }
         write_tensors(self.path / MODEL, params, metadata)
 

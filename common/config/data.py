@@ -43,12 +43,24 @@ class DataConfig(Section):
     new_support_examples: int = Field(
         0, ge=0, le=1_000_000, description="examples that a new client adapts to, likewise; 0 takes all"
     )
+    input_scale: Literal["auto", "none", "run"] = Field(
+        "auto",
+        description="whether a simulation scales arrays run-wide (npz, python, Python); auto where inputs are large",
+    )
     target_scale: Literal["auto", "none", "run", "local"] = Field(
         "auto",
         description="how values to predict are scaled: run-wide, by each client's support split, or not; auto chooses",
     )
-    target_means: str = Field("", description="mean of each value to predict, comma-separated, for scaling run-wide")
-    target_scales: str = Field("", description="standard deviation of each; given with target-means")
+    target_means: str = Field(
+        "",
+        json_schema_extra={LIST: "numbers"},
+        description="mean of each value to predict, comma-separated or a list, for scaling run-wide",
+    )
+    target_scales: str = Field(
+        "",
+        json_schema_extra={LIST: "numbers"},
+        description="standard deviation of each; given with target-means",
+    )
     task: Literal["classification", "regression"] = Field(
         "classification", description="what the clients' own data are for (source private)"
     )

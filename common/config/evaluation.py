@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from nufed.common.config.lists import LIST
 from nufed.common.config.section import Section
 
 MOST_SHOTS = 32
@@ -28,6 +29,7 @@ class EvaluationConfig(Section):
     shots: str = Field(
         "",
         pattern=r"^( *[1-9]\d{0,6} *(, *[1-9]\d{0,6} *)*)?$",
+        json_schema_extra={LIST: "numbers"},
         description="numbers of support examples, per class where there are classes, e.g. 1,2,5,10: the final "
         "evaluation draws a curve for each",
     )

@@ -33,16 +33,25 @@ Origins, units and file layouts are in the docstring of each source's module.
 Adding a source: a module with `load` and `describe`, a line in `registry.SOURCES`, and a small stand-in in the tests.
 """
 
-from nufed.common.data.federation import describe_task, forget_federations, load_client, load_federation
+from nufed.common.data.federation import (
+    SharedScaling,
+    describe_task,
+    forget_federations,
+    load_client,
+    load_federation,
+    shared_scaling,
+)
 from nufed.common.data.quadratic import quadratic_problems
 from nufed.common.data.registry import SOURCES, Source
 
 __all__ = [
     "SOURCES",
+    "SharedScaling",
     "Source",
     "describe_task",
     "forget_federations",
     "load_client",
     "load_federation",
     "quadratic_problems",
+    "shared_scaling",
 ]

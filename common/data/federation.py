@@ -1,5 +1,6 @@
 """From configuration to clients and task; answers are remembered by their arguments."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -7,7 +8,9 @@ import torch
 from nufed.common.config import DataConfig
 from nufed.common.data.dealing import deal
 from nufed.common.data.few_examples import keep_few
+from nufed.common.data.input_scaling import may_scale_inputs, scale_inputs
 from nufed.common.data.pool import DealtFederation, Pool, SourceRequest
+from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.task import PRIVATE, check_declared, declared_task
 from nufed.common.data.registry import find_source
 from nufed.common.data.target_scaling import TargetScaling, declared_target_scaling, scale_targets, target_scale
@@ -84,19 +87,34 @@ def _described(config: DataConfig, settings: Settings, seed: int) -> TaskInfo:
     return source.describe(SourceRequest(config, seed, settings, argument))
 
 
-def run_target_scaling(config: DataConfig, settings: Settings, *, seed: int) -> TargetScaling | None:
-    """Return how the values to predict of all clients are scaled; None where they are not, or each client's own way.
+@dataclass(frozen=True)
+class SharedScaling:
+    """What all clients of a run scale alike, so that it belongs to the run's model.
+
+    Attributes:
+        targets: values to predict; None where nothing is scaled, or by each client's own support split.
+        inputs: arrays in raw units of a simulation; None where nothing is scaled.
+    """
+
+    targets: TargetScaling | None = None
+    inputs: Preparation | None = None
+
+
+@lru_cache(maxsize=16)
+def shared_scaling(config: DataConfig, settings: Settings, *, seed: int) -> SharedScaling:
+    """Return what all clients of a run scale alike.
 
     Raises:
         ConfigError: as `describe_task`.
         DataError: the source is missing or malformed.
     """
-    if target_scale(config, describe_task(config, settings, seed=seed)) != "run":
-        return None
-    if declared := declared_target_scaling(config):
-        return declared
-    scaling = _deal(config, seed, settings).target_scaling
-    return scaling and scaling()
+    way = target_scale(config, describe_task(config, settings, seed=seed))
+    declared = declared_target_scaling(config)
+    if config.source == PRIVATE or ((way != "run" or declared) and not may_scale_inputs(config)):
+        return SharedScaling(declared)
+    dealt = _deal(config, seed, settings)
+    targets = dealt.target_scaling() if dealt.target_scaling else None
+    return SharedScaling(targets, dealt.preparation() if dealt.preparation else None)
 
 
 @lru_cache(maxsize=4)
@@ -105,10 +123,11 @@ def _deal(config: DataConfig, seed: int, settings: Settings) -> DealtFederation:
     source, argument = find_source(config.source)
     loaded = source.load(SourceRequest(config, seed, settings, argument))
     dealt = deal(loaded, config, seed) if isinstance(loaded, Pool) else loaded
-    return scale_targets(keep_few(transform_clients(dealt, config, seed), config, seed), config)
+    few = keep_few(transform_clients(dealt, config, seed), config, seed)
+    return scale_targets(scale_inputs(few, config), config)
 
 
 def forget_federations() -> None:
     """Let go of all examples that are remembered; for a process that carries out one run after another."""
-    for remembered in (load_federation, load_client, describe_task, _deal):
+    for remembered in (load_federation, load_client, describe_task, shared_scaling, _deal):
         remembered.cache_clear()

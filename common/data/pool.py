@@ -14,6 +14,7 @@ from nufed.common.examples import ClientData, Examples, TaskInfo
 from nufed.common.settings import Settings
 
 if TYPE_CHECKING:
+    from nufed.common.data.private.preparation import Preparation
     from nufed.common.data.target_scaling import TargetScaling
 
 Array = NDArray[Any]
@@ -111,6 +112,7 @@ class DealtFederation:
         make_client: partition id and type of the inputs -> that client's data.
         notes: what a reader of the run should know.
         target_scaling: of all clients' values to predict; None where each has its own, or they are as they came.
+        preparation: of all clients' inputs; None, or returns None, where they are as they came.
     """
 
     task: TaskInfo
@@ -118,3 +120,4 @@ class DealtFederation:
     make_client: Callable[[int, torch.dtype], ClientData]
     notes: tuple[str, ...] = ()
     target_scaling: "Callable[[], TargetScaling] | None" = None
+    preparation: "Callable[[], Preparation | None] | None" = None

@@ -86,12 +86,23 @@ def fit_target_scaling(targets: Array) -> TargetScaling:
     Args:
         targets: [N, K], finite, N at least 1.
     """
-    wide = np.asarray(targets, dtype=np.float64)
-    largest = np.abs(wide).max(0)
-    unit = np.where(largest > 0, largest, 1.0)  # squares of the values themselves may be infinite
-    means, deviations = (wide / unit).mean(0) * unit, (wide / unit).std(0) * unit
-    scales = np.where(deviations > NOISE * largest, deviations, np.maximum(1.0, NOISE * largest))
+    means, scales = mean_and_scale(targets)
     return TargetScaling(tuple(means.tolist()), tuple(scales.tolist()))
+
+
+def mean_and_scale(values: Array) -> tuple[Array, Array]:
+    """Return mean and standard deviation of each column, finite also where the squares of its values are not.
+
+    The scale of a column that does not vary beyond float32's rounding is 1, or that rounding where it is larger.
+
+    Args:
+        values: [N, K], finite, N at least 1.
+    """
+    wide = np.asarray(values, dtype=np.float64)
+    largest = np.abs(wide).max(0)
+    unit = np.where(largest > 0, largest, 1.0)
+    means, deviations = (wide / unit).mean(0) * unit, (wide / unit).std(0) * unit
+    return means, np.where(deviations > NOISE * largest, deviations, np.maximum(1.0, NOISE * largest))
 
 
 def target_scale(config: DataConfig, task: TaskInfo) -> Literal["none", "run", "local"]:

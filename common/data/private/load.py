@@ -19,7 +19,7 @@ import torch
 from nufed.common.config import DataConfig, RunConfig
 from nufed.common.data.cast import cast, target_name
 from nufed.common.data.dealt_client import DealtClient, SplitRows, make_splits, split_rows, too_small
-from nufed.common.data.federation import describe_task, load_client
+from nufed.common.data.federation import describe_task, load_client, shared_scaling
 from nufed.common.data.few_examples import asked_for, choose_few
 from nufed.common.data.pool import Table
 from nufed.common.data.private.arrays import read_archive, read_function
@@ -177,7 +177,8 @@ def _slice_of_source(
             f"--data names client {index}, a {data.group} client of the run, not a {member.group} one. Choose another "
             f"slice (new clients are {count} to {total - 1}), or leave --new out.",
         )
-    return PrivateClient(describe_task(config.data, settings, seed=config.seed), data)
+    preparation = shared_scaling(config.data, settings, seed=config.seed).inputs
+    return PrivateClient(describe_task(config.data, settings, seed=config.seed), data, preparation)
 
 
 def _read(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, labelled: bool) -> PrivateRows:
