@@ -328,6 +328,32 @@ class FleetConnection:
                 beat.result()
 
 
+def ask_to_join(server: ServerAddress, key: ec.EllipticCurvePrivateKey, checked: str, name: str) -> headers.Metadata:
+    """Return the headers that a server answers a check with; no session is opened (handshake.py).
+
+    Args:
+        server: where it is.
+        key: the node's private key.
+        checked: percent-encoded name that is asked about.
+        name: what servers that know no checks are told, and refuse.
+
+    Raises:
+        TurnedAway: the server would not let this client in, and says why.
+        ConnectionLost, PeerError: as for every call.
+    """
+    public_key = key.public_key().public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
+    with _open_channel(server) as channel:
+        stub = FleetStub(grpc.intercept_channel(channel, _Signature(key, public_key, secrets.token_hex(16))))
+        announced = ((headers.CHECK, checked), (headers.NAME, headers.quote_name(name)))
+        try:
+            _, call = stub.ActivateNode.with_call(
+                fleet.ActivateNodeRequest(public_key=public_key), timeout=_CALL_TIMEOUT, metadata=announced
+            )
+            return tuple(call.initial_metadata())
+        except grpc.RpcError as error:
+            raise call_failures.explain(error, server) from error
+
+
 def _open_channel(server: ServerAddress) -> grpc.Channel:
     options = [
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),

@@ -1,4 +1,4 @@
-"""What NuFed adds to Flower's Fleet API: six gRPC headers, ignored by peers that do not know them.
+"""What NuFed adds to Flower's Fleet API: eight gRPC headers, ignored by peers that do not know them.
 
 A stock SuperNode takes part without them, and our client works without them on a stock SuperLink. Between our own two
 ends they spare most of the round trips: a message of up to `WHOLE_LIMIT` bytes travels inside `PullMessages` and
@@ -25,6 +25,16 @@ NAME = "nufed-name"
 SESSION = "nufed-session"
 """Sent by a client in every call: a random name of its process, so that two of them are told apart."""
 
+CHECK = "nufed-check"
+"""Sent by a client that asks whether it would be let in, without joining: what it is called, percent-encoded; answered
+with `CHECK_FREE` or `CHECK_TAKEN`."""
+
+CHECK_FREE, CHECK_TAKEN = "free", "taken"
+"""Whether nobody is connected under the name that was asked for, or somebody is."""
+
+VERSION = "nufed-version"
+"""Sent by a server that answers a check: the version of NuFed that it runs."""
+
 LONGEST_SESSION = 64
 """Characters of a process's name that are looked at."""
 
@@ -47,6 +57,9 @@ REPLACED = (
 )
 """Why a process is turned away whose node another one is."""
 
+SAME_NAME = "start it with --name of its key, or have the operator make a key of that name"
+"""What helps a client that calls itself otherwise than its key."""
+
 LONGEST_NAME = 64
 """Characters of a client's name."""
 
@@ -66,8 +79,18 @@ def quote_name(name: str) -> str:
 
 def read_name(metadata: Metadata | None) -> str | None:
     """Return the name that a client gives itself, empty if it gives none, or None if it is no name."""
-    name = unquote(header_text(metadata, NAME)[: 12 * LONGEST_NAME], errors="replace")
+    name = _unquoted(metadata, NAME)
     return name if not name or is_name(name) else None
+
+
+def read_checked_name(metadata: Metadata | None) -> str | None:
+    """Return the name that a client asks about, or None if it is no name."""
+    name = _unquoted(metadata, CHECK)
+    return name if is_name(name) else None
+
+
+def _unquoted(metadata: Metadata | None, header: str) -> str:
+    return unquote(header_text(metadata, header)[: 12 * LONGEST_NAME], errors="replace")
 
 
 def has_header(metadata: Metadata | None, header: str) -> bool:

@@ -50,6 +50,7 @@ from flwr.supercore.utils import get_metadata_bytes
 
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.deliveries import Deliveries
+from nufed.deploy.network.handshake import answer_check
 from nufed.deploy.network.message_bytes import pull_response, read_reply
 from nufed.deploy.network.node_keys import AdmittedKeys
 from nufed.deploy.network.pieces import assemble, parse_number, parse_piece_name
@@ -60,7 +61,6 @@ from nufed.deploy.network.wakeup import Wakeup
 LIVENESS_INTERVAL = 7.5
 """Seconds; Flower takes a node for gone after two intervals without a heartbeat (our clients send one every 3 s)."""
 
-_SAME_NAME = "start it with --name of its key, or have the operator make a key of that name"
 _LONGEST_ID = 128
 _MOST_STRANGERS = 100_000
 
@@ -158,6 +158,10 @@ class FleetService(FleetServicer):
         metadata, public_key = context.invocation_metadata(), request.public_key
         if _signer(context) != public_key or not self._admits(public_key):
             raise FlowerError(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, "the key is not admitted")
+        if headers.has_header(metadata, headers.CHECK):
+            connected = frozenset(map(self.sessions.name, self._online()))
+            answer_check(context, self._keys.name_of(public_key) if self._keys else None, connected)
+            return fleet.ActivateNodeResponse()
         if self._keys is not None:
             self.register(public_key)
         name, node_id = self._name(public_key, context), self._node_of(public_key)
@@ -299,7 +303,9 @@ class FleetService(FleetServicer):
         by_key = self._keys.name_of(public_key) if self._keys is not None else None
         if by_key is not None and announced and announced != by_key:
             self._on_event(by_key, f"a client with the key of {by_key} called itself {announced!r} and is turned away")
-            self._refuse(context, f"its key is that of {by_key!r}, but it calls itself {announced!r}; {_SAME_NAME}")
+            self._refuse(
+                context, f"its key is that of {by_key!r}, but it calls itself {announced!r}; {headers.SAME_NAME}"
+            )
         return by_key or announced or ""
 
     def _refuse(self, context: grpc.ServicerContext, reason: str) -> None:

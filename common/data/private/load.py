@@ -149,6 +149,19 @@ def load_rows(
     return rows, _prepared(examples, rows.columns, preparation, task, dtype)
 
 
+def read_private_rows(spec_text: str, config: RunConfig, settings: Settings) -> PrivateRows:
+    """Return a client's own rows as they are read, compared with the run, neither split nor filled in nor scaled.
+
+    Raises:
+        ConfigError: the spec is not one, or contradicts the run's options.
+        DataError: the data cannot be had, or are not what the run expects.
+    """
+    task = describe_task(config.data, settings, seed=config.seed)
+    rows = _read(parse_spec(spec_text), task, config.data, labelled=True)
+    check_rows(rows, task)
+    return rows
+
+
 def _slice_of_source(
     member: Membership, match: "re.Match[str]", config: RunConfig, settings: Settings
 ) -> PrivateClient:
