@@ -17,7 +17,7 @@ from nufed.common.config import RunConfig
 from nufed.common.data import describe_task, shared_scaling
 from nufed.common.errors import DivergedError, NothingTrainedError, NufedError, RunError, WireError
 from nufed.common.examples import Group
-from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
+from nufed.common.message_schema import NUM_EXAMPLES, CurveShape
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.objective import initial_params
 from nufed.common.models import build_model
@@ -32,8 +32,8 @@ from nufed.server.adaptation_curves import (
 )
 from nufed.server.checkpoint import Checkpoint
 from nufed.server.history import History
-from nufed.server.hostile import Hostile, check_same_attack
-from nufed.server.observer import RunObserver, SilentObserver
+from nufed.server.hostile import check_same_attack
+from nufed.server.options import ServerOptions
 from nufed.server.outcome import (
     MOST_DIVERGED,
     Status,
@@ -45,41 +45,19 @@ from nufed.server.outcome import (
     share_diverged,
 )
 from nufed.server.resuming import ResumePoint, resume_point
+from nufed.server.round_record import round_record
+from nufed.server.run_events import RunEvents
 from nufed.server.run_folder import RunFolder
 from nufed.server.summary import curves_json, progress_curve, run_summary
 from nufed.strategy.meta_fedavg import MetaFedAvg
-from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult
+from nufed.strategy.results import EvaluatedGroup, EvaluationResult
 from nufed.strategy.robust_options import check_config
+
+__all__ = ["Run", "ServerOptions"]
 
 _log = logging.getLogger(__name__)
 
 GROUPS: tuple[Group, ...] = ("participating", "new")
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """Where a run is written and who watches it.
-
-    Attributes:
-        out: folder that the run's folder is made in.
-        resume: an earlier run's folder to go on in; None starts a new one.
-        observer: told of the progress.
-        min_clients: clients to wait for before the first round; None waits for all that the configuration names.
-        connect_timeout: seconds to wait for them.
-        engine: what runs the clients, as environment.json shall say: an engine of the simulation, or `fleet`.
-        is_disposable: whether the run is one of many that is started anew if it is cut short: it leaves a checkpoint
-            at its end alone, does not wait for the disk, and draws nothing.
-        hostile: clients of a simulation that attack, and count in no mean over clients.
-    """
-
-    out: Path
-    resume: Path | None = None
-    observer: RunObserver = field(default_factory=SilentObserver)
-    min_clients: int | None = None
-    connect_timeout: float = 600.0
-    engine: str = "fleet"
-    is_disposable: bool = False
-    hostile: Hostile | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +100,8 @@ class Run:
         )
         self._shape: CurveShape | None = None  # until the task is known
         self.measure: Measure = "accuracy"  # until the task is known
+        self.events = RunEvents(options.events, config, self._num_rounds)
+        self.strategy.telling.events, self.strategy.telling.check = options.events, self._check_goes_on
 
     def conduct(self) -> None:
         """Train, evaluate, and write everything down.
@@ -132,6 +112,10 @@ class Run:
             NufedError: the run cannot start or go on; finished rounds are in the folder and can be resumed.
             KeyboardInterrupt: after what there is was written, marked as interrupted.
         """
+        with self.events.recorded():
+            self._conduct()
+
+    def _conduct(self) -> None:
         state = self._start()
         expected = self.config.data.num_clients + self.config.data.num_new_clients
         num_clients = expected if self.options.min_clients is None else self.options.min_clients
@@ -140,24 +124,36 @@ class Run:
             self._repeat_final_evaluation(state, self.options.resume)
             return
         with self._folder(state.round) as folder:
-            self.options.observer.on_start(self.config, folder.path, first_round=state.round + 1)
+            self._tell_start(folder, state)
             try:
                 for reached in self._rounds(state, folder):
                     state = reached
                 self._check_trained(state)
                 state = self._evaluated_at_end(state)
-            except KeyboardInterrupt:
-                self._write(folder, state, "interrupted")
+            except KeyboardInterrupt as stop:
+                self._write(folder, state, "interrupted", stop)
                 raise
             except (NothingTrainedError, DivergedError) as error:
-                status: Status = "diverged" if isinstance(error, DivergedError) else "nothing-trained"
-                self._write(folder, state, status, str(error))
+                self._write(folder, state, "diverged" if isinstance(error, DivergedError) else "nothing-trained", error)
                 raise
             except NufedError as error:
                 with suppress(RunError):  # what is wrong with the disk now is not what ended the run
-                    self._write(folder, state, "interrupted", str(error))
+                    self._write(folder, state, "interrupted", error)
                 raise
             self._finish(folder, state)
+
+    def _check_goes_on(self) -> None:
+        """End the run, as Ctrl-C does, if somebody has asked for that.
+
+        Raises:
+            KeyboardInterrupt: with the reason.
+        """
+        if reason := self.options.control.stop_reason:
+            raise KeyboardInterrupt(reason)
+
+    def _tell_start(self, folder: RunFolder, state: _State) -> None:
+        engine = self.options.engine
+        self.events.started(folder, state.round + 1, state.params, engine=engine, measure=self.measure)
 
     @property
     def _num_rounds(self) -> int:
@@ -191,13 +187,14 @@ class Run:
         return RunFolder.create(options.out, self.config, now=now, engine=options.engine, hostile=options.hostile)
 
     def _rounds(self, state: _State, folder: RunFolder) -> Iterator[_State]:
-        """Yield the state after the first evaluation, and after each round, which the observer has heard of by then."""
+        """Yield the state after the first evaluation, and after each round, which was told by then."""
         if state.round == 0 and self._num_rounds:
             yield (state := self._evaluated_at_start(state))
         while state.round < self._num_rounds:
+            self._check_goes_on()
             state, record = self._advance(state, folder)
             yield state
-            self.options.observer.on_round(record)
+            self.events.round_closed(record)
 
     def _check_trained(self, state: _State) -> None:
         if state.round and state.history.totals.rounds_without_reply == state.round:
@@ -231,7 +228,7 @@ class Run:
         Until it is done the old results stay, so that it can be cut short without harm.
         """
         with RunFolder.open_existing(path, config=self.config, at_round=state.round, keep_results=True) as folder:
-            self.options.observer.on_start(self.config, folder.path, first_round=state.round + 1)
+            self._tell_start(folder, state)
             earlier = earlier_curves(folder.path)
             state, _ = self._evaluate(state, "all", state.round, final=True)
             answered = {client.client_id for client in state.curves}
@@ -244,18 +241,20 @@ class Run:
         A disposable run is on the disk at its end.
         """
         started, timeout = time.perf_counter(), self.config.federation.round_timeout
-        result = self.strategy.train_round(self.grid, state.params, state.round + 1, timeout=timeout)
+        with self.events.phase("training", state.round + 1):
+            result = self.strategy.train_round(self.grid, state.params, state.round + 1, timeout=timeout)
         after, evaluation = _State(result.round, result.params, state.history, state.curves, result.problems), None
         interval = self.config.evaluation.interval
         if interval and result.round % interval == 0:
             after, evaluation = self._evaluate(after, "participating", result.round)
             after = replace(after, problems=result.problems)
-        record = _round_record(result, evaluation, time.perf_counter() - started)
+        record = round_record(result, evaluation, time.perf_counter() - started)
         after = replace(after, history=after.history.after_round(record))
         is_durable = not self.options.is_disposable or after.round == self._num_rounds
         folder.append_round(record, durable=is_durable)
         if is_durable:
             folder.save_checkpoint(round=after.round, params=after.params, history=after.history.to_json())
+            self.events.checkpoint_saved(after.round)
         return after, record
 
     def _evaluate(
@@ -265,18 +264,20 @@ class Run:
 
         Clients are told of a `final` evaluation: those that are to keep a personal model make it of this model.
         """
-        result = self.strategy.evaluate_round(
-            self.grid,
-            state.params,
-            round_done,
-            group=group,
-            timeout=self.config.federation.round_timeout,
-            config=ConfigRecord({FINAL: 1} if final else {}),
-            shape=self._shape,
-        )
+        with self.events.phase("evaluation", round_done):
+            result = self.strategy.evaluate_round(
+                self.grid,
+                state.params,
+                round_done,
+                group=group,
+                timeout=self.config.federation.round_timeout,
+                config=ConfigRecord({FINAL: 1} if final else {}),
+                shape=self._shape,
+            )
         curves, problems = self._client_curves(result)
-        participating = curves_json(self._group(curves, "participating"))
-        record = {"participating": participating, "problems": problems, "seconds": result.seconds}
+        groups = {name: curves_json(self._group(curves, name)) for name in GROUPS}
+        self.events.evaluated(round_done, groups, curves, seconds=result.seconds, final=final)
+        record = {"participating": groups["participating"], "problems": problems, "seconds": result.seconds}
         return self._judged(state, round_done, curves, problems), record
 
     def _judged(
@@ -313,11 +314,11 @@ class Run:
                 f"Expected fine-tuning to stay finite, but {number} of {len(state.curves)} clients have diverged after "
                 f"{step} steps. Lower --inner-lr (or evaluation.adapt-lr), or --local-lr, in a new run."
             )
-            self._write(folder, state, "diverged", str(error))
+            self._write(folder, state, "diverged", error)
             raise error
         self._write(folder, state, "complete")
 
-    def _write(self, folder: RunFolder, state: _State, status: Status, reason: str | None = None) -> None:
+    def _write(self, folder: RunFolder, state: _State, status: Status, cause: BaseException | None = None) -> None:
         """Write what a run leaves: its results first, the picture of them last."""
         curves = [] if status == "nothing-trained" else state.curves
         groups = {group: self._group(curves, group) for group in GROUPS}
@@ -332,11 +333,11 @@ class Run:
                 known = {name: member.description.group for name, member in self.strategy.members.items()}
                 evaluation = final_evaluation(self.config, known, curves, state.problems, table)
         summary = run_summary(self.config, state.round, state.history, groups, evaluation)
-        summary |= {"status": status, "reason": reason}
+        summary |= {"status": status, "reason": str(cause) or None if cause else None}
         folder.write_summary(summary)
         if status != "nothing-trained" and not self.options.is_disposable:
             self._draw(folder, state, groups)
-        self.options.observer.on_finish(summary, folder.path)
+        self.events.ended(status, cause, summary)
 
     def _draw(self, folder: RunFolder, state: _State, groups: Mapping[Group, GroupCurves | None]) -> None:
         """Leave curves.png; a run is no less complete without it."""
@@ -370,28 +371,3 @@ def _resumed(checkpoint: Checkpoint, initial: Params, config: RunConfig, rounds_
     history = History.from_json(checkpoint.history)
     totals = replace(history.totals, rounds_without_reply=rounds_without_reply)  # which NuFed 0.1 did not count
     return _State(checkpoint.round, checkpoint.params, replace(history, totals=totals))
-
-
-def _round_record(result: RoundResult, evaluation: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
-    """Return a round's line of metrics.jsonl."""
-    per_client = result.client_metrics
-    return {
-        "round": result.round,
-        **vars(result.counts),
-        "problems": dict(result.problems),
-        "loss": result.mean_metrics.get("loss"),
-        "diverged": result.num_diverged,
-        "loss_weighted": result.weighted_metrics.get("loss"),
-        "clients": {client_id: dict(metrics) for client_id, metrics in per_client.items()},
-        "gradient_evaluations": _total(per_client, "gradient-evaluations"),
-        "hvps": _total(per_client, "hvps"),
-        "bytes_up": result.bytes_up,
-        "bytes_down": result.bytes_down,
-        "seconds": seconds,
-        "evaluation": evaluation,
-    }
-
-
-def _total(per_client: Mapping[str, Mapping[str, MetricValue]], key: str) -> int:
-    """Return the sum of a count over clients; those of other apps may not report it."""
-    return sum(count for metrics in per_client.values() if isinstance(count := metrics.get(key), int))

@@ -3,6 +3,7 @@
 config.json            complete; `--config` reads it back
 environment.json       engine, versions, platform and threads that the numbers came from
 metrics.jsonl          one JSON object per round, flushed to disk round by round
+events.jsonl           what happened, one JSON object per event (server/events_file.py); nothing is computed from it
 checkpoint.safetensors the last finished round (server/checkpoint.py); `--resume` starts from it
 clients.csv            one line per client: its adaptation curve
 model.safetensors      the server's model

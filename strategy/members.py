@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from nufed.common.errors import LISTED, RunError, WireError
+from nufed.common.events import Joined, Left
 from nufed.common.examples import Group
 from nufed.common.untrusted import printable
 from nufed.common.wire import CONFIG, ClientDescription
@@ -24,6 +25,7 @@ from nufed.strategy.exchange import (
     turn_away,
     wait_for_nodes,
 )
+from nufed.strategy.telling import Telling
 
 QUERY_TIMEOUT = 30.0
 """Seconds that a node which comes or is doubted during a run has to say who it is; the others wait meanwhile."""
@@ -88,9 +90,11 @@ class Problem:
 class Roster:
     """Holds the clients known so far, and keeps them in step with the nodes that are connected."""
 
-    def __init__(self) -> None:
-        """Start without clients."""
+    def __init__(self, telling: Telling | None = None) -> None:
+        """Start without clients; `telling` hears who comes and goes, and may end the waiting for clients."""
         self.members: dict[str, Member] = {}
+        self._telling = telling or Telling()
+        self._gone: set[str] = set()  # members whose node is not connected
         self._settled: set[int] = set()  # nodes that need not be asked
         self._problems: dict[int, Problem] = {}  # why a connected node is no member
         self._turned_away: dict[str, str] = {}  # who was sent home, and why
@@ -109,6 +113,7 @@ class Roster:
         deadline, is_first = time.monotonic() + timeout, True
         counted = f"{expected} client{'s' if expected != 1 else ''}"
         while is_first or time.monotonic() < deadline:
+            self._telling.check()
             is_first, here = False, connected_nodes(grid)
             left = max(0.0, deadline - time.monotonic())
             self.refresh(grid, left if len(here) >= expected else min(left, QUERY_TIMEOUT))
@@ -138,6 +143,7 @@ class Roster:
         """
         here, now = connected_nodes(grid), time.monotonic()
         self._settled &= here
+        self._tell_of_the_gone(grid, here)
         self._problems = {node: problem for node, problem in self._problems.items() if node in here}
         self._retries = {node: retry for node, retry in self._retries.items() if node in here}
         due = [node for node in here - self._settled if node not in self._retries or self._retries[node].at <= now]
@@ -190,7 +196,7 @@ class Roster:
         self.refresh(grid, min(timeout, QUERY_TIMEOUT))
         while not (found := self.connected(grid, ["participating"])):
             here = connected_nodes(grid)
-            if not _wait_for_change(grid, here, deadline - time.monotonic()):
+            if not self._wait_for_change(grid, here, deadline - time.monotonic()):
                 raise RunError(
                     f"Expected at least one participating client within {timeout:g} s, but {len(here)} nodes are "
                     f"connected and none of them is one{self._explanation()}. Start a client."
@@ -229,6 +235,7 @@ class Roster:
         self._settled.add(newcomer.node_id)
         self._turned_away.pop(f"client {name}", None)
         self.members[name] = newcomer
+        self._tell_of(grid, newcomer)
 
     def _leave_out(self, grid: Grid, node: int) -> None:
         """Turn a node's client away if it can never take part, else have it asked again later."""
@@ -240,10 +247,41 @@ class Roster:
             while len(self._turned_away) > _TOLD:
                 del self._turned_away[next(iter(self._turned_away))]
             _log.warning("%s is turned away: it %s.", _capital(who), problem.reason)
+            self._telling.events.tell(Left, client=admitted or f"node-{node}", reason=f"it {problem.reason}")
             return
         pause = 2 * self._retries[node].pause if node in self._retries else FIRST_RETRY
         self._retries[node] = Retry(time.monotonic() + pause, pause)
         _log.warning("%s takes no part for now: it %s.", _capital(who), problem.reason)
+
+    def _tell_of(self, grid: Grid, member: Member) -> None:
+        description = member.description
+        self._telling.events.tell(
+            Joined,
+            client=member.client_id,
+            group=description.group,
+            key=admitted_name(grid, member.node_id) or "",
+            num_support=description.num_support,
+            num_validation=description.num_validation,
+            num_test=description.num_test,
+        )
+
+    def _tell_of_the_gone(self, grid: Grid, here: frozenset[int]) -> None:
+        """Tell which members have gone or come back, where the grid's own server does not (`can_turn_away`)."""
+        if can_turn_away(grid):
+            return
+        gone = {name for name, member in self.members.items() if member.node_id not in here}
+        for name in sorted(gone - self._gone):
+            self._telling.events.tell(Left, client=name)
+        for name in sorted(self._gone - gone & self.members.keys()):
+            self._tell_of(grid, self.members[name])
+        self._gone = gone
+
+    def _wait_for_change(self, grid: Grid, before: frozenset[int], timeout: float) -> bool:
+        def has_changed() -> bool:
+            self._telling.check()
+            return connected_nodes(grid) != before
+
+        return poll(has_changed, timeout)
 
     def _explanation(self) -> str:
         reasons = [f"node {node} {problem.reason}" for node, problem in sorted(self._problems.items())]
@@ -251,10 +289,6 @@ class Roster:
         if len(reasons) > LISTED:
             reasons[LISTED:] = [f"and {len(reasons) - LISTED} more"]
         return f" ({'; '.join(reasons)})" if reasons else ""
-
-
-def _wait_for_change(grid: Grid, before: frozenset[int], timeout: float) -> bool:
-    return poll(lambda: connected_nodes(grid) != before, timeout)
 
 
 def _is_alive(grid: Grid, member: Member) -> bool:

@@ -29,6 +29,7 @@ from nufed.strategy.participation import choose, num_chosen
 from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
 from nufed.strategy.robust_options import RobustOptions, check_round_size, check_rule
+from nufed.strategy.telling import Telling
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, HIGHEST_MAX_WEIGHT
 
 MAX_SERVER_LR = 100.0
@@ -134,8 +135,8 @@ class MetaFedAvg(Strategy):
         self.robust = robust
         self.min_reply_fraction = min_reply_fraction
         self.reply_grace = reply_grace
-        self._roster = Roster()
-        self._complaints: set[tuple[str, str]] = set()
+        self.telling = Telling()  # who takes the events of a run
+        self._roster = Roster(self.telling)
         self._training: TrainingPhase | None = None  # between configure_train and aggregate_train
         self._evaluation: EvaluationPhase | None = None
 
@@ -349,7 +350,7 @@ class MetaFedAvg(Strategy):
             self.aggregation,
             replace(self.robust, round=outgoing.round),
         )
-        return TrainingPhase(outgoing, asked, self._complaints, rule, sent)
+        return TrainingPhase(outgoing, asked, self.telling, rule, sent)
 
     def _close_training(self, phase: TrainingPhase) -> RoundResult:
         for client_id in phase.outgrown:
@@ -365,7 +366,7 @@ class MetaFedAvg(Strategy):
         asked = self._roster.connected(grid, _GROUPS[group])
         if group != "all":  # at the end of a run, whoever is there is waited for
             asked = self._roster.idle(grid, asked)
-        return EvaluationPhase(outgoing, asked, self._complaints, self.max_weight, shape)
+        return EvaluationPhase(outgoing, asked, self.telling, self.max_weight, shape)
 
     def _quorum(self, phase: Phase) -> Quorum | None:
         """Return how many replies are enough, or None to wait for all."""

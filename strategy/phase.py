@@ -6,11 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from nufed.common.errors import WireError
+from nufed.common.events.event import PhaseName
 from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply, check_params
@@ -20,6 +21,7 @@ from nufed.strategy.members import Member
 from nufed.strategy.phase_record import PhaseRecord
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult, Weighting
 from nufed.strategy.robust_options import RobustOptions
+from nufed.strategy.telling import Telling
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
 
 UNANNOUNCED_EXAMPLES = 2**20
@@ -96,26 +98,29 @@ class Phase(ABC):
     Attributes:
         round: k.
         messages: one for each client asked.
+        name: what the phase is called in events.
     """
 
-    def __init__(
-        self, outgoing: Outgoing, asked: Mapping[str, Member], complaints: set[tuple[str, str]], max_weight: float
-    ) -> None:
+    name: ClassVar[PhaseName]
+
+    def __init__(self, outgoing: Outgoing, asked: Mapping[str, Member], telling: Telling, max_weight: float) -> None:
         """Open a phase.
 
         Args:
             outgoing: what is sent.
             asked: whom to, by client id.
-            complaints: see `PhaseRecord`.
+            telling: see `PhaseRecord`.
             max_weight: medians that a client may weigh in averages of metrics over examples.
         """
         self.round = outgoing.round
         self.messages = outgoing.messages(asked)
         self._timeout = outgoing.timeout
-        self._complaints = complaints
+        self._telling = telling
         self._max_weight = max_weight
-        self._bytes_down = len(self.messages) * outgoing.num_bytes()
-        self._record = PhaseRecord({member.node_id: client_id for client_id, member in asked.items()}, complaints)
+        each = outgoing.num_bytes()
+        self._bytes_down = len(self.messages) * each
+        nodes = {member.node_id: client_id for client_id, member in asked.items()}
+        self._record = PhaseRecord(nodes, telling, phase=self.name, round_number=self.round, bytes_down=each)
 
     def take(self, node_id: int | None, reply: Message) -> None:
         """Enter one reply; nothing that a client sends makes this raise."""
@@ -157,16 +162,18 @@ class TrainingPhase(Phase):
         learned: examples of clients that had announced none, by client id.
     """
 
+    name = "training"
+
     def __init__(
         self,
         outgoing: Outgoing,
         asked: Mapping[str, Member],
-        complaints: set[tuple[str, str]],
+        telling: Telling,
         rule: AveragingRule,
         sent: Params,
     ) -> None:
         """Open a round; `sent` is w_k."""
-        super().__init__(outgoing, asked, complaints, rule.max_weight)
+        super().__init__(outgoing, asked, telling, rule.max_weight)
         self.outgrown: set[str] = set()
         self.learned: dict[str, int] = {}
         self._rule = rule
@@ -227,8 +234,8 @@ class TrainingPhase(Phase):
 
     def _capped(self, client_id: str, num_examples: int, limit: int) -> int:
         """Return a client's weight; that it is less than its examples is logged once."""
-        if num_examples > limit and (complaint := (client_id, "capped")) not in self._complaints:
-            self._complaints.add(complaint)
+        if num_examples > limit and (complaint := (client_id, "capped")) not in self._telling.complaints:
+            self._telling.complaints.add(complaint)
             _log.warning(
                 "Client %s has %d examples and weighs as %d do: %g times the median over clients "
                 "(federation.max-weight).",
@@ -243,16 +250,18 @@ class TrainingPhase(Phase):
 class EvaluationPhase(Phase):
     """Holds the replies of one evaluation."""
 
+    name = "evaluation"
+
     def __init__(
         self,
         outgoing: Outgoing,
         asked: Mapping[str, Member],
-        complaints: set[tuple[str, str]],
+        telling: Telling,
         max_weight: float = DEFAULT_MAX_WEIGHT,
         shape: CurveShape | None = None,
     ) -> None:
         """Open an evaluation; `shape` is what the curves must be, None takes any."""
-        super().__init__(outgoing, asked, complaints, max_weight)
+        super().__init__(outgoing, asked, telling, max_weight)
         self._shape = shape
 
     def close(self, group: EvaluatedGroup) -> EvaluationResult:

@@ -9,10 +9,13 @@ from typing import Literal
 from flwr.app import Message, RecordDict
 
 from nufed.common.errors import WireError
-from nufed.common.message_schema import MetricValue
+from nufed.common.events import Asked, Rejected, Replied
+from nufed.common.events.event import PhaseName
+from nufed.common.message_schema import NUM_EXAMPLES, MetricValue
 from nufed.common.untrusted import printable
 from nufed.strategy.exchange import describe_error
 from nufed.strategy.results import Counts
+from nufed.strategy.telling import Telling
 
 Outcome = Literal["replied", "rejected", "failed"]
 Accept = Callable[[str, RecordDict], dict[str, MetricValue]]
@@ -32,13 +35,17 @@ class PhaseRecord:
         bytes_up: array content received.
     """
 
-    def __init__(self, asked: Mapping[int, str], complaints: set[tuple[str, str]]) -> None:
+    def __init__(
+        self, asked: Mapping[int, str], telling: Telling, *, phase: PhaseName, round_number: int, bytes_down: int
+    ) -> None:
         """Begin the record.
 
         Args:
             asked: client id by node id.
-            complaints: what was logged already, added to, so that each client's trouble is told once and not every
-                round.
+            telling: takes each client's trouble, and the events of the phase.
+            phase: its name.
+            round_number: k.
+            bytes_down: array content sent to each client.
         """
         self.client_metrics: dict[str, dict[str, MetricValue]] = {}
         self.strays = 0
@@ -46,8 +53,11 @@ class PhaseRecord:
         self._asked = dict(asked)
         self._outcomes: dict[str, Outcome] = {}
         self._problems: dict[str, str] = {}
-        self._complaints = complaints
+        self._telling, self._about = telling, {"phase": phase, "round": round_number}
+        self._bytes_down = bytes_down
         self._opened = time.perf_counter()
+        clients = tuple(self._asked.values())
+        telling.events.tell(Asked, clients=clients, bytes_down=bytes_down, **self._about)
 
     def take(self, node_id: int | None, reply: Message, accept: Accept) -> None:
         """Enter one reply; nothing that a client sends makes this raise."""
@@ -60,13 +70,17 @@ class PhaseRecord:
         elif not reply.has_content():
             self._enter(client_id, "rejected", "the reply is empty")
         else:
-            self.bytes_up += _array_bytes(reply.content)
+            received = _array_bytes(reply.content)
+            self.bytes_up += received
             try:
-                self.client_metrics[client_id] = accept(client_id, reply.content)
+                metrics = accept(client_id, reply.content)
             except WireError as error:
-                self._enter(client_id, "rejected", str(error))
+                self._enter(client_id, "rejected", str(error), received)
             else:
+                self.client_metrics[client_id] = metrics
                 self._outcomes[client_id] = "replied"
+                if self._telling.events.is_read:
+                    self._tell_reply(client_id, metrics, received)
 
     def reject_all(self, reason: str) -> None:
         """Enter the clients that replied as rejected: what all of them sent together is of no use."""
@@ -95,23 +109,49 @@ class PhaseRecord:
 
     @property
     def seconds(self) -> float:
-        """Time since the book was opened."""
+        """Time since the record was begun."""
         return time.perf_counter() - self._opened
 
-    def _enter(self, client_id: str, outcome: Outcome, reason: str) -> None:
+    def _enter(self, client_id: str, outcome: Outcome, reason: str, received: int = 0) -> None:
         self._outcomes[client_id] = outcome
-        self._complain(client_id, outcome, reason)
+        self._complain(client_id, outcome, reason, received)
 
-    def _complain(self, client_id: str, outcome: str, reason: str) -> None:
+    def _tell_reply(self, client_id: str, metrics: Mapping[str, MetricValue], received: int) -> None:
+        curves = {name.removeprefix("test-"): value for name, value in metrics.items() if name.startswith("test-")}
+        self._telling.events.tell(
+            Replied,
+            client=client_id,
+            bytes_up=received,
+            bytes_down=self._bytes_down,
+            seconds=self.seconds,
+            client_seconds=metrics.get("seconds"),
+            num_examples=metrics.get(NUM_EXAMPLES, 0),
+            loss=metrics.get("loss"),
+            before={name: curve[0] for name, curve in curves.items() if isinstance(curve, list) and curve},
+            after={name: curve[-1] for name, curve in curves.items() if isinstance(curve, list) and curve},
+            **self._about,
+        )
+
+    def _complain(self, client_id: str, outcome: str, reason: str, received: int = 0) -> None:
         """Keep the reason, and log it unless this client was in the same trouble before, whatever the numbers.
 
         Reasons quote what clients sent, so that they are made fit to be shown here, for all who show them.
         """
         reason = printable(reason)
         self._problems[client_id] = reason
+        self._telling.events.tell(
+            Rejected,
+            client=client_id,
+            outcome=outcome,
+            reason=reason,
+            bytes_up=received,
+            bytes_down=self._bytes_down,
+            seconds=self.seconds,
+            **self._about,
+        )
         complaint = client_id, outcome + _NUMBER.sub("", reason)
-        if complaint not in self._complaints:
-            self._complaints.add(complaint)
+        if complaint not in self._telling.complaints:
+            self._telling.complaints.add(complaint)
             _log.warning("Client %s is left out (%s): %s.", client_id, outcome, reason.rstrip("."))
 
 

@@ -200,11 +200,11 @@ def simulate_command(  # noqa: PLR0913 - groups of options, all by name
     if resume and output.out:
         raise ConfigError(f"--out {output.out} contradicts --resume {resume}, which goes on in its folder. Choose one.")
     config, notes = (config_for_resuming(stored_config(resume), run), []) if resume else run.resolve_with_notes()
-    with machine.exported(), output.observer() as observer:
+    with machine.exported(), output.shown() as (events, _):
         for note in notes:
-            observer.say(note)
-        options = ServerOptions(out=output.out or process_settings().out, resume=resume, observer=observer)
-        simulate_checked(config, options, engine=engine, say=observer.say, attack=attack.chosen)
+            events.say(note)
+        options = ServerOptions(out=output.out or process_settings().out, resume=resume, events=events)
+        simulate_checked(config, options, engine=engine, attack=attack.chosen)
 
 
 @app.command()

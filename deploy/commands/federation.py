@@ -167,16 +167,16 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
             return
         resume = found.folder if found else None
     endpoint = ServerEndpoint(serving.listen, security.read(), health_address=serving.health, database=serving.state)
-    with machine.exported(), output.observer() as observer, _terminated_as_interrupted():
+    with machine.exported(), output.shown() as (events, observer), _terminated_as_interrupted():
         options = ServerOptions(
             out=out,
             resume=resume,
-            observer=observer,
+            events=events,
             min_clients=serving.min_clients,
             connect_timeout=serving.wait,
         )
         for note in notes:
-            observer.say(note)
+            events.say(note)
         observer.waits_for(_awaited(options, config))
         _serve(endpoint, options, config, stock_clients=serving.stock_clients)
 
@@ -196,10 +196,11 @@ def _serve(endpoint: "ServerEndpoint", options: "ServerOptions", config: RunConf
 
     _quiet_flower()
     bundle = build_app_bundle() if stock_clients else None
-    with DirectServer(endpoint, on_event=options.observer.say) as server:
+    events = options.events
+    with DirectServer(endpoint, on_event=events.say, events=events) as server:
         unprotected = "" if endpoint.security else " without TLS and node keys"
-        options.observer.say(f"listening on {server.address}{unprotected}")
-        options.observer.say(f"waiting for {_awaited(options, config)}, for {options.connect_timeout:g} s at most")
+        events.say(f"listening on {server.address}{unprotected}")
+        events.say(f"waiting for {_awaited(options, config)}, for {options.connect_timeout:g} s at most")
         server.run(build_server_app(options), config.flat(), bundle=bundle)
 
 

@@ -4,12 +4,11 @@ Flower's own SuperLink runs the ServerApp in a process of its own and polls on b
 """
 
 import hashlib
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,27 +19,26 @@ from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
 from flwr.proto.fleet_pb2_grpc import add_FleetServicer_to_server
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.serverapp import ServerApp
-from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NOOP_FEDERATION_ID, NodeStatus, TaskType
+from flwr.supercore.constant import NOOP_FEDERATION_ID, NodeStatus, TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import (
     RpcErrorTranslationServerInterceptor,
     create_fleet_runtime_version_server_interceptor,
 )
-from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.federation import NoOpFederationManager
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nufed.common.config import Scalar
 from nufed.common.errors import DivergedError, NothingTrainedError, PeerError, RunError
+from nufed.common.events import EventStream, Joined, Left
 from nufed.deploy.network.file_limit import is_crowded, most_connections, raise_file_limit
 from nufed.deploy.network.fleet_grid import FleetGrid
 from nufed.deploy.network.fleet_service import FleetService
+from nufed.deploy.network.flower_state import flower_states
 from nufed.deploy.network.interceptors import LARGEST_REQUEST, BoundedRequests, RawResponses
 from nufed.deploy.network.node_auth import FleetAuthInterceptor
 from nufed.deploy.network.node_keys import AdmittedKeys
-from nufed.deploy.network.object_store import AtomicObjectStoreFactory
 from nufed.deploy.network.refusals import Announcements, Refusals, make_records_printable
 
 _MAX_MESSAGE_BYTES = 2**31 - 1
@@ -114,18 +112,26 @@ class DirectServer:
     Args:
         endpoint: where and how to listen.
         on_event: called with a line of text when a client joins or leaves, or a key is admitted or revoked.
+        events: takes who joins and leaves, and is told the connections.
 
     Raises:
         PeerError: certificate, key or client keys are unusable.
         RunError: the address or the database cannot be used.
     """
 
-    def __init__(self, endpoint: ServerEndpoint, *, on_event: Callable[[str], None] = lambda _line: None) -> None:
+    def __init__(
+        self,
+        endpoint: ServerEndpoint,
+        *,
+        on_event: Callable[[str], None] = lambda _line: None,
+        events: EventStream | None = None,
+    ) -> None:
         make_records_printable()
+        self._events = EventStream() if events is None else events
         self._on_event, self._on_client = on_event, Announcements(on_event)
         self._keys = AdmittedKeys(endpoint.security.client_keys) if endpoint.security else None
         self._file_limit, self._crowded_at = raise_file_limit(), float("-inf")
-        states = _states(endpoint.database)
+        states = flower_states(endpoint.database)
         self._state = states.state()
         self.refusals = Refusals()
         self.service = FleetService(states, keys=self._keys, on_event=self._on_client)
@@ -272,11 +278,18 @@ class DirectServer:
             for node_id in sorted(online ^ self._online):
                 name, what = self.service.sessions.name(node_id), "joined" if node_id in online else "left"
                 self._on_client(name, f"{name} {what} ({len(online)} connected)")
+                self._tell(name, joined=node_id in online)
             if online != self._online:
                 self._online = online
                 self.service.nodes.notify()
                 continue
             self.service.nodes.wait(seen, _WATCH_INTERVAL)
+
+    def _tell(self, name: str, *, joined: bool) -> None:
+        if joined:
+            self._events.tell(Joined, client=name, key=name if self._keys is not None else "")
+        else:
+            self._events.tell(Left, client=name)
 
     def _tell_of_refusals(self) -> None:
         """Say once a minute what was refused, and that few files are left for connections."""
@@ -305,37 +318,6 @@ class DirectServer:
                 self._on_event(f"{self.service.sessions.name(node_id)}'s key is revoked")
         for problem in change.problems:
             self._on_event(problem)
-
-
-def _states(database: Path | None) -> LinkStateFactory:
-    """Return Flower's state, in memory or in a SQLite file."""
-    if database:
-        _check_database(database)
-    name = str(database) if database else FLWR_IN_MEMORY_DB_NAME
-    objects = ObjectStoreFactory(name) if database else AtomicObjectStoreFactory(name)
-    return LinkStateFactory(name, NoOpFederationManager(), objects)
-
-
-def _check_database(path: Path) -> None:
-    """Refuse a file that is no SQLite database or cannot be written; Flower would tell it in 160 lines.
-
-    Raises:
-        RunError: with what SQLite says.
-    """
-    try:
-        with closing(sqlite3.connect(path, timeout=1.0)) as connection, connection:
-            connection.execute("BEGIN IMMEDIATE")
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error as error:
-        raise RunError(
-            f"Expected --state to name a SQLite file that can be written to, but of {path} SQLite says: {error}. Name "
-            "another file, in a folder that exists."
-        ) from error
-    if tables and "alembic_version" not in tables:
-        raise RunError(
-            f"Expected --state to name a file of Flower's, but {path} is another program's database (it has the table "
-            f"{sorted(tables)[0]!r}). Name another file."
-        )
 
 
 class _HealthToStrangers(health.HealthServicer):  # type: ignore[misc]

@@ -36,7 +36,6 @@ def simulate_checked(
     options: ServerOptions,
     *,
     engine: str,
-    say: Callable[[str], None] = lambda _: None,
     attack: tuple[str, int] | None = None,
 ) -> None:
     """Run a federation, or go on with one, after everything that can be wrong was tried.
@@ -47,7 +46,6 @@ def simulate_checked(
         config: the run's options.
         options: where to write, what to resume and whom to tell.
         engine: a key of `ENGINES`.
-        say: told what a reader of the run should know of its data.
         attack: name and number of attackers (nufed.deploy.simulation.attacks); None is an honest federation.
 
     Raises:
@@ -59,13 +57,14 @@ def simulate_checked(
         check_resumable(options.resume, config)
     federation = prepare(config)
     for note in federation.notes:
-        say(note)
+        options.events.say(note)
     if attack:
         from nufed.deploy.simulation.attacks import recruit
 
         hostile = recruit(*attack, config, federation)
         options = replace(options, hostile=hostile)
-        say(f"attack {hostile.attack} by {', '.join(sorted(hostile.clients.values()))}: all means are of the others")
+        attackers = ", ".join(sorted(hostile.clients.values()))
+        options.events.say(f"attack {hostile.attack} by {attackers}: all means are of the others")
     simulate(config, options, engine=engine)
 
 

@@ -21,7 +21,6 @@ class ProgressBar:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._last = ""
-        self.folder: Path | None = None
 
     def __enter__(self) -> Self:
         """Return the bar itself."""
@@ -36,9 +35,8 @@ class ProgressBar:
         """Show a line above the bar."""
         self._console.print(Text(line), soft_wrap=True)
 
-    def on_start(self, config: RunConfig, folder: Path, *, first_round: int) -> None:
-        """Begin the bar, and keep where the run is written."""
-        self.folder = folder
+    def on_start(self, config: RunConfig, folder: Path, *, first_round: int) -> None:  # noqa: ARG002 - the observers'
+        """Begin the bar."""
         if not self._console.is_terminal and not self._console.is_jupyter:
             return
         self._bar = round_bar(self._console)

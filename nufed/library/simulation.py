@@ -11,6 +11,7 @@ from typing import Any
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.data import describe_task
 from nufed.common.errors import ConfigError, RunError
+from nufed.common.events import Event, EventStream, Started
 from nufed.common.given import given_file
 from nufed.common.settings import exported, process_settings
 from nufed.deploy.simulation.engines import find_engine, simulate_checked
@@ -23,6 +24,7 @@ from nufed.library.run import Origin, Run, TemporaryFolder
 from nufed.library.tables import Columns
 from nufed.library.turns import private
 from nufed.library.wording import in_words_of_python
+from nufed.server.observer import ObserverSink
 from nufed.server.resuming import stored_config
 from nufed.server.run import ServerOptions
 
@@ -137,14 +139,29 @@ def conduct(
         private(origin.machine, origin.objects),
         _readable_by_workers(origin),
         ProgressBar(shown=shown) as bar,
+        EventStream() as events,
     ):
+        folder = _Folder()
         for note in notes:
             bar.say(note)
-        options = ServerOptions(out=out, resume=resumed.path if resumed else None, observer=bar)
-        simulate_checked(config, options, engine=origin.engine, say=bar.say)
-    if bar.folder is None:
+        events.attach(ObserverSink(bar, "the bar"), patience=None)
+        events.listen(folder)
+        options = ServerOptions(out=out, resume=resumed.path if resumed else None, events=events)
+        simulate_checked(config, options, engine=origin.engine)
+    if folder.path is None:
         raise AssertionError("the run has no folder")
-    return Run(bar.folder, origin, temporary=temporary)
+    return Run(folder.path, origin, temporary=temporary)
+
+
+class _Folder:
+    """Listens to a run's events; holds the folder that it is written to."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self.path = Path(event.folder)
 
 
 @in_words_of_python

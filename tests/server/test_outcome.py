@@ -78,7 +78,7 @@ def test_a_run_of_which_no_reply_could_be_used_has_trained_nothing_and_leaves_no
 def test_rounds_without_a_usable_reply_are_counted_also_over_an_interruption(tmp_path):
     client = app_that(fail_in(1, 3))
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, client=client, observer=StopAfter(2))
+        run(tmp_path, client=client, listener=StopAfter(2))
     (folder,) = tmp_path.iterdir()
 
     run(tmp_path, client=client, resume=folder)

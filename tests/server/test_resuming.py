@@ -21,7 +21,7 @@ def stopped(tmp_path_factory):
     """A run of four rounds that was stopped after the third."""
     out = tmp_path_factory.mktemp("stopped")
     with pytest.raises(KeyboardInterrupt):
-        run(out, observer=StopAfter(3))
+        run(out, listener=StopAfter(3))
     (folder,) = out.iterdir()
     return folder
 
@@ -84,7 +84,7 @@ def test_nothing_but_the_number_of_rounds_may_change(folder, capsys, option):
 
 def test_a_checkpoint_of_another_run_with_the_same_options_is_refused(folder, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "other", observer=StopAfter(3))
+        run(tmp_path / "other", listener=StopAfter(3))
     (other,) = (tmp_path / "other").iterdir()
     shutil.copy(other / CHECKPOINT, folder)
 

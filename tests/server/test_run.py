@@ -10,11 +10,12 @@ from flwr.clientapp import ClientApp
 from nufed.client.app import app as client_app
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, RunError
+from nufed.common.events import EventStream, RoundClosed
 from nufed.common.wire import EvaluateRequest
 from nufed.deploy.simulation.in_process import simulate_in_process
 from nufed.server.app import build_server_app
 from nufed.server.checkpoint import load_checkpoint
-from nufed.server.observer import SilentObserver
+from nufed.server.control import RunControl
 from nufed.server.run import ServerOptions
 from nufed.server.run_folder import load_model
 
@@ -28,12 +29,16 @@ SMALL = {
 }
 
 
-def run(out, resume=None, observer=None, client=client_app, is_disposable=False, **changes):
+def run(out, resume=None, listener=None, client=client_app, is_disposable=False, control=None, **changes):
     config = RunConfig().updated(
         {**SMALL, **{key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}}
     )
     before = set(out.iterdir()) if out.exists() else set()
-    options = ServerOptions(out=out, resume=resume, observer=observer or SilentObserver(), is_disposable=is_disposable)
+    events = EventStream()
+    if listener:
+        events.listen(listener)
+    control = control or RunControl()
+    options = ServerOptions(out=out, resume=resume, events=events, control=control, is_disposable=is_disposable)
     simulate_in_process(
         build_server_app(options),
         client,
@@ -60,14 +65,14 @@ def client_rows(folder: Path) -> list[dict]:
     return list(csv.DictReader((folder / "clients.csv").read_text().splitlines()))
 
 
-class StopAfter(SilentObserver):
+class StopAfter:
     """Interrupts the run after a round, as Ctrl-C does, or breaks it as a crash does."""
 
     def __init__(self, number, error=KeyboardInterrupt):
         self.number, self.error = number, error
 
-    def on_round(self, record):
-        if record["round"] == self.number:
+    def __call__(self, event):
+        if isinstance(event, RoundClosed) and event.round == self.number:
             raise self.error
 
 
@@ -135,7 +140,7 @@ def test_a_run_stopped_by_hand_is_written_down_and_goes_on_to_the_same_model(tmp
     whole = run(tmp_path / "whole")
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", observer=StopAfter(3))
+        run(tmp_path / "cut", listener=StopAfter(3))
     (folder,) = (tmp_path / "cut").iterdir()
     stopped = summary(folder)
     run(tmp_path / "cut", resume=folder)
@@ -151,7 +156,7 @@ def test_a_disposable_run_ends_like_any_other_and_starts_anew_when_cut_short(tmp
     whole, disposable = run(tmp_path / "whole"), run(tmp_path / "disposable", is_disposable=True)
 
     with pytest.raises(ZeroDivisionError):
-        run(tmp_path / "cut", observer=StopAfter(2, ZeroDivisionError), is_disposable=True)
+        run(tmp_path / "cut", listener=StopAfter(2, ZeroDivisionError), is_disposable=True)
     (cut,) = (tmp_path / "cut").iterdir()
 
     assert model_bytes(disposable) == model_bytes(whole)
@@ -164,7 +169,7 @@ def test_a_run_that_crashed_goes_on_to_the_same_model(tmp_path):
     whole = run(tmp_path / "whole")
 
     with pytest.raises(ZeroDivisionError):
-        run(tmp_path / "cut", observer=StopAfter(2, ZeroDivisionError))
+        run(tmp_path / "cut", listener=StopAfter(2, ZeroDivisionError))
     (folder,) = (tmp_path / "cut").iterdir()
     run(tmp_path / "cut", resume=folder)
 

@@ -15,11 +15,13 @@ from rich.console import Console
 from nufed.client.app import app as client_app
 from nufed.common.config import RunConfig
 from nufed.common.errors import NufedError
+from nufed.common.events import EventStream
 from nufed.deploy.commands.terminal import TerminalObserver
 from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority
 from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 from nufed.deploy.network.direct_server import DirectServer, ServerEndpoint, ServerSecurity
 from nufed.server.app import build_server_app
+from nufed.server.observer import ObserverSink
 from nufed.server.run import ServerOptions
 from tests.system.hostile_clients import QUERIES, hostile_clients
 from tests.system.processes import round_records, run_folder
@@ -109,10 +111,9 @@ def federation(folder, out, asked, unknown):
 
         observer.then = let_in
         clients.start({**dict.fromkeys(HONEST, client_app), **asked})
-        with observer:
-            options = ServerOptions(
-                out=out, observer=observer, min_clients=len(HONEST) + len(asked), connect_timeout=120
-            )
+        with observer, EventStream() as events:
+            events.listen(ObserverSink(observer).handle)
+            options = ServerOptions(out=out, events=events, min_clients=len(HONEST) + len(asked), connect_timeout=120)
             server.run(build_server_app(options), RUN.flat())
     clients.join()
     return screen.getvalue()

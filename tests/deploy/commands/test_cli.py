@@ -7,10 +7,10 @@ import pytest
 
 from nufed.common.config import RunConfig, option_descriptions
 from nufed.common.errors import RunError
+from nufed.common.events import EventStream, RoundClosed
 from nufed.common.methods import METHODS
 from nufed.deploy.commands import cli
 from nufed.deploy.commands.cli import main
-from nufed.deploy.commands.terminal import JsonObserver, TerminalObserver
 from nufed.server.run_folder import load_model
 
 SMALL = [
@@ -38,6 +38,7 @@ def test_a_simulation_leaves_all_its_files(tmp_path):
         "config.json",
         "environment.json",
         "metrics.jsonl",
+        "events.jsonl",
         "checkpoint.safetensors",
         "clients.csv",
         "model.safetensors",
@@ -103,16 +104,18 @@ def test_a_pipe_gets_progress_table_and_folder(tmp_path, capsys):
     assert lines[-1].endswith(str(folder))
 
 
-def interrupted_at(monkeypatch, observer, round_done):
-    def stop(_self, record):
-        if record["round"] == round_done:
+def interrupted_at(monkeypatch, round_done):
+    def stop(self, event):
+        publish(self, event)
+        if isinstance(event, RoundClosed) and event.round == round_done:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(observer, "on_round", stop)
+    publish = EventStream.publish
+    monkeypatch.setattr(EventStream, "publish", stop)
 
 
 def test_ctrl_c_leaves_a_whole_folder_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    interrupted_at(monkeypatch, TerminalObserver, 2)
+    interrupted_at(monkeypatch, 2)
 
     code = simulate(tmp_path)
 
@@ -128,7 +131,7 @@ def test_ctrl_c_leaves_a_whole_folder_and_says_how_to_go_on(tmp_path, monkeypatc
 def test_a_resumed_run_ends_like_one_that_was_never_interrupted(tmp_path, monkeypatch):
     simulate(tmp_path / "whole", "--quiet")
     with monkeypatch.context() as patch:
-        interrupted_at(patch, JsonObserver, 2)
+        interrupted_at(patch, 2)
         simulate(tmp_path / "parts", "--json")
     [whole], [parts] = (tmp_path / "whole").iterdir(), (tmp_path / "parts").iterdir()
 

@@ -7,10 +7,12 @@ import torch
 from rich.console import Console
 
 from nufed.common.config import RunConfig
+from nufed.common.events import EventStream
 from nufed.common.metrics import ACCURACY, METRICS, Metric
 from nufed.deploy.commands.terminal import TerminalObserver
 from nufed.deploy.simulation.engines import simulate
 from nufed.server.clients_table import clients_csv, read_clients_csv
+from nufed.server.observer import ObserverSink
 from nufed.server.run import ServerOptions
 
 CONFIG = RunConfig().updated(
@@ -35,8 +37,9 @@ def top_two(monkeypatch):
 
 
 def run(out, engine, capsys):
-    with TerminalObserver(Console(width=160)) as observer:
-        simulate(CONFIG, ServerOptions(out=out, observer=observer), engine=engine)
+    with TerminalObserver(Console(width=160)) as observer, EventStream() as events:
+        events.attach(ObserverSink(observer), patience=None)
+        simulate(CONFIG, ServerOptions(out=out, events=events), engine=engine)
     (folder,) = out.iterdir()
     return folder, json.loads((folder / "summary.json").read_text()), capsys.readouterr().out
 

@@ -1,0 +1,136 @@
+"""Events that are about single clients: who is there, who is asked, and what they answer.
+
+There may be very many of them: `is_minor` records are the first to go where space or time is short.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
+
+from nufed.common.events.event import Event, PhaseName
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined(Event):
+    """A client is there; told again, with its group and sizes, once it has said who it is.
+
+    Attributes:
+        client: its stable name.
+        group: `participating` or `new`; empty before it has said so.
+        key: name of the key that it proved to have; empty without node keys and in simulations.
+        num_support: examples to train and adapt on; 0 before it has said so.
+        num_validation: examples of its validation split.
+        num_test: examples that it judges on.
+    """
+
+    kind: ClassVar[str] = "joined"
+    is_minor: ClassVar[bool] = True
+
+    client: str
+    group: str = ""
+    key: str = ""
+    num_support: int = 0
+    num_validation: int = 0
+    num_test: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left(Event):
+    """A client is no longer connected, or was turned away.
+
+    Attributes:
+        client: its name.
+        reason: why it was turned away; empty if it went or fell silent.
+    """
+
+    kind: ClassVar[str] = "left"
+    is_minor: ClassVar[bool] = True
+
+    client: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Event):
+    """Clients were sent a message.
+
+    Attributes:
+        phase: `training` or `evaluation`.
+        round: k.
+        clients: their names.
+        bytes_down: array content sent to each.
+    """
+
+    kind: ClassVar[str] = "asked"
+    is_minor: ClassVar[bool] = True
+
+    phase: PhaseName
+    round: int
+    clients: tuple[str, ...]
+    bytes_down: int
+
+    def reduced(self) -> Self:
+        """Return the record without the clients' names."""
+        return replace(self, clients=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replied(Event):
+    """A client's reply was taken.
+
+    Attributes:
+        client: its name.
+        phase: `training` or `evaluation`.
+        round: k.
+        bytes_up: received from the client; what was on the wire where there is one, else array content.
+        bytes_down: sent to it, likewise.
+        seconds: from the sending of the phase's messages until the reply was here.
+        client_seconds: that the client says it has worked; None if it does not say.
+        num_examples: that it has trained or judged on.
+        loss: mean training loss of its local steps; None in evaluations.
+        before: metric -> value before fine-tuning, in evaluations.
+        after: metric -> value after all fine-tuning steps, in evaluations.
+    """
+
+    kind: ClassVar[str] = "replied"
+    is_minor: ClassVar[bool] = True
+
+    client: str
+    phase: PhaseName
+    round: int
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    client_seconds: float | None = None
+    num_examples: int = 0
+    loss: float | None = None
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejected(Event):
+    """A client that was asked has given no reply that could be used.
+
+    Attributes:
+        client: its name.
+        phase: `training` or `evaluation`.
+        round: k.
+        outcome: `rejected` (refused), `failed` (an error in place of a reply) or `missing` (none in time).
+        reason: one line of printable text, of at most some hundred characters.
+        bytes_up: received from the client.
+        bytes_down: sent to it.
+        seconds: from the sending of the phase's messages until it was clear.
+    """
+
+    kind: ClassVar[str] = "rejected"
+    is_minor: ClassVar[bool] = True
+
+    client: str
+    phase: PhaseName
+    round: int
+    outcome: Literal["rejected", "failed", "missing"]
+    reason: str
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
