@@ -29,6 +29,8 @@ from nufed.common.meta.objective import initial_params
 from nufed.common.params import Params, model_params
 from nufed.common.rng import seeded_generators
 from nufed.common.task import with_params
+from nufed.common.tasks import find_task
+from nufed.common.trees import Tree, first_leaf, split
 from nufed.common.wire import check_params
 
 PERSONAL_FORMAT = "nufed-personal-1"
@@ -237,19 +239,21 @@ def load_personal_model(path: Path) -> PersonalModel:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Return class probabilities [N, K], or predicted values [N, K], of a model in evaluation mode.
+def predict(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], inputs: Tree) -> Tensor:
+    """Return class probabilities [N, K], predicted values [N, K], … of a model in evaluation mode.
 
     Args:
         model: its own parameters are not used.
-        task: decides which of the two.
+        task: decides which of these.
         params: the model's parameters.
-        inputs: [N, *task.input_shape].
+        inputs: as the task has them, N examples.
     """
     outputs_of = with_params(model)
-    with seeded_generators(0, (inputs.device,)):  # for models that draw random numbers in evaluation mode too
-        outputs = torch.cat([outputs_of(params, part) for part in torch.split(inputs, _PREDICTED_AT_ONCE)])
-    return outputs.softmax(1) if task.kind == "classification" else outputs.reshape(len(inputs), -1)
+    with seeded_generators(
+        0, (first_leaf(inputs).device,)
+    ):  # for models that draw random numbers in evaluation mode too
+        outputs = torch.cat([outputs_of(params, part) for part in split(inputs, _PREDICTED_AT_ONCE)])
+    return find_task(task).predictions(outputs)
 
 
 def check_fits(params: Mapping[str, Tensor], model: nn.Module) -> None:

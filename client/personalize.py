@@ -94,4 +94,4 @@ def adaptation_batches(data: ClientData, evaluation: EvaluationConfig, *, seed: 
     size, available = evaluation.adapt_batch_size, len(data.support)
     for _ in range(evaluation.num_adapt_steps):
         rows = generator.choice(available, size, replace=size > available, shuffle=False)
-        yield data.support.take(torch.from_numpy(rows).to(data.support.targets.device)).as_batch()
+        yield data.support.take(torch.from_numpy(rows).to(data.support.device)).as_batch()

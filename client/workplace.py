@@ -18,11 +18,12 @@ from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.rows import refusal, tell_here
 from nufed.common.data.private.split import SplitHashes
 from nufed.common.errors import ConfigError, NufedError
-from nufed.common.examples import ClientData, Examples, Group, TaskInfo
+from nufed.common.examples import ClientData, Group, TaskInfo
 from nufed.common.models import MODELS
 from nufed.common.settings import Settings
 from nufed.common.steps.compile_choice import settle_compile
 from nufed.common.task import ModelLoss
+from nufed.common.trees import one_tensor
 
 FLIP_LABELS = "flip-labels"
 """Of a simulated node's configuration: whether its client attacks by training on wrong labels."""
@@ -195,14 +196,10 @@ def _simulated_client(
 
 def _flipped(client: ClientData, task: TaskInfo) -> ClientData:
     """Return a client that trains on labels C - 1 - y; what it is judged on stays right."""
-    support = Examples(client.support.inputs, task.num_outputs - 1 - client.support.targets)
-    return replace(client, support=support)
+    targets = task.num_outputs - 1 - one_tensor(client.support.targets, "targets")
+    return replace(client, support=replace(client.support, targets=targets))
 
 
 def on_device(data: ClientData, device: str) -> ClientData:
     """Return a client's data on a device."""
-
-    def move(examples: Examples) -> Examples:
-        return Examples(examples.inputs.to(device), examples.targets.to(device))
-
-    return data.with_splits(move)
+    return data.with_splits(lambda part: part.to(device))

@@ -1,21 +1,22 @@
-"""Labelled examples, a client's three splits, and the federation they make up."""
+"""Labelled examples, a client's three splits, the task they are for, and the federation they make up."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
+import torch
 from torch import Tensor
+
+from nufed.common import trees
+from nufed.common.trees import Tree
 
 if TYPE_CHECKING:
     from nufed.common.data.target_scaling import TargetScaling
 
-TaskKind = Literal["classification", "regression"]
 Group = Literal["participating", "new"]
-
-
-def in_double(tensor: Tensor) -> Tensor:
-    """Return floating-point values in float64, and integers as they are."""
-    return tensor.double() if tensor.is_floating_point() else tensor
+Option = bool | int | float | str
+TaskKind = str
+"""A name in `nufed.common.tasks.TASKS`, or `python:module:function`."""
 
 
 @dataclass(frozen=True)
@@ -23,38 +24,70 @@ class Batch:
     """Examples that one loss value is computed on.
 
     Attributes:
-        inputs: [B, ...].
-        targets: [B] class numbers (int64), or [B, K] values.
+        inputs: a tree whose leaves are [B, ...].
+        targets: what the task compares outputs with, [B, ...]: class numbers (int64), values, …
         mask_seed: seed of the dropout masks, the same for every evaluation on this batch; None without dropout.
+        weights: [B], what each example counts, 1 on average over the client's data; None where all count the same.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    inputs: Tree
+    targets: Tree
     mask_seed: int | None = None
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Return B."""
+        return trees.num_rows(self.targets)
 
     def double(self) -> Self:
-        """Return the batch in float64; class numbers stay integers."""
-        return replace(self, inputs=in_double(self.inputs), targets=in_double(self.targets))
+        """Return the batch in float64; integers and booleans stay what they are."""
+        weights = None if self.weights is None else self.weights.double()
+        inputs, targets = trees.in_double(self.inputs), trees.in_double(self.targets)
+        return replace(self, inputs=inputs, targets=targets, weights=weights)
+
+    def rows(self, rows: Tensor) -> Self:
+        """Return the examples at `rows` [M], with the same seed."""
+        inputs, targets = trees.take(self.inputs, rows), trees.take(self.targets, rows)
+        weights = None if self.weights is None else self.weights.index_select(0, rows)
+        return replace(self, inputs=inputs, targets=targets, weights=weights)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """N labelled examples: inputs [N, ...] and targets [N] (class numbers, int64) or [N, K] (values)."""
+    """N labelled examples.
 
-    inputs: Tensor
-    targets: Tensor
+    Attributes:
+        inputs: a tree whose leaves are [N, ...].
+        targets: [N, ...], as the task has them; class numbers are int64.
+        weights: [N], what each example counts in training, 1 on average; None where all count the same.
+    """
+
+    inputs: Tree
+    targets: Tree
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         """Return N."""
-        return len(self.targets)
+        return trees.num_rows(self.targets)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the examples are."""
+        return trees.first_leaf(self.targets).device
 
     def take(self, indices: Tensor) -> "Examples":
         """Return the examples at `indices` [M], in that order."""
-        return Examples(self.inputs.index_select(0, indices), self.targets.index_select(0, indices))
+        weights = None if self.weights is None else self.weights.index_select(0, indices)
+        return Examples(trees.take(self.inputs, indices), trees.take(self.targets, indices), weights)
 
     def as_batch(self) -> Batch:
         """Return all examples as one batch."""
-        return Batch(self.inputs, self.targets)
+        return Batch(self.inputs, self.targets, weights=self.weights)
+
+    def to(self, device: str | torch.device) -> "Examples":
+        """Return the examples on a device."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return Examples(trees.to_device(self.inputs, device), trees.to_device(self.targets, device), weights)
 
 
 @dataclass(frozen=True)
@@ -84,20 +117,39 @@ class ClientData:
 
 
 @dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of an input: its shape without the batch dimension, and what it holds."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["float", "integer", "boolean"] = "float"
+
+
+InputSpec: TypeAlias = "TensorSpec | tuple[InputSpec, ...] | tuple[tuple[str, InputSpec], ...]"
+"""A tensor's form, a tuple of forms, or the forms of a dict as pairs (name, form) in the order of the names."""
+
+
+@dataclass(frozen=True)
 class TaskInfo:
     """What a model and a loss must fit, the same for every client.
 
     Attributes:
-        kind: `classification` (cross-entropy) or `regression` (half the squared error).
-        input_shape: shape of one input, without the batch dimension.
-        num_outputs: classes, or values predicted per example.
-        class_names: names of the classes in label order; empty for regression.
+        kind: a name in `nufed.common.tasks.TASKS`, or `python:module:function`.
+        input_shape: shape of one input, without the batch dimension; empty for several inputs.
+        num_outputs: classes, labels, or values predicted per example (or per pixel or position).
+        class_names: names of the classes in label order; empty where there are none.
+        input_spec: what one input is made of; None for a floating-point tensor of `input_shape`.
+        target_shape: shape of one target: () for a class, (K,) for values or labels, (H, W) or (L,) for classes of
+            pixels or positions.
+        options: the loss's options, by name, where they are not the defaults.
     """
 
-    kind: TaskKind
+    kind: str
     input_shape: tuple[int, ...]
     num_outputs: int
     class_names: tuple[str, ...] = ()
+    input_spec: "InputSpec | None" = None
+    target_shape: tuple[int, ...] = ()
+    options: tuple[tuple[str, Option], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,12 @@ clients.csv and the terminal. `accuracy` is the measure that classification is r
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from nufed.common.examples import TaskKind
+from nufed.common.trees import Tree
 
 SPLITS = ("test", "validation")
 
@@ -27,7 +29,7 @@ class Metric:
     """
 
     meaning: str
-    of_each: Callable[[Tensor, Tensor], Tensor]
+    of_each: Callable[[Tensor, Any], Tensor]
     low: float
     high: float
     is_share: bool = False
@@ -43,9 +45,11 @@ ACCURACY = Metric(
 METRICS: dict[TaskKind, dict[str, Metric]] = {"classification": {"accuracy": ACCURACY}, "regression": {}}
 
 
-def measured(kind: TaskKind, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+def measured(kind: TaskKind, outputs: Tensor, targets: Tree) -> dict[str, float]:
     """Return each metric of a task for outputs [N, K] and their targets."""
-    return {name: float(metric.of_each(outputs, targets).double().mean()) for name, metric in METRICS[kind].items()}
+    return {
+        name: float(metric.of_each(outputs, targets).double().mean()) for name, metric in METRICS.get(kind, {}).items()
+    }
 
 
 def further_metrics() -> Mapping[str, Metric]:

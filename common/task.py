@@ -1,31 +1,43 @@
-"""Losses and accuracy: from a model and a task to a function of parameters and a batch."""
+"""Losses: from a model and a task to a function of parameters and a batch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name torch's own documentation uses
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nufed.common import trees
 from nufed.common.examples import Batch, TaskInfo
 from nufed.common.metrics import measured
 from nufed.common.rng import GLOBAL_STATE, derive_seed, seeded_generators, seeded_torch
+from nufed.common.tasks import Task, find_task
 from nufed.common.traits import UNKNOWN, Traits
+from nufed.common.trees import Tree
 
 LossFn = Callable[[Mapping[str, Tensor], Batch], Tensor]
+OutputsFn = Callable[[Mapping[str, Tensor], Tree], Tensor]
 
 
-def task_loss(task: TaskInfo, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return cross-entropy, or half the squared error summed over outputs; mean over examples."""
-    if task.kind == "classification":
-        return F.cross_entropy(outputs, targets)
-    return 0.5 * (outputs - targets).square().flatten(1).sum(1).mean()
+def call_model(model: nn.Module, inputs: Tree) -> Tensor:
+    """Return a model's outputs: called with one tensor, the parts of a tuple, or those of a dict by their names.
+
+    Of an output that has logits, as those of Hugging Face's models, these are taken.
+    """
+    if isinstance(inputs, Tensor):
+        outputs = model(inputs)
+    else:
+        outputs = model(*inputs) if isinstance(inputs, tuple) else model(**inputs)
+    if isinstance(outputs, Tensor):
+        return outputs
+    found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    return cast("Tensor", outputs if found is None else found)
 
 
-def with_params(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+def with_params(model: nn.Module) -> OutputsFn:
     """Return `outputs(params, inputs)`: the model's outputs with other parameters in the place of its own.
 
     What `torch.func.functional_call` does, at a tenth of its overhead: where the parameters live is looked up once.
@@ -46,7 +58,7 @@ def with_params(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Te
         if tensor is not None and tensor.is_floating_point()
     ]
 
-    def outputs(params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def outputs(params: Mapping[str, Tensor], inputs: Tree) -> Tensor:
         with GLOBAL_STATE:
             new: list[tuple[dict[str, Any], str, Tensor]] = [(table, key, params[name]) for name, table, key in places]
             if buffers and new:
@@ -55,7 +67,7 @@ def with_params(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Te
             try:
                 for table, key, tensor in new:
                     table[key] = tensor
-                return cast("Tensor", model(inputs))
+                return call_model(model, inputs)
             finally:
                 for (table, key, _), tensor in zip(new, own, strict=True):
                     table[key] = tensor
@@ -83,8 +95,13 @@ class ModelLoss:
 
     model: nn.Module
     task: TaskInfo
-    outputs: Callable[[Mapping[str, Tensor], Tensor], Tensor] = field(compare=False, repr=False)
+    outputs: OutputsFn = field(compare=False, repr=False)
     traits: Traits = field(default=UNKNOWN, compare=False)
+
+    @cached_property
+    def meaning(self) -> Task:
+        """Return what the outputs mean."""
+        return find_task(self.task)
 
     def __call__(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Return the loss, a scalar tensor; what the model draws follows `batch.mask_seed`.
@@ -93,12 +110,12 @@ class ModelLoss:
         """
         parts = self.parts(batch)
         if len(parts) == 1:
-            return task_loss(self.task, self.outputs_of(params, batch), batch.targets)
+            return self.meaning.loss(self.outputs_of(params, batch), batch.targets, batch.weights)
         total: Tensor = _InParts.apply(self, parts, tuple(params), *params.values())
         return total
 
     def outputs_of(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Return the outputs [B, K]; what the model draws follows `batch.mask_seed`."""
+        """Return the outputs [B, …]; what the model draws follows `batch.mask_seed`."""
         if batch.mask_seed is None and not self.traits.math_attention:
             return self.outputs(params, batch.inputs)
         with self._surroundings(batch):
@@ -110,7 +127,7 @@ class ModelLoss:
         with GLOBAL_STATE, ExitStack() as stack:
             if batch.mask_seed is not None:
                 seeded = seeded_torch if self.traits.draws == "torch" else seeded_generators
-                stack.enter_context(seeded(batch.mask_seed, (batch.inputs.device,)))
+                stack.enter_context(seeded(batch.mask_seed, (trees.first_leaf(batch.inputs).device,)))
             if self.traits.math_attention:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
@@ -118,13 +135,14 @@ class ModelLoss:
     def parts(self, batch: Batch) -> list[Batch]:
         """Return the batch in parts that fit the memory; what each draws has a seed of its own."""
         most = self.traits.most_rows
-        if most is None or len(batch.targets) <= most:
+        if most is None or len(batch) <= most:
             return [batch]
         seed = batch.mask_seed
-        pairs = zip(torch.split(batch.inputs, most), torch.split(batch.targets, most), strict=True)
+        inputs, targets = trees.split(batch.inputs, most), trees.split(batch.targets, most)
+        weights = [None] * len(inputs) if batch.weights is None else torch.split(batch.weights, most)
         return [
-            Batch(inputs, targets, None if seed is None else derive_seed(seed, "part", number))
-            for number, (inputs, targets) in enumerate(pairs)
+            Batch(own, wanted, None if seed is None else derive_seed(seed, "part", number), weight)
+            for number, (own, wanted, weight) in enumerate(zip(inputs, targets, weights, strict=True))
         ]
 
 
@@ -149,7 +167,7 @@ def judged_by_all(
     """
     loss_fn = make_loss(model, task, traits)
     outputs = torch.cat([loss_fn.outputs_of(params, part) for part in loss_fn.parts(batch)])
-    loss = float(task_loss(task, outputs, batch.targets))
+    loss = float(loss_fn.meaning.loss(outputs, batch.targets, batch.weights))
     return {"loss": loss, **measured(task.kind, outputs, batch.targets)}
 
 
@@ -164,11 +182,11 @@ class _InParts(torch.autograd.Function):
             for name, tensor, needed in zip(names, tensors, ctx.needs_input_grad[3:], strict=True)
         }
         wanted = [tensor for tensor in point.values() if tensor.requires_grad]
-        num_examples, total = sum(len(part.targets) for part in parts), tensors[0].new_zeros(())
+        num_examples, total = sum(map(len, parts)), tensors[0].new_zeros(())
         sums = [torch.zeros_like(tensor) for tensor in wanted]
         for part in parts:
             with torch.enable_grad():
-                value = loss(point, part) * (len(part.targets) / num_examples)
+                value = loss(point, part) * (len(part) / num_examples)
             total += value.detach()
             if wanted:
                 torch._foreach_add_(sums, torch.autograd.grad(value, wanted))

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nufed.common.errors import DataError
+from nufed.common.trees import Tree, tree_map
 
 _LISTED = 20
 
@@ -41,6 +42,15 @@ def cast(values: NDArray[np.generic], dtype: torch.dtype, name: Callable[[int], 
         error.sendable = True  # counts, and what `name` makes public
         raise error
     return tensor
+
+
+def cast_tree(tree: Tree, dtype: torch.dtype, name: Callable[[int], str]) -> Tree:
+    """Return a tree with its floating-point leaves in a type, and the others as they are; arguments as `cast`.
+
+    Raises:
+        DataError: as `cast`.
+    """
+    return tree_map(lambda leaf: cast(leaf.numpy(), dtype, name) if leaf.is_floating_point() else leaf, tree)
 
 
 def input_name(column: int) -> str:

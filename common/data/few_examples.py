@@ -13,6 +13,7 @@ from nufed.common.config import DataConfig
 from nufed.common.data.pool import Array, DealtFederation, Rows
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
 from nufed.common.rng import numpy_generator
+from nufed.common.trees import first_leaf
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def choose_few(targets: Array, number: int, task: TaskInfo, *, seed: int, client
 
 def few_examples(support: Examples, number: int, task: TaskInfo, *, seed: int, client_id: str) -> tuple[Examples, bool]:
     """Return the examples that are left, and whether there are fewer than asked for; see `choose_few`."""
-    few = choose_few(support.targets.cpu().numpy(), number, task, seed=seed, client_id=client_id)
-    return support.take(torch.from_numpy(few.rows).to(support.targets.device)), few.is_short
+    few = choose_few(first_leaf(support.targets).cpu().numpy(), number, task, seed=seed, client_id=client_id)
+    return support.take(torch.from_numpy(few.rows).to(support.device)), few.is_short
 
 
 def asked_for(config: DataConfig, group: Group) -> int:

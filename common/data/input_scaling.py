@@ -22,6 +22,7 @@ from nufed.common.data.target_scaling import in_precision, mean_and_scale
 from nufed.common.errors import ConfigError
 from nufed.common.examples import ClientData, Examples
 from nufed.common.given import is_given
+from nufed.common.trees import one_tensor
 
 LARGE = 10.0
 """Root mean square of an input above which `auto` scales; standardized inputs have 1, pixels at most 1."""
@@ -49,7 +50,7 @@ def scale_inputs(dealt: DealtFederation, config: DataConfig) -> DealtFederation:
             return dealt.make_client(partition_id, dtype)
 
         def change(examples: Examples) -> Examples:
-            return replace(examples, inputs=torch.from_numpy(preparation.apply(examples.inputs.numpy())))
+            return replace(examples, inputs=torch.from_numpy(preparation.apply(one_tensor(examples.inputs).numpy())))
 
         return in_precision(dealt.make_client(partition_id, torch.float64).with_splits(change), dtype)
 
@@ -66,7 +67,7 @@ def _fitted(dealt: DealtFederation, config: DataConfig) -> Callable[[], Preparat
     @cache
     def fit() -> Preparation | None:
         clients = (dealt.make_client(index, torch.float64) for index in range(config.num_clients))
-        inputs = [client.support.inputs for client in clients]
+        inputs = [one_tensor(client.support.inputs) for client in clients]
         if not all(rows.is_floating_point() for rows in inputs):
             return None
         values: Array = torch.cat(inputs).numpy()

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from nufed.common.config import DataConfig
-from nufed.common.data.cast import cast, input_name, target_name
+from nufed.common.data.cast import cast_tree, input_name, target_name
 from nufed.common.data.pool import Array, DealtFederation
 from nufed.common.data.private.task import NOISE, PRIVATE
 from nufed.common.errors import ConfigError
 from nufed.common.examples import ClientData, Examples, TaskInfo
+from nufed.common.trees import one_tensor
 
 UNIT_SIZED = ("sinusoid", "quadratic")
 """Sources whose values to predict are around 1, and in no unit."""
@@ -182,7 +183,9 @@ def scale_targets(dealt: DealtFederation, config: DataConfig) -> DealtFederation
 
     def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
         client = dealt.make_client(partition_id, torch.float64)
-        scaling = of_the_run() if way == "run" else fit_target_scaling(client.support.targets.numpy())
+        scaling = (
+            of_the_run() if way == "run" else fit_target_scaling(one_tensor(client.support.targets, "targets").numpy())
+        )
         return in_precision(scaled_client(client, scaling), dtype)
 
     return replace(dealt, make_client=make_client, target_scaling=of_the_run if way == "run" else None)
@@ -202,7 +205,9 @@ def own_target_scaling(client: ClientData, task: TaskInfo, config: DataConfig) -
     way = target_scale(config, task)
     if way == "none":
         return None
-    return (way == "run" and declared_target_scaling(config)) or fit_target_scaling(client.support.targets.numpy())
+    return (way == "run" and declared_target_scaling(config)) or fit_target_scaling(
+        one_tensor(client.support.targets, "targets").numpy()
+    )
 
 
 def scaled_client(client: ClientData, scaling: TargetScaling) -> ClientData:
@@ -212,7 +217,7 @@ def scaled_client(client: ClientData, scaling: TargetScaling) -> ClientData:
         client: values to predict in float64, unscaled: differences that float32 would lose are kept by the scaling.
         scaling: of its values to predict.
     """
-    scaled = client.with_splits(lambda own: replace(own, targets=scaling.apply(own.targets)))
+    scaled = client.with_splits(lambda own: replace(own, targets=scaling.apply(one_tensor(own.targets, "targets"))))
     return replace(scaled, target_scaling=scaling)
 
 
@@ -224,10 +229,7 @@ def in_precision(client: ClientData, dtype: torch.dtype) -> ClientData:
     """
 
     def change(examples: Examples) -> Examples:
-        inputs, targets = (
-            cast(tensor.numpy(), dtype, name) if tensor.is_floating_point() else tensor
-            for tensor, name in ((examples.inputs, input_name), (examples.targets, target_name))
-        )
+        inputs, targets = cast_tree(examples.inputs, dtype, input_name), cast_tree(examples.targets, dtype, target_name)
         return replace(examples, inputs=inputs, targets=targets)
 
     return client.with_splits(change)
@@ -240,13 +242,16 @@ def rescaled(client: ClientData, scaling: TargetScaling) -> ClientData:
         return client
 
     def change(examples: Examples) -> Examples:
-        return replace(examples, targets=scaling.apply(earlier.undo(examples.targets)).to(examples.targets.dtype))
+        targets = one_tensor(examples.targets, "targets")
+        return replace(examples, targets=scaling.apply(earlier.undo(targets)).to(targets.dtype))
 
     return replace(client.with_splits(change), target_scaling=scaling)
 
 
 def _pooled(clients: Iterable[ClientData]) -> TargetScaling:
-    return fit_target_scaling(np.concatenate([client.support.targets.numpy() for client in clients]))
+    return fit_target_scaling(
+        np.concatenate([one_tensor(client.support.targets, "targets").numpy() for client in clients])
+    )
 
 
 def _numbers(text: str, option: str) -> tuple[float, ...]:

@@ -25,6 +25,7 @@ from nufed.common.data.pool import DealtFederation
 from nufed.common.errors import ConfigError
 from nufed.common.examples import ClientData, Examples, TaskInfo
 from nufed.common.rng import derive_seed, torch_generator
+from nufed.common.trees import one_tensor
 
 Change = Callable[[Examples], Examples]
 
@@ -118,13 +119,13 @@ class _Place:
 def _rotation(place: _Place) -> Change:
     fraction = derive_seed(place.seed, *place.purpose) / 2**63
     degrees = place.config.transform_strength * 180.0 * (2 * fraction - 1)
-    return lambda examples: Examples(rotate(examples.inputs, degrees), examples.targets)
+    return lambda examples: replace(examples, inputs=rotate(one_tensor(examples.inputs), degrees))
 
 
 def _renaming(place: _Place) -> Change:
     generator = torch_generator(place.seed, *place.purpose)
     names = label_permutation(place.task.num_outputs, place.config.transform_strength, generator)
-    return lambda examples: Examples(examples.inputs, names[examples.targets])
+    return lambda examples: replace(examples, targets=names[one_tensor(examples.targets, "targets")])
 
 
 def _second_group(place: _Place) -> Change:
@@ -133,7 +134,11 @@ def _second_group(place: _Place) -> Change:
     strength = place.config.transform_strength
     generator = torch_generator(place.seed, "data", "transform", "two-groups")  # one code for the whole group
     gain, names = 1.0 - DIMMING * strength, ring_names(place.task.num_outputs, strength, generator)
-    return lambda examples: Examples(gain * examples.inputs, names[examples.targets])
+    return lambda examples: replace(
+        examples,
+        inputs=gain * one_tensor(examples.inputs),
+        targets=names[one_tensor(examples.targets, "targets")],
+    )
 
 
 _CHANGES: dict[str, Callable[[_Place], Change]] = {

@@ -25,6 +25,7 @@ from nufed.common.data.raw import as_array, as_targets, check_inputs, class_note
 from nufed.common.errors import DataError
 from nufed.common.examples import ClientData, Examples, Federation, TaskInfo, TaskKind
 from nufed.common.given import find_given
+from nufed.common.trees import one_tensor
 from nufed.common.user_code import load_function
 
 
@@ -188,6 +189,6 @@ def _cast(examples: Examples, task: TaskInfo, dtype: torch.dtype) -> Examples:
     """Return copies, which a model may change without changing what the function holds."""
     inputs = cast(as_array(examples.inputs, "inputs"), dtype, input_name)
     if task.kind == "classification":
-        return Examples(inputs, examples.targets.to(torch.int64, copy=True))
+        return Examples(inputs, one_tensor(examples.targets, "targets").to(torch.int64, copy=True))
     targets = cast(as_array(examples.targets, "targets"), dtype, target_name)
     return Examples(inputs, targets.reshape(len(targets), task.num_outputs))

@@ -21,6 +21,7 @@ from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGr
 from nufed.common.params import Params
 from nufed.common.steps.cohort_kernel import CohortBatch, CohortKernel, Stacked, clipped_each, norms, stack_params
 from nufed.common.steps.cohort_steps import cohort_steps
+from nufed.common.trees import first_leaf, tree_map
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,11 @@ class _Batches:
         sizes = np.array([_sizes(plan, own) for own in sources])  # [m, number of batches]
         self._sizes = sizes.max(0)  # of each batch, padded
         total, example = int(self._sizes.sum()), trainees[0].support
-        self._inputs = example.inputs.new_empty(len(trainees), total, *example.inputs.shape[1:])
-        self._targets = example.targets.new_empty(len(trainees), total, *example.targets.shape[1:])
-        self._weights = [self._weigh(own) for own in sizes.T]
+        rows = (len(trainees), total)
+        self._inputs = tree_map(lambda leaf: leaf.new_empty(*rows, *leaf.shape[1:]), example.inputs)
+        self._targets = tree_map(lambda leaf: leaf.new_empty(*rows, *leaf.shape[1:]), example.targets)
+        self._own_weights = None if example.weights is None else example.weights.new_empty(rows)
+        self._shares = [self._share(own) for own in sizes.T]
         self._is_constant = plan.outer_size == plan.inner_size == plan.hessian_size == 0
         self._gathered = False
 
@@ -151,23 +154,35 @@ class _Batches:
             self._gathered = True
         ends = np.cumsum(self._sizes)
         batches = [
-            CohortBatch(self._inputs[:, end - size : end], self._targets[:, end - size : end], weights)
-            for end, size, weights in zip(ends.tolist(), self._sizes.tolist(), self._weights, strict=True)
+            self._part(slice(end - size, end), shares)
+            for end, size, shares in zip(ends.tolist(), self._sizes.tolist(), self._shares, strict=True)
         ]
         inner = tuple(batches[1 : 1 + self._plan.num_inner])
         return MetaBatches(inner, batches[0], tuple(batches[1 + self._plan.num_inner :]) or inner)
 
     def _gather(self, number: int, step: int) -> None:
         trainee = self._trainees[number]
+        support = trainee.support
         drawn = draw_indices(self._plan, self._sources[number], trainee.stream.step_seed(step))
         rows = np.concatenate([_pad(own, size) for own, size in zip(drawn, self._sizes.tolist(), strict=True)])
-        index = torch.from_numpy(rows).to(trainee.support.targets.device)
-        torch.index_select(trainee.support.inputs, 0, index, out=self._inputs[number])
-        torch.index_select(trainee.support.targets, 0, index, out=self._targets[number])
+        index = torch.from_numpy(rows).to(support.device)
 
-    def _weigh(self, sizes: np.ndarray) -> Tensor:
-        """Return [m, B] weights 1/B_i, 0 beyond each client's own size."""
-        like = self._inputs
+        def gather(into: Tensor, leaf: Tensor) -> Tensor:
+            return torch.index_select(leaf, 0, index, out=into[number])
+
+        tree_map(gather, self._inputs, support.inputs)
+        tree_map(gather, self._targets, support.targets)
+        if self._own_weights is not None and support.weights is not None:
+            gather(self._own_weights, support.weights)
+
+    def _part(self, columns: slice, shares: Tensor) -> CohortBatch:
+        inputs, targets = (tree_map(lambda leaf: leaf[:, columns], tree) for tree in (self._inputs, self._targets))
+        own = None if self._own_weights is None else self._own_weights[:, columns]
+        return CohortBatch(inputs, targets, shares, own)
+
+    def _share(self, sizes: np.ndarray) -> Tensor:
+        """Return [m, B] shares 1/B_i, 0 beyond each client's own size."""
+        like = first_leaf(self._inputs)
         own = torch.from_numpy(sizes).to(like.device).unsqueeze(1)
         positions = torch.arange(int(sizes.max()), device=like.device).unsqueeze(0)
         dtype = like.dtype if like.is_floating_point() else torch.float32

@@ -1,7 +1,7 @@
 """Adaptation curves of several clients at once: plain gradient steps on the support split, judged on other examples."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from nufed.common.examples import TaskInfo
 from nufed.common.metrics import METRICS
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
+from nufed.common.tasks import find_task
+from nufed.common.trees import one_tensor
 
 MOST_PRODUCTS = 2**26
 """Inner products of inputs that are kept: N (N + T) numbers grow with the square of a client's examples."""
@@ -58,9 +60,10 @@ def outputs_through_products(
     first, rest = kernel.layers[0], kernel.above_first_layer()
     if first.activation is None:
         raise AssertionError("the first of several layers has an activation")
-    size = support.inputs.shape[1]
-    rows = torch.cat([support.inputs.flatten(2), inputs.flatten(2)], 1)
-    products = torch.bmm(rows, support.inputs.flatten(2).transpose(1, 2))
+    known = one_tensor(support.inputs).flatten(2)
+    size = known.shape[1]
+    rows = torch.cat([known, inputs.flatten(2)], 1)
+    products = torch.bmm(rows, known.transpose(1, 2))
     sums = torch.bmm(rows, params[first.weight].transpose(1, 2))
     if first.bias:
         sums += params[first.bias].unsqueeze(1)
@@ -70,7 +73,7 @@ def outputs_through_products(
         values = first.activation.value(sums)
         yield rest.outputs(upper, values[:, size:])
         if step < num_steps:
-            tape = rest.tape(upper, CohortBatch(values[:, :size], support.targets, support.weights), curvature=False)
+            tape = rest.tape(upper, replace(support, inputs=values[:, :size]), curvature=False)
             slope = first.activation.slope(sums[:, :size], values[:, :size])
             sums.baddbmm_(products, tape.input_gradient().mul_(slope), alpha=-step_size)
             upper = tape.descend(step_size)
@@ -103,15 +106,12 @@ def judge_outputs(
         targets: [m, T] class numbers, or [m, T, K] values.
         weights: for each split [m, T], 1/T_i for its examples and 0 for all others.
     """
-    metrics = METRICS[task.kind]
+    metrics, meaning = METRICS.get(task.kind, {}), find_task(task)
     losses: list[list[Tensor]] = [[] for _ in weights]
     found: list[dict[str, list[Tensor]]] = [{name: [] for name in metrics} for _ in weights]
     sizes = [(split > 0).sum(1) for split in weights]
     for out in outputs:
-        if task.kind == "regression":
-            each = 0.5 * (out - targets).square().flatten(2).sum(2)
-        else:
-            each = out.logsumexp(2) - out.gather(2, targets.unsqueeze(2)).squeeze(2)
+        each = meaning.losses(out, targets)
         measures = {name: metric.of_each(out, targets).double() for name, metric in metrics.items()}
         for number, split in enumerate(weights):
             losses[number].append((each * split).sum(1))

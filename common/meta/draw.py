@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from nufed.common import trees
 from nufed.common.config import MethodConfig
 from nufed.common.errors import DataError
 from nufed.common.examples import Batch, Examples
@@ -95,13 +96,14 @@ def take_batches(support: Examples, indices: list[np.ndarray], num_inner: int, m
         num_inner: ν.
         mask_seed: seed that the dropout masks of each batch derive from; None without dropout.
     """
-    rows = torch.from_numpy(np.concatenate(indices)).to(support.targets.device)
+    rows = torch.from_numpy(np.concatenate(indices)).to(support.device)
     taken = support.take(rows)
     sizes = [len(part) for part in indices]
-    parts = zip(torch.split(taken.inputs, sizes), torch.split(taken.targets, sizes), strict=True)
+    weights = [None] * len(sizes) if taken.weights is None else torch.split(taken.weights, sizes)
+    parts = zip(trees.split(taken.inputs, sizes), trees.split(taken.targets, sizes), weights, strict=True)
     batches = [
-        Batch(inputs, targets, None if mask_seed is None else derive_seed(mask_seed, "mask", number))
-        for number, (inputs, targets) in enumerate(parts)
+        Batch(inputs, targets, None if mask_seed is None else derive_seed(mask_seed, "mask", number), own)
+        for number, (inputs, targets, own) in enumerate(parts)
     ]
     inner = tuple(batches[1 : 1 + num_inner])
     return MetaBatches(inner, batches[0], tuple(batches[1 + num_inner :]) or inner)

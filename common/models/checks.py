@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from nufed.common.errors import ModelError
 from nufed.common.examples import TaskInfo
 from nufed.common.models.agreement import near
+from nufed.common.models.dummy import described_inputs, dummy_inputs
 from nufed.common.rng import seeded_generators
+from nufed.common.task import call_model
+from nufed.common.tasks import find_task
 
 _NUM_DUMMY = 3
 
@@ -124,27 +127,26 @@ def check_same_outputs(one: nn.Module, other: nn.Module, task: TaskInfo) -> None
 
 
 def _dummy_outputs(model: nn.Module, task: TaskInfo, like: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.rand(_NUM_DUMMY, *task.input_shape, generator=generator).to(like)
+    inputs, wanted = dummy_inputs(task, _NUM_DUMMY, like), find_task(task).output_shape
     try:
         with seeded_generators(0, (like.device,)):
-            outputs = model(inputs)
+            outputs = call_model(model, inputs)
     except Exception as error:  # the user's model may raise anything
         kind = "" if isinstance(error, RuntimeError) else f" {type(error).__name__}"
         raise ModelError(
-            f"expected {type(model).__name__} to take inputs of shape [B, {_dims(task.input_shape)}], but it raised"
+            f"expected {type(model).__name__} to take inputs {described_inputs(task)}, but it raised"
             f"{kind}: {error}; choose another model.name, or change the model"
         ) from error
     if not isinstance(outputs, Tensor):
         raise ModelError(
-            f"expected outputs of shape [B, {task.num_outputs}] from {type(model).__name__}, but got "
+            f"expected outputs of shape [B, {_dims(wanted or ('…',))}] from {type(model).__name__}, but got "
             f"{type(outputs).__name__}; return one tensor"
         )
-    if outputs.shape != (_NUM_DUMMY, task.num_outputs):
+    if wanted is not None and outputs.shape != (_NUM_DUMMY, *wanted):
         batched = outputs.ndim > 0 and len(outputs) == _NUM_DUMMY
         came = _dims(("B", *outputs.shape[1:]) if batched else tuple(outputs.shape))
         raise ModelError(
-            f"expected outputs of shape [B, {task.num_outputs}] from {type(model).__name__}, but got [{came}]; let its "
+            f"expected outputs of shape [B, {_dims(wanted)}] from {type(model).__name__}, but got [{came}]; let its "
             f"last layer have {task.num_outputs} outputs"
         )
     return outputs

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from nufed.common import trees
 from nufed.common.models.agreement import gradients_near, near
 from nufed.common.models.nearby import direction_at, moved
 from nufed.common.models.recording import Recording, record
 from nufed.common.models.second_derivatives import ScalarFn, double_backward, is_differentiated_twice
 from nufed.common.params import Params, leaves
 from nufed.common.rng import seeded_generators
+from nufed.common.trees import Tree
 
 Forward = Callable[[], object]
 
@@ -51,16 +53,16 @@ def find_culprit(model: nn.Module, forward: Forward, is_good: Callable[[Call], b
     return described(model, "")
 
 
-def find_writer(model: nn.Module, forward: Forward, inputs: Tensor) -> str:
+def find_writer(model: nn.Module, forward: Forward, inputs: Tree) -> str:
     """Return the description of the innermost module during whose call `inputs` changed."""
     found: list[str] = []
-    before: dict[str, Tensor] = {}
+    before: dict[str, list[Tensor]] = {}
 
     def enter(path: str) -> Callable[..., None]:
-        return lambda *_: before.update({path: inputs.clone()})
+        return lambda *_: before.update({path: [leaf.clone() for leaf in trees.leaves(inputs)]})
 
     def leave(path: str) -> Callable[..., None]:
-        return lambda *_: None if torch.equal(before[path], inputs) else found.append(path)
+        return lambda *_: None if all(map(torch.equal, before[path], trees.leaves(inputs))) else found.append(path)
 
     with ExitStack() as hooks:
         for path, module in model.named_modules():

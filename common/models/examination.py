@@ -18,6 +18,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from nufed.common import trees
 from nufed.common.errors import ModelError
 from nufed.common.examples import Batch, Examples, TaskInfo
 from nufed.common.models.agreement import gradients_near, near, same
@@ -45,7 +46,7 @@ from nufed.common.models.unchanged import (
 from nufed.common.params import Params, leaves, model_params
 from nufed.common.rng import GLOBAL_STATE, seeded_generators
 from nufed.common.steps.dense_layers import dense_layers
-from nufed.common.task import ModelLoss, make_loss, task_loss
+from nufed.common.task import ModelLoss, call_model, make_loss
 from nufed.common.traits import Draws, Traits
 
 NUM_EXAMPLES = 4
@@ -142,20 +143,18 @@ class _Subject:
 
     def run_with_own(self) -> _Pass:
         """Return outputs and gradient at the point, which for once is where the model's own parameters are."""
-        loss = replace(self.loss, outputs=lambda _, inputs: self.model(inputs))
+        loss = replace(self.loss, outputs=lambda _, inputs: call_model(self.model, inputs))
         with parameters_at(self.model, self.point):
             return self._run(loss, dict(self.model.named_parameters()))
 
     def in_double(self) -> "_Subject":
         """Return the same in float64."""
-        parts = (self.batch.inputs, self.batch.targets)
-        inputs, targets = (part.double() if part.is_floating_point() else part for part in parts)
         point = {name: tensor.double() for name, tensor in self.point.items()}
-        return replace(self, point=point, batch=replace(self.batch, inputs=inputs, targets=targets))
+        return replace(self, point=point, batch=self.batch.double())
 
     def _run(self, loss: ModelLoss, at: Params) -> _Pass:
         outputs = loss.outputs_of(at, self.batch)
-        value = task_loss(loss.task, outputs, self.batch.targets)
+        value = loss.meaning.loss(outputs, self.batch.targets, self.batch.weights)
         gradients = torch.autograd.grad(value, list(at.values()), allow_unused=True)
         return _Pass(outputs.detach(), dict(zip(at, gradients, strict=True)))
 
@@ -173,16 +172,17 @@ def examine(model: nn.Module, task: TaskInfo, examples: Examples, *, twice: bool
         ModelError: naming the module and what to do.
     """
     with GLOBAL_STATE:
-        rows = torch.arange(NUM_EXAMPLES, device=examples.targets.device) % len(examples)
-        taken = examples.take(rows)
+        rows = torch.arange(NUM_EXAMPLES, device=examples.device) % len(examples)
         point = moved(model_params(model))
-        subject = _Subject(make_loss(model, task), point, Batch(taken.inputs, taken.targets, SEED))
+        batch = replace(examples.take(rows).as_batch(), mask_seed=SEED)
+        subject = _Subject(make_loss(model, task), point, batch)
         return _examine(subject, twice=twice)
 
 
 def _examine(subject: _Subject, *, twice: bool) -> Traits:
     model, batch = subject.model, subject.batch
-    inputs, buffers = batch.inputs.clone(), {name: buffer.clone() for name, buffer in model.named_buffers()}
+    inputs = trees.tree_map(torch.clone, batch.inputs)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     point = {name: tensor.clone() for name, tensor in subject.point.items()}
     generators = own_generators(model)
     check_no_renorm(model)
@@ -190,7 +190,7 @@ def _examine(subject: _Subject, *, twice: bool) -> Traits:
         first = _first_call(subject)
     check_parameters_stay(model, first.point, point)
     check_generators(model, generators)
-    if not same(batch.inputs, inputs):
+    if not all(map(same, trees.leaves(batch.inputs), trees.leaves(inputs))):
         writer = find_writer(model, replace(subject, batch=replace(batch, inputs=inputs)).forward, inputs)
         raise ModelError(
             f"expected inputs that stay as they are, but {writer} changes them in place; write x = x / 2 for x /= 2, "
@@ -221,7 +221,7 @@ def _examine(subject: _Subject, *, twice: bool) -> Traits:
 
 
 def _first_call(subject: _Subject) -> _FirstCall:
-    device, point = subject.batch.inputs.device, leaves(subject.point)
+    device, point = trees.first_leaf(subject.batch.inputs).device, leaves(subject.point)
     unseeded = replace(subject.batch, mask_seed=None)
 
     def forward() -> tuple[Tensor, Draws]:
@@ -237,13 +237,14 @@ def _first_call(subject: _Subject) -> _FirstCall:
 
 def _is_finite(subject: _Subject, outputs: Tensor) -> bool:
     """Return whether the loss is a number, after the outputs were found to be one row for each example."""
-    task, size = subject.loss.task, len(subject.batch.targets)
-    if outputs.shape != (size, task.num_outputs):
+    meaning, batch = subject.loss.meaning, subject.batch
+    if meaning.output_shape is not None and outputs.shape != (len(batch), *meaning.output_shape):
         raise ModelError(
-            f"expected outputs of shape [B, {task.num_outputs}] from {type(subject.model).__name__}, but got "
-            f"{list(outputs.shape)} for B = {size}; return one row for each example"
+            f"expected outputs of shape [B, {', '.join(map(str, meaning.output_shape))}] from "
+            f"{type(subject.model).__name__}, but got {list(outputs.shape)} for B = {len(batch)}; return one row for "
+            "each example"
         )
-    return bool(torch.isfinite(task_loss(task, outputs, subject.batch.targets)))
+    return bool(torch.isfinite(meaning.loss(outputs, batch.targets, batch.weights)))
 
 
 def _check_gradient(subject: _Subject, first: _FirstCall) -> None:
@@ -359,7 +360,7 @@ def _at_least(draws: Draws, model: nn.Module) -> Draws:
 def _most_rows(subject: _Subject, first: _FirstCall) -> int | None:
     """Return how many examples may be evaluated at once; None where one's outputs depend on the others."""
     half = NUM_EXAMPLES // 2
-    batch = replace(subject.batch, inputs=subject.batch.inputs[:half], targets=subject.batch.targets[:half])
+    batch = subject.batch.rows(torch.arange(half, device=first.outputs.device))
     fewer = _first_call(replace(subject, batch=batch))
     if not near(first.outputs[:half].detach(), fewer.outputs.detach()):
         return None

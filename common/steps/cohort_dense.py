@@ -24,6 +24,8 @@ from nufed.common.examples import TaskInfo
 from nufed.common.params import Params
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
 from nufed.common.steps.dense_layers import DenseLayer
+from nufed.common.tasks import find_task
+from nufed.common.trees import one_tensor
 
 
 class _Buffers:
@@ -62,7 +64,7 @@ class DenseKernel:
     def __init__(self, layers: Sequence[DenseLayer], task: TaskInfo) -> None:
         """Serve models of these layers."""
         self.layers = tuple(layers)
-        self._task = task
+        self._task, self._is_classification = task, find_task(task).by_hand == "cross-entropy"
         self._buffers: _Buffers | None = None
 
     def start_step(self) -> None:
@@ -77,7 +79,7 @@ class DenseKernel:
 
     def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> "DenseTape":
         """Evaluate the losses at `params`, forward and backward down to the first layer."""
-        tape = DenseTape.forward(self.layers, params, batch, is_classification=self._task.kind == "classification")
+        tape = DenseTape.forward(self.layers, params, batch, is_classification=self._is_classification)
         tape.backward(keep_products=curvature)
         tape.buffers = self._buffers
         return tape
@@ -102,9 +104,10 @@ class DenseTape:
 
     def __init__(self, layers: tuple[DenseLayer, ...], params: Stacked, batch: CohortBatch) -> None:
         """Start an empty tape."""
-        self._layers, self._params, self._batch = layers, params, batch
+        self._layers, self._params = layers, params
         self._sums: list[Tensor] = []  # z_1 … z_L
-        self._values: list[Tensor] = [_flat(batch.inputs, batch)]  # a_0 … a_{L-1}
+        self._inputs, self._targets, self._weights = one_tensor(batch.inputs), one_tensor(batch.targets), batch.weights
+        self._values: list[Tensor] = [_flat(self._inputs, self._weights)]  # a_0 … a_{L-1}
         self._slopes: list[Tensor] = []  # φ'(z_1) … φ'(z_{L-1})
         self._deltas: list[Tensor] = []  # δ_1 … δ_L
         self._back: list[Tensor] = []  # δ_l W_l for l = 2 … L
@@ -143,9 +146,9 @@ class DenseTape:
 
     def losses(self) -> Tensor:
         """Return f_i, [m]."""
-        outputs, targets, weights = self._sums[-1], self._batch.targets, self._batch.weights
+        outputs, targets, weights = self._sums[-1], self._targets, self._weights
         if self._probabilities is None:
-            each = 0.5 * (outputs - _flat(targets, self._batch)).square().sum(-1)
+            each = 0.5 * (outputs - _flat(targets, weights)).square().sum(-1)
         else:
             each = outputs.logsumexp(-1) - outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
         return (each * weights).sum(-1)
@@ -200,7 +203,7 @@ class DenseTape:
         if self._probabilities is not None:
             kept = (*kept, self._probabilities)
         sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
-        sizes.pop(self._batch.inputs.untyped_storage().data_ptr(), None)
+        sizes.pop(self._inputs.untyped_storage().data_ptr(), None)
         return sum(sizes.values())
 
     def _memory_like(self, weight: Tensor) -> Tensor | None:
@@ -227,16 +230,16 @@ class DenseTape:
 
     def _output_error(self) -> Tensor:
         """Return δ_L."""
-        weights = self._batch.weights.unsqueeze(-1)
+        weights = self._weights.unsqueeze(-1)
         if self._probabilities is None:
-            return (self._sums[-1] - _flat(self._batch.targets, self._batch)).mul_(weights)
-        targets = self._batch.targets.unsqueeze(-1)
+            return (self._sums[-1] - _flat(self._targets, self._weights)).mul_(weights)
+        targets = self._targets.unsqueeze(-1)
         minus_one = self._probabilities.new_full((), -1.0).expand(targets.shape)
         return self._probabilities.scatter_add(-1, targets, minus_one).mul_(weights)
 
     def _output_error_along(self, moved: Tensor) -> Tensor:
         """Return R{δ_L} for R{z_L}."""
-        weights = self._batch.weights.unsqueeze(-1)
+        weights = self._weights.unsqueeze(-1)
         if self._probabilities is None:
             return moved * weights
         scaled = self._probabilities * moved
@@ -256,9 +259,9 @@ def _linear(params: Stacked, layer: DenseLayer, inputs: Tensor) -> Tensor:
     return _plus_product(params[layer.bias].unsqueeze(-2), inputs, weight)
 
 
-def _flat(tensor: Tensor, batch: CohortBatch) -> Tensor:
+def _flat(tensor: Tensor, weights: Tensor) -> Tensor:
     """Return the tensor with one dimension behind those of the examples."""
-    return tensor.flatten(batch.weights.dim())
+    return tensor.flatten(weights.dim())
 
 
 def _product(left: Tensor, right: Tensor, into: Tensor | None = None) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from nufed.common.examples import in_double
 from nufed.common.params import Params
+from nufed.common.trees import Tree, in_double
 
 Stacked = Mapping[str, Tensor]
 
@@ -22,20 +22,29 @@ class CohortBatch:
     """One batch for each of m clients, padded to a common length B.
 
     Attributes:
-        inputs: [m, B, ...].
-        targets: [m, B] class numbers (int64), or [m, B, K] values.
-        weights: [m, B], what each example counts in its client's mean: 1/B_i, or 0 for padding.
+        inputs: a tree whose leaves are [m, B, ...].
+        targets: as the task has them, [m, B, ...].
+        shares: [m, B], each example's share in its client's mean: 1/B_i, or 0 for padding.
+        own_weights: [m, B], what each example counts beside that (`Batch.weights`); None where all count the same.
     """
 
-    inputs: Tensor
-    targets: Tensor
-    weights: Tensor
+    inputs: Tree
+    targets: Tree
+    shares: Tensor
+    own_weights: Tensor | None = None
+
+    @property
+    def weights(self) -> Tensor:
+        """Return [m, B], what each example's loss is multiplied by."""
+        return self.shares if self.own_weights is None else self.shares * self.own_weights
 
     def double(self) -> Self:
-        """Return the batches in float64; the weights are computed anew, for in float32 1/B is rounded."""
-        sizes = self.weights.count_nonzero(1).unsqueeze(1)
-        weights = (self.weights > 0).double() / sizes
-        return replace(self, inputs=in_double(self.inputs), targets=in_double(self.targets), weights=weights)
+        """Return the batches in float64; the shares are computed anew, for in float32 1/B is rounded."""
+        sizes = self.shares.count_nonzero(1).unsqueeze(1)
+        shares = (self.shares > 0).double() / sizes
+        own = None if self.own_weights is None else self.own_weights.double()
+        inputs, targets = in_double(self.inputs), in_double(self.targets)
+        return replace(self, inputs=inputs, targets=targets, shares=shares, own_weights=own)
 
 
 class CohortTape(Protocol):

@@ -17,6 +17,7 @@ from nufed.common.params import Params, add_scaled, leaves
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked, stack_params
 from nufed.common.steps.differentiate import gradient, gradient_graph_product, hessian_vector_product
 from nufed.common.task import LossFn
+from nufed.common.trees import Tree, first_leaf, stack
 
 
 class ModuleKernel:
@@ -27,18 +28,22 @@ class ModuleKernel:
     def __init__(self, loss: LossFn) -> None:
         """Serve clients of this loss, a mean over the examples of a batch."""
 
-        def one(params: Mapping[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-            return loss(params, Batch(inputs, targets))
+        def one(params: Mapping[str, Tensor], inputs: Tree, targets: Tree, weights: Tensor | None) -> Tensor:
+            return loss(params, Batch(inputs, targets, weights=weights))
 
-        self._losses = torch.vmap(one)
+        self._losses = torch.vmap(lambda params, inputs, targets: one(params, inputs, targets, None))
+        self._weighted_losses = torch.vmap(one)
 
     def start_step(self) -> None:
         """Do nothing: autograd's results have memory of their own."""
 
     def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> "ModuleTape":
-        """Evaluate the losses and their gradients at `params`; the weights are not read."""
+        """Evaluate the losses and their gradients at `params`; the shares are not read."""
         point = leaves(params)
-        losses = self._losses(point, batch.inputs, batch.targets)
+        if batch.own_weights is None:
+            losses = self._losses(point, batch.inputs, batch.targets)
+        else:
+            losses = self._weighted_losses(point, batch.inputs, batch.targets, batch.own_weights)
         gradients = torch.autograd.grad(losses.sum(), list(point.values()), create_graph=curvature)
         return ModuleTape(point, losses.detach(), dict(zip(point, gradients, strict=True)))
 
@@ -58,8 +63,9 @@ def maps_rightly(loss: LossFn, params: Params, batch: Batch, *, curvature: bool)
         Exception: what the loss raises, or its mapping.
     """
     points: list[Mapping[str, Tensor]] = [params, moved(params)]
-    weights = torch.full((2, len(batch.targets)), 1 / len(batch.targets), device=batch.targets.device)
-    pair = CohortBatch(torch.stack([batch.inputs] * 2), torch.stack([batch.targets] * 2), weights)
+    shares = torch.full((2, len(batch)), 1 / len(batch), device=first_leaf(batch.targets).device)
+    own = None if batch.weights is None else torch.stack([batch.weights] * 2)
+    pair = CohortBatch(stack([batch.inputs] * 2), stack([batch.targets] * 2), shares, own)
     tape = ModuleKernel(loss).tape(stack_params(points), pair, curvature=curvature)
     mapped, found = [tape.gradient()], [[gradient(loss, point, batch) for point in points]]
     if curvature:

@@ -26,6 +26,7 @@ from nufed.common.params import model_params
 from nufed.common.steps.cautions import caution
 from nufed.common.steps.dense_steps import dense_steps
 from nufed.common.task import LossFn, ModelLoss
+from nufed.common.tasks import is_plain
 
 GUESSED_COMPILE_SECONDS, GUESSED_SPEEDUP, NUM_TIMED = 60.0, 1.5, 3
 
@@ -56,8 +57,12 @@ def settle_compile(config: RunConfig, loss: LossFn, num_clients: int) -> RunConf
     if method.compile != "auto":
         return config
     rounds_trained = federation.num_rounds * max(1, round(federation.participation_fraction * num_clients))
-    is_plain = not has_own_inner_steps(method)
-    on = is_plain and isinstance(loss, ModelLoss) and _worthwhile(loss, method, rounds_trained * method.num_local_steps)
+    takes_steps = not has_own_inner_steps(method)
+    on = (
+        takes_steps
+        and isinstance(loss, ModelLoss)
+        and _worthwhile(loss, method, rounds_trained * method.num_local_steps)
+    )
     settled = method.model_copy(update={"compile": "on" if on else "off"})
     return config.model_copy(update={"method": settled})
 
@@ -65,7 +70,7 @@ def settle_compile(config: RunConfig, loss: LossFn, num_clients: int) -> RunConf
 def _worthwhile(loss: ModelLoss, method: MethodConfig, num_meta_steps: int) -> bool:
     """Return whether to compile; compiles, measures and remembers where it seems so."""
     sizes = (method.batch_size, method.outer_batch_size, method.hessian_batch_size)
-    if 0 in sizes or any(map(_never_gains, loss.model.modules())):
+    if 0 in sizes or any(map(_never_gains, loss.model.modules())) or not is_plain(loss.task):
         return False  # a batch of all examples has as many shapes as there are clients
     key = _key(loss, method)
     costs = read_costs(costs_path())
@@ -115,9 +120,8 @@ def _sample(loss: ModelLoss, method: MethodConfig, compile_option: str) -> tuple
 
     def batch(size: int) -> Batch:
         inputs = torch.zeros(size, *loss.task.input_shape, dtype=weight.dtype, device=weight.device)
-        if loss.task.kind == "classification":
-            return Batch(inputs, torch.zeros(size, dtype=torch.int64, device=weight.device))
-        return Batch(inputs, torch.zeros(size, loss.task.num_outputs, dtype=weight.dtype, device=weight.device))
+        dtype = weight.dtype if loss.meaning.needs_float_targets else torch.int64
+        return Batch(inputs, torch.zeros(size, *loss.meaning.target_shape, dtype=dtype, device=weight.device))
 
     inner = tuple(batch(plan.inner_size) for _ in range(plan.num_inner))
     hessian = tuple(batch(plan.hessian_size) for _ in range(plan.num_hessian)) or inner

@@ -26,6 +26,7 @@ from nufed.common.steps.step_graphs import (
 )
 from nufed.common.steps.steps import PullBack, Steps
 from nufed.common.task import LossFn, ModelLoss
+from nufed.common.trees import one_tensor
 
 Compiled = Callable[..., list[Tensor]]
 
@@ -108,6 +109,9 @@ def _find(
         return None
     weight = next(iter(params.values()))
     inputs, targets = batch.inputs, batch.targets
+    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor) and batch.weights is None):
+        caution("method.compile: examples of several tensors, or with weights, are not compiled; going on without.")
+        return None
     signature = Signature(
         (inputs.shape, inputs.dtype),
         (targets.shape, targets.dtype),
@@ -133,18 +137,18 @@ def _compiled(build: Build, loss: ModelLoss, inner_lr: float, signature: Signatu
 
 def _gradient(loss: ModelLoss, _inner_lr: float, signature: Signature) -> tuple[Compiled, ...]:
     params, batch = _examples(loss, signature)
-    return (_compile(trace_gradient(loss, params, batch), [*params.values(), batch.inputs, batch.targets])[0],)
+    return (_compile(trace_gradient(loss, params, batch), [*params.values(), *_tensors(batch)])[0],)
 
 
 def _descend(loss: ModelLoss, inner_lr: float, signature: Signature) -> tuple[Compiled, ...]:
     params, batch = _examples(loss, signature)
     graph = descend_graph(_step(loss, inner_lr, signature))
-    return (_compile(graph, [*params.values(), batch.inputs, batch.targets])[0],)
+    return (_compile(graph, [*params.values(), *_tensors(batch)])[0],)
 
 
 def _linearize(loss: ModelLoss, inner_lr: float, signature: Signature) -> tuple[Compiled, ...]:
     params, batch = _examples(loss, signature)
-    inputs = [*params.values(), batch.inputs, batch.targets]
+    inputs = [*params.values(), *_tensors(batch)]
     first_graph, second_graph = linearize_graphs(_step(loss, inner_lr, signature))
     first, outputs = _compile(first_graph, inputs)
     second, _ = _compile(second_graph, [*inputs, *outputs[len(params) :], *params.values()])
@@ -154,7 +158,7 @@ def _linearize(loss: ModelLoss, inner_lr: float, signature: Signature) -> tuple[
 def _pull_back(loss: ModelLoss, inner_lr: float, signature: Signature) -> tuple[Compiled, ...]:
     params, batch = _examples(loss, signature)
     graph = pull_back_graph(_step(loss, inner_lr, signature))
-    return (_compile(graph, [*params.values(), batch.inputs, batch.targets, *params.values()])[0],)
+    return (_compile(graph, [*params.values(), *_tensors(batch), *params.values()])[0],)
 
 
 def _step(loss: ModelLoss, inner_lr: float, signature: Signature) -> StepGraph:
@@ -183,7 +187,11 @@ def _examples(loss: ModelLoss, signature: Signature) -> tuple[Params, Batch]:
 
 
 def _arguments(params: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, ...]:
-    return (*(tensor.contiguous() for tensor in params.values()), batch.inputs.contiguous(), batch.targets.contiguous())
+    return tuple(tensor.contiguous() for tensor in (*params.values(), *_tensors(batch)))
+
+
+def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
+    return one_tensor(batch.inputs), one_tensor(batch.targets)
 
 
 def _contiguous(direction: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ from torch.nn.modules import module as torch_module
 
 from nufed.common.examples import TaskInfo
 from nufed.common.steps.activations import Activation, find_activation
+from nufed.common.tasks import is_plain
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,14 @@ def dense_layers(model: nn.Module, task: TaskInfo) -> tuple[DenseLayer, ...] | N
     """Return the layers of a model that is [flatten,] linear, activation, linear, …, linear, or None for any other.
 
     Dropout in evaluation mode, or of probability 0, is passed over. Modules with hooks or a forward pass of their own,
-    weights that layers share, and parameters that are no layer's make a model another one.
+    weights that layers share, and parameters that are no layer's make a model another one; so does a task whose loss
+    is not known by hand.
     """
-    if type(model) is not nn.Sequential or (len(task.input_shape) > 1 and not _starts_flat(model)):
+    if (
+        type(model) is not nn.Sequential
+        or not is_plain(task)
+        or (len(task.input_shape) > 1 and not _starts_flat(model))
+    ):
         return None
     is_hooked = torch_module._has_any_global_hook()  # type: ignore[no-untyped-call]
     if is_hooked or not all(map(_is_unaltered, model.modules())):

@@ -15,6 +15,8 @@ from nufed.common.steps.cohort_kernel import CohortBatch
 from nufed.common.steps.dense_layers import dense_layers, parameter_names
 from nufed.common.steps.steps import PullBack, SizedPullBack, Steps, autograd_steps
 from nufed.common.task import LossFn, ModelLoss
+from nufed.common.tasks import find_task
+from nufed.common.trees import first_leaf
 
 PRECISIONS = (torch.float32, torch.float64)
 PLAIN = (Tensor, nn.Parameter)
@@ -36,8 +38,8 @@ def dense_steps(loss: LossFn, inner_lr: float) -> Steps | None:
 
 def _by_hand(kernel: DenseKernel, inner_lr: float) -> Steps:
     def record(params: Mapping[str, Tensor], batch: Batch, *, curvature: bool) -> DenseTape:
-        weights = batch.inputs.new_full((len(batch.targets),), 1 / len(batch.targets))
-        return kernel.tape(params, CohortBatch(batch.inputs, batch.targets, weights), curvature=curvature)
+        shares = first_leaf(batch.inputs).new_full((len(batch),), 1 / len(batch))
+        return kernel.tape(params, CohortBatch(batch.inputs, batch.targets, shares, batch.weights), curvature=curvature)
 
     def contract(tape: DenseTape, direction: Params) -> Params:
         return tape.contract({name: tensor.clone() for name, tensor in direction.items()}, inner_lr)
@@ -79,15 +81,18 @@ def _either(covers: Covers, ours: Steps, others: Steps) -> Steps:
 
 def _coverage(names: frozenset[str], task: TaskInfo) -> Covers:
     """Return whether a batch and parameters are such that the kernel computes what the model would."""
+    classes = find_task(task).by_hand == "cross-entropy"
 
     def covers(params: Mapping[str, Tensor], batch: Batch) -> bool:
         inputs, targets = batch.inputs, batch.targets
+        if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+            return False
         if batch.mask_seed is not None or params.keys() != names or inputs.dtype not in PRECISIONS:
             return False
         size = len(targets)
         if size == 0 or inputs.shape != (size, *task.input_shape):
             return False
-        if task.kind == "classification":
+        if classes:
             fits = targets.dtype == torch.int64 and targets.dim() == 1
         else:
             fits = targets.dtype == inputs.dtype and targets.shape == (size, task.num_outputs)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nufed.common.params import Params
 from nufed.common.steps.steps import AnyBatch, PullBack, SizedPullBack, Steps
+from nufed.common.trees import leaves
 
 Memory = Literal["low", "fast", "auto"]
 GRAPH_BUDGET = 256 * 2**20  # bytes
@@ -43,7 +44,8 @@ class KeptGraphs:
 
 def _measured(steps: Steps[AnyBatch], params: Mapping[str, Tensor], batch: AnyBatch) -> tuple[Params, PullBack, int]:
     """Return a linearized step and the bytes that it keeps alive beside parameters and batch."""
-    given = (*params.values(), *(part for part in vars(batch).values() if isinstance(part, Tensor)))
+    parts = (part for part in vars(batch).values() if isinstance(part, Tensor | tuple | Mapping))
+    given = (*params.values(), *(leaf for part in parts for leaf in leaves(part)))
     shared = {tensor.untyped_storage().data_ptr() for tensor in given}
     sizes: dict[int, int] = {}
 

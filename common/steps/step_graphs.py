@@ -19,6 +19,7 @@ from nufed.common.errors import ModelError
 from nufed.common.examples import Batch
 from nufed.common.params import Params
 from nufed.common.task import LossFn
+from nufed.common.trees import one_tensor
 
 Nodes = list[fx.Node]
 
@@ -81,7 +82,7 @@ def trace_step(loss: LossFn, inner_lr: float, params: Params, batch: Batch) -> S
         return moved + [v - inner_lr * h for v, h in zip(direction, product(direction), strict=True)]
 
     directions = [torch.zeros_like(tensor) for tensor in params.values()]
-    module = _traced(step, [*params.values(), batch.inputs, batch.targets, *directions])
+    module = _traced(step, [*params.values(), one_tensor(batch.inputs), one_tensor(batch.targets), *directions])
     inputs = module.graph.find_nodes(op="placeholder")
     outputs = list(module.graph.output_node().args[0])  # type: ignore[arg-type]
     return StepGraph(module, inputs[:-count], inputs[-count:], outputs[:count], outputs[count:])
@@ -96,7 +97,7 @@ def trace_gradient(loss: LossFn, params: Params, batch: Batch) -> fx.GraphModule
         gradients, value = torch.func.grad_and_value(loss)(point, examples)
         return [value, *gradients.values()]
 
-    return _traced(value_and_gradient, [*params.values(), batch.inputs, batch.targets])
+    return _traced(value_and_gradient, [*params.values(), one_tensor(batch.inputs), one_tensor(batch.targets)])
 
 
 def descend_graph(step: StepGraph) -> fx.GraphModule:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nufed.common import trees
 from nufed.common.errors import ConfigError
 from nufed.common.examples import Batch
 from nufed.common.params import Params, add_scaled, leaves, norm
@@ -132,13 +133,13 @@ def measure_noise(
 
     `hessian_norm`, L or so, says what rounding is: a spread below it is not resolved further.
     """
-    total = len(batch.targets)
+    total = len(batch)
     chosen = torch.randperm(total, generator=torch_generator(probe.seed, "examples"))[: probe.num_examples]
     if len(chosen) < 2:
         return Measured()  # one example: its batch is all data and has no noise
     singles = [
-        gradient_and_hessian(loss, params, Batch(batch.inputs[[i]], batch.targets[[i]], batch.mask_seed))
-        for i in chosen.tolist()
+        gradient_and_hessian(loss, params, batch.rows(chosen[i : i + 1].to(trees.first_leaf(batch.targets).device)))
+        for i in range(len(chosen))
     ]
     gradients = torch.stack([gradient for gradient, _ in singles])
     # the spread of a part about its own mean is too small by (count - 1)/count on average

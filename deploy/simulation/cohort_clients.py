@@ -15,7 +15,6 @@ import torch
 
 from nufed.client.train_reply import train_reply
 from nufed.client.workplace import Workplace
-from nufed.common.examples import Batch, Examples
 from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_update import Stream
@@ -25,6 +24,7 @@ from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortKernel, stack_params
 from nufed.common.steps.cohort_module import ModuleKernel, maps_rightly
 from nufed.common.steps.dense_layers import dense_layers
+from nufed.common.trees import num_bytes as tree_bytes
 from nufed.common.wire import EvaluateReply, TrainReply
 from nufed.deploy.simulation.cohort_curves import cohort_curves
 
@@ -113,10 +113,8 @@ class Cohort:
         """Return why a model's loss cannot be mapped over clients; empty if it can. Each model is tried once."""
         place, method = assignment.place, assignment.place.config.method
         if id(place.model) not in self._problems:
-            few = place.data.support.take(
-                torch.arange(min(4, len(place.data.support)), device=place.data.support.targets.device)
-            )
-            batch = Batch(few.inputs, few.targets)
+            support = place.data.support
+            batch = support.take(torch.arange(min(4, len(support)), device=support.device)).as_batch()
             try:
                 twice = find_estimator(method.estimator).differentiates_twice and method.num_inner_steps > 0
                 problem = (
@@ -149,7 +147,7 @@ def training_kernel(place: Workplace) -> CohortKernel | None:
         return None
     if layers := dense_layers(place.model, place.task):
         return DenseKernel(layers, place.task)
-    return ModuleKernel(place.training_loss) if place.data.support.inputs.is_cuda else None
+    return ModuleKernel(place.training_loss) if place.data.support.device.type == "cuda" else None
 
 
 def training_chunks(kernel: CohortKernel, group: Chunk) -> list[list[Assignment]]:
@@ -220,7 +218,7 @@ def _chunks(
     ordered: Chunk, is_alike: Callable[[Assignment, Assignment], bool], num_bytes_of: Callable[[Assignment], int]
 ) -> list[list[Assignment]]:
     """Return consecutive parts, each of members alike its first one, which is its largest, within the memory."""
-    budget = MEMORY.get(ordered[0].place.data.support.inputs.device.type, MEMORY["cpu"])
+    budget = MEMORY.get(ordered[0].place.data.support.device.type, MEMORY["cpu"])
     chunks: list[list[Assignment]] = []
     for assignment in ordered:
         if chunks:
@@ -243,5 +241,5 @@ def _num_examples(place: Workplace) -> int:
 
 
 def _example_bytes(group: Chunk) -> int:
-    support: Examples = group[0].place.data.support
-    return support.inputs[:1].numel() * support.inputs.element_size()
+    support = group[0].place.data.support
+    return tree_bytes(support.inputs) // max(1, len(support))

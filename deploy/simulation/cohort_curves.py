@@ -17,6 +17,7 @@ from nufed.common.meta.cohort_curves import (
 )
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
+from nufed.common.trees import cat, one_tensor
 
 
 def cohort_curves(kernel: DenseKernel, places: Sequence[Workplace], params: Stacked) -> list[Curves]:
@@ -29,9 +30,10 @@ def cohort_curves(kernel: DenseKernel, places: Sequence[Workplace], params: Stac
     """
     splits = [(place.data.test, place.data.validation) for place in places]
     judged = _pad([_join(*pair) for pair in splits])
-    sizes = torch.tensor([[len(split) for split in pair] for pair in splits], device=judged.weights.device)
-    outputs = _outputs(kernel, places, params, judged.inputs)
-    results = judge_outputs(places[0].task, outputs, judged.targets, _split_weights(sizes, judged.weights))
+    sizes = torch.tensor([[len(split) for split in pair] for pair in splits], device=judged.shares.device)
+    outputs = _outputs(kernel, places, params, one_tensor(judged.inputs))
+    targets = one_tensor(judged.targets)
+    results = judge_outputs(places[0].task, outputs, targets, _split_weights(sizes, judged.shares))
     curves: list[Curves] = [{} for _ in places]
     for name, column, result in zip(("test", "validation"), sizes.T.tolist(), results, strict=True):
         _enter(curves, name, result, column)
@@ -45,7 +47,7 @@ def _outputs(kernel: DenseKernel, places: Sequence[Workplace], params: Stacked, 
     if config.evaluation.adapt_batch_size:
         return outputs_while_adapting(kernel, params, _drawn_batches(places), inputs, step_size)
     support = _pad([place.data.support for place in places])
-    if products_pay(kernel, support.inputs.shape[1], inputs.shape[1], num_steps):
+    if products_pay(kernel, support.shares.shape[1], inputs.shape[1], num_steps):
         return outputs_through_products(kernel, params, support, inputs, (step_size, num_steps))
     return outputs_while_adapting(kernel, params, [support] * num_steps, inputs, step_size)
 
@@ -54,24 +56,29 @@ def _drawn_batches(places: Sequence[Workplace]) -> Iterator[CohortBatch]:
     """Yield S batches, each client's drawn as it would draw them alone."""
     drawn = [adaptation_batches(place.data, place.config.evaluation, seed=place.config.seed) for place in places]
     for batches in zip(*drawn, strict=True):
-        yield _pad([Examples(batch.inputs, batch.targets) for batch in batches])
+        yield _pad([Examples(batch.inputs, batch.targets, batch.weights) for batch in batches])
 
 
 def _pad(parts: Sequence[Examples]) -> CohortBatch:
     """Return one batch for each client: its examples in their order, then zeros that weigh nothing."""
-    longest, like = max(map(len, parts)), parts[0]
-    inputs = like.inputs.new_zeros(len(parts), longest, *like.inputs.shape[1:])
-    targets = like.targets.new_zeros(len(parts), longest, *like.targets.shape[1:])
-    weights = like.inputs.new_zeros(len(parts), longest)
-    for number, examples in enumerate(parts):
-        size = len(examples)
-        inputs[number, :size], targets[number, :size] = examples.inputs, examples.targets
-        weights[number, :size] = 1 / max(size, 1)
-    return CohortBatch(inputs, targets, weights)
+    longest = max(map(len, parts))
+    inputs = _padded([one_tensor(part.inputs) for part in parts], longest)
+    targets = _padded([one_tensor(part.targets) for part in parts], longest)
+    shares = _padded([inputs.new_full((len(part),), 1 / max(len(part), 1)) for part in parts], longest)
+    own = [part.weights for part in parts if part.weights is not None]
+    return CohortBatch(inputs, targets, shares, _padded(own, longest) if len(own) == len(parts) else None)
+
+
+def _padded(parts: Sequence[Tensor], longest: int) -> Tensor:
+    """Return [m, longest, ...], each part followed by zeros."""
+    padded = parts[0].new_zeros(len(parts), longest, *parts[0].shape[1:])
+    for number, part in enumerate(parts):
+        padded[number, : len(part)] = part
+    return padded
 
 
 def _join(test: Examples, validation: Examples) -> Examples:
-    return Examples(torch.cat([test.inputs, validation.inputs]), torch.cat([test.targets, validation.targets]))
+    return Examples(cat([test.inputs, validation.inputs]), cat([test.targets, validation.targets]))
 
 
 def _split_weights(sizes: Tensor, like: Tensor) -> list[Tensor]:

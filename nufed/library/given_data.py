@@ -14,6 +14,7 @@ from nufed.common.data.user_defined import pool_of_clients
 from nufed.common.errors import ConfigError, DataError
 from nufed.common.examples import Federation
 from nufed.common.given import GIVEN
+from nufed.common.trees import leaves
 from nufed.common.user_code import guarded
 from nufed.library.arguments import as_collection, listed
 from nufed.library.tables import Columns, clients_of_partitions, clients_of_table, is_table, pair_of_table
@@ -150,7 +151,7 @@ def _fingerprint(content: Pool | Federation) -> str:
         for client in content.clients:
             digest.update(json.dumps([client.client_id, client.group]).encode())
             for split in (client.support, client.validation, client.test):
-                for tensor in (split.inputs, split.targets):
+                for tensor in (*leaves(split.inputs), *leaves(split.targets)):
                     _update(digest, tensor.detach().cpu().numpy())
         return digest.hexdigest()[:16]
     for table in (content.train, content.new):

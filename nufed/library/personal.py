@@ -166,7 +166,7 @@ def _examples(model: nn.Module, inputs: Any, targets: Any) -> tuple[TaskInfo, Ex
     task = TaskInfo(kind, rows.shape[1:], num_outputs)
     check_model(model, task)
     examples = Table(rows, labels).examples(np.arange(len(rows)), task, like.dtype)
-    return task, Examples(examples.inputs.to(like.device), examples.targets.to(like.device))
+    return task, examples.to(like.device)
 
 
 @torch.no_grad()
@@ -189,4 +189,4 @@ def _batches(examples: Examples, steps: int, batch_size: int, seed: int) -> Iter
             yield examples.as_batch()
             continue
         rows = generator.choice(available, batch_size, replace=batch_size > available, shuffle=False)
-        yield examples.take(torch.from_numpy(rows).to(examples.targets.device)).as_batch()
+        yield examples.take(torch.from_numpy(rows).to(examples.device)).as_batch()

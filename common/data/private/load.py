@@ -35,6 +35,7 @@ from nufed.common.errors import ConfigError, DataError, NufedError, WireError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
 from nufed.common.message_schema import check_client_id
 from nufed.common.settings import Settings
+from nufed.common.trees import one_tensor
 
 _SLICE = re.compile(r"(?P<source>.+)#(?P<index>\d+)/(?P<count>\d+)")
 
@@ -132,7 +133,7 @@ def load_rows(
     if match := _SLICE.fullmatch(spec_text):
         test = _slice_of_source(Membership(spec_text), match, config, settings).data.test
         numbers = np.arange(1, len(test) + 1)
-        return PrivateRows(test.inputs.numpy(), test.targets.numpy(), numbers), test
+        return PrivateRows(one_tensor(test.inputs).numpy(), one_tensor(test.targets).numpy(), numbers), test
     spec = parse_spec(spec_text)
     if preparation:
         spec = _prepared_elsewhere(spec)
@@ -230,7 +231,7 @@ def _split(
         data = scaled_client(data, scaling)
     if not rows.columns:
         return PrivateClient(task, in_precision(data, dtype), hashes=hashes)
-    preparation = fit_preparation(rows.columns, _policy(spec, config.data), data.support.inputs.numpy())
+    preparation = fit_preparation(rows.columns, _policy(spec, config.data), one_tensor(data.support.inputs).numpy())
     data = data.with_splits(lambda part: _prepared(part, rows.columns, preparation, task, dtype))
     return PrivateClient(task, data, preparation, hashes)
 
@@ -249,10 +250,10 @@ def _prepared(
     examples: Examples, columns: Sequence[Column], preparation: Preparation, task: TaskInfo, dtype: torch.dtype
 ) -> Examples:
     told = [told_column(column, index) for index, column in enumerate(columns) for _ in range(column.width)]
-    inputs = cast(preparation.apply(examples.inputs.numpy()), dtype, told.__getitem__)
+    inputs = cast(preparation.apply(one_tensor(examples.inputs).numpy()), dtype, told.__getitem__)
     if task.kind == "classification":
         return Examples(inputs, examples.targets)
-    return Examples(inputs, cast(examples.targets.numpy(), dtype, target_name))
+    return Examples(inputs, cast(one_tensor(examples.targets).numpy(), dtype, target_name))
 
 
 def _policy(spec: PrivateSpec, config: DataConfig) -> Policy:

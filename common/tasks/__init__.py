@@ -1,0 +1,6 @@
+"""What outputs mean: for each task the loss of an example, its predictions, and what its targets must be."""
+
+from nufed.common.tasks.registry import TASKS, find_task, is_plain
+from nufed.common.tasks.task import Task
+
+__all__ = ["TASKS", "Task", "find_task", "is_plain"]
