@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from nufed.client.error_replies import without_data
 from nufed.client.personal_model import personal_path, personalize_after_run
 from nufed.client.personalize import adaptation_curves
+from nufed.client.shots import shot_curves
 from nufed.client.train_reply import train_reply
 from nufed.client.workplace import Workplace, start_run, workplace
 from nufed.common.meta.local_update import Stream, local_update
@@ -58,7 +59,7 @@ def evaluate(message: Message, context: Context) -> Message:
     place = _workplace(context)
     request = EvaluateRequest.from_records(message.content, _expected(place))
     params = _on_device(request.params)
-    curves = adaptation_curves(place, params)
+    curves = {**adaptation_curves(place, params), **shot_curves(place, params, request.shots)}
     if request.final and (path := personal_path(context.node_config)):
         personalize_after_run(place, params, path)
     return Message(EvaluateReply(len(place.data.test), curves).to_records(), reply_to=message)

@@ -86,10 +86,12 @@ class CurveShape:
     Attributes:
         length: S + 1.
         has_accuracy: whether there are accuracies: for classification, and not for regression.
+        shots: numbers of support examples that there may be curves of their own for (nufed.common.shots).
     """
 
     length: int
     has_accuracy: bool
+    shots: tuple[int, ...] = ()
 
 
 _EXAMPLES = Quantity("examples", 0, MOST_EXAMPLES, is_whole=True, is_required=True)

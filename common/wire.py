@@ -25,11 +25,11 @@ from nufed.common.message_schema import (
     CurveShape,
     MetricValue,
     check_client_id,
-    checked_curves,
     checked_metrics,
 )
 from nufed.common.npy import NpyError, from_npy, to_npy
 from nufed.common.params import Params, largest_magnitude
+from nufed.common.shots import SHOTS, checked_evaluation, checked_sizes
 from nufed.common.untrusted import shown, shown_shape
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
@@ -176,16 +176,20 @@ class EvaluateRequest(TrainRequest):
     """The server's model, to be adapted and judged.
 
     Attributes:
+        shots: numbers of support examples to draw a further curve for.
         final: whether it is the model that the run ends with, of which a client may keep its adapted copy.
     """
 
     final: bool = False
+    shots: tuple[int, ...] = ()
 
     def to_records(self) -> RecordDict:
         """Return the Flower records of this request."""
         records = super().to_records()
         if self.final:
             records.config_records[CONFIG][FINAL] = 1
+        if self.shots:
+            records.config_records[CONFIG][SHOTS] = list(self.shots)
         return records
 
     @classmethod
@@ -200,7 +204,7 @@ class EvaluateRequest(TrainRequest):
             WireError: it has no round, or no finite model like the client's.
         """
         final = any(config.get(FINAL) == 1 for config in records.config_records.values())
-        return cls(_model(records, reference), _round(records), final)
+        return cls(_model(records, reference), _round(records), final, shots_asked_for(records))
 
 
 @dataclass(frozen=True)
@@ -267,8 +271,18 @@ class EvaluateReply:
         Raises:
             WireError: metrics are missing or malformed.
         """
-        metrics = checked_curves(_only_metrics(records), shape)
+        metrics = checked_evaluation(_only_metrics(records), shape)
         return cls(cast("int", metrics.pop(NUM_EXAMPLES)), metrics)
+
+
+def shots_asked_for(records: RecordDict) -> tuple[int, ...]:
+    """Return the numbers of support examples that an evaluation's request asks further curves for.
+
+    Raises:
+        WireError: they are no distinct whole numbers above 0, or too many.
+    """
+    found = [config[SHOTS] for config in records.config_records.values() if SHOTS in config]
+    return checked_sizes(found[0]) if found else ()
 
 
 def _to_array(tensor: Tensor) -> Array:

@@ -16,6 +16,7 @@ from nufed.common.errors import WireError
 from nufed.common.examples import Group
 from nufed.common.metrics import further_curves
 from nufed.common.wire import ClientDescription, EvaluateReply
+from nufed.server.shot_curves import ShotCurves, shots_of_reply
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
 
 Curve = tuple[float, ...]
@@ -44,6 +45,7 @@ class ClientCurves:
         validation_loss: as `test_loss` on the validation split; None if it is empty.
         validation_accuracy: as `test_accuracy` on the validation split; None if it is empty, or for regression.
         metrics: curves of further metrics (`nufed.common.metrics`), e.g. `test-top-5`.
+        shots: after fine-tuning on so many support examples instead of all.
     """
 
     client_id: str
@@ -56,6 +58,7 @@ class ClientCurves:
     validation_accuracy: Curve | None = None
     num_validation: int = 0
     metrics: Mapping[str, Curve] = field(default_factory=dict)
+    shots: Mapping[int, ShotCurves] = field(default_factory=dict)
 
     @classmethod
     def from_reply(
@@ -98,6 +101,7 @@ class ClientCurves:
             validation_loss=curves["validation-loss"],
             validation_accuracy=_where_finite(curves["validation-accuracy"], curves["validation-loss"]),
             metrics={key: found for key in further if (found := curves[key]) is not None},
+            shots=shots_of_reply(reply.metrics),
         )
 
     def has_diverged(self, step: int) -> bool:

@@ -21,6 +21,7 @@ from nufed.common.examples import Group
 from nufed.common.json_text import parse_object
 from nufed.server.adaptation_curves import ClientCurves
 from nufed.server.clients_table import CLIENTS, read_clients_csv
+from nufed.server.shots import SHOTS_TABLE, with_shots
 
 Status = Literal["complete", "interrupted", "nothing-trained", "diverged"]
 SUMMARY = "summary.json"
@@ -130,7 +131,8 @@ def earlier_curves(folder: Path) -> list[ClientCurves]:
             f"Expected {path} as the final evaluation left it, but it was changed. Put it back, or delete "
             f"{folder / SUMMARY} to have all clients judged again."
         )
-    return read_clients_csv(content.decode())
+    curves, shots = read_clients_csv(content.decode()), folder / SHOTS_TABLE
+    return with_shots(curves, shots.read_text(encoding="utf-8")) if shots.is_file() else curves
 
 
 def remedy(problems: Mapping[str, str], *, is_private: bool = False) -> str:

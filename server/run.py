@@ -23,6 +23,7 @@ from nufed.common.meta.objective import initial_params
 from nufed.common.models import build_model
 from nufed.common.params import Params, model_params
 from nufed.common.settings import process_settings
+from nufed.common.shots import shots_request
 from nufed.common.wire import FINAL, EvaluateReply
 from nufed.server.adaptation_curves import (
     ClientCurves,
@@ -48,6 +49,7 @@ from nufed.server.resuming import ResumePoint, resume_point
 from nufed.server.round_record import round_record
 from nufed.server.run_events import RunEvents
 from nufed.server.run_folder import RunFolder
+from nufed.server.shots import shots_summary
 from nufed.server.summary import curves_json, progress_curve, run_summary
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult
@@ -166,7 +168,8 @@ class Run:
         if (threads := process_settings().num_threads) != torch.get_num_threads():
             torch.set_num_threads(threads)
         task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
-        self._shape = CurveShape(self.config.evaluation.num_adapt_steps + 1, task.kind == "classification")
+        evaluation = self.config.evaluation
+        self._shape = CurveShape(evaluation.num_adapt_steps + 1, task.kind == "classification", evaluation.shot_sizes)
         self.measure = "loss" if task.kind == "regression" else "accuracy"
         initial = initial_params(
             model_params(build_model(self.config.model, task, seed=self.config.seed)), self.config.method
@@ -271,7 +274,7 @@ class Run:
                 round_done,
                 group=group,
                 timeout=self.config.federation.round_timeout,
-                config=ConfigRecord({FINAL: 1} if final else {}),
+                config=ConfigRecord({FINAL: 1, **shots_request(self.config.evaluation)} if final else {}),
                 shape=self._shape,
             )
         curves, problems = self._client_curves(result)
@@ -334,6 +337,7 @@ class Run:
                 evaluation = final_evaluation(self.config, known, curves, state.problems, table)
         summary = run_summary(self.config, state.round, state.history, groups, evaluation)
         summary |= {"status": status, "reason": str(cause) or None if cause else None}
+        summary |= shots_summary(self._honest(curves), self.config.evaluation, self.measure)
         folder.write_summary(summary)
         if status != "nothing-trained" and not self.options.is_disposable:
             self._draw(folder, state, groups)
@@ -351,14 +355,17 @@ class Run:
             _log.warning("The picture of this run could not be left, its other results are whole: %s", error)
 
     def _group(self, curves: Sequence[ClientCurves], group: Group) -> GroupCurves | None:
-        attackers = self.options.hostile.clients.values() if self.options.hostile else ()
         return group_curves(
-            [client for client in curves if client.client_id not in attackers],
+            self._honest(curves),
             group,
             primary_step=self.config.evaluation.primary_step,
             measure=self.measure,
             max_weight=self.config.federation.max_weight,
         )
+
+    def _honest(self, curves: Sequence[ClientCurves]) -> list[ClientCurves]:
+        attackers = self.options.hostile.clients.values() if self.options.hostile else ()
+        return [client for client in curves if client.client_id not in attackers]
 
 
 def _resumed(checkpoint: Checkpoint, initial: Params, config: RunConfig, rounds_without_reply: int) -> _State:

@@ -9,6 +9,7 @@ clients.csv            one line per client: its adaptation curve
 model.safetensors      the server's model
 summary.json           final numbers, and how the run ended (server/outcome.py)
 curves.png             progress over rounds, and the adaptation curves
+shots.csv, shots.png   where the run asks for `evaluation.shots`: curves after fine-tuning on few examples
 """
 
 import platform
@@ -46,10 +47,12 @@ from nufed.server.outcome import SUMMARY
 from nufed.server.resuming import CONFIG, resume_point, stored_config
 from nufed.server.run_lock import locked
 from nufed.server.run_log import METRICS, RunLog, log_mark
+from nufed.server.shots import SHOTS_TABLE, shots_csv
 
 MODEL, CURVES = "model.safetensors", "curves.png"
 MODEL_FORMAT = "nufed-model-1"
-_WRITTEN_WHOLE = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, CLIENTS, MODEL, SUMMARY, CURVES)
+SHOTS_FIGURE = "shots.png"
+_WRITTEN_WHOLE = (CONFIG, ENVIRONMENT, METRICS, CHECKPOINT, CLIENTS, MODEL, SUMMARY, CURVES, SHOTS_TABLE, SHOTS_FIGURE)
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,13 @@ class RunFolder:
         ordered = sorted(curves, key=lambda client: (client.group != "participating", client.client_id))
         content = clients_csv(ordered).encode()
         write_bytes(self.path / CLIENTS, content)
+        if shots := shots_csv(ordered):
+            write_text(self.path / SHOTS_TABLE, shots)
         return content
 
     def remove_results(self) -> None:
         """Remove what an earlier part of the run has left of a model and its evaluation."""
-        for name in (CLIENTS, MODEL, CURVES):
+        for name in (CLIENTS, MODEL, CURVES, SHOTS_TABLE, SHOTS_FIGURE):
             with writing(self.path / name):
                 (self.path / name).unlink(missing_ok=True)
 
@@ -189,9 +194,9 @@ class RunFolder:
         }
         write_tensors(self.path / MODEL, params, metadata)
 
-    def write_figures(self, image: bytes) -> None:
-        """Write curves.png, as drawn by `nufed.server.figures.draw_curves`."""
-        write_bytes(self.path / CURVES, image)
+    def write_figures(self, image: bytes, name: str = CURVES) -> None:
+        """Write curves.png, as drawn by `nufed.server.figures.draw_curves`, or shots.png likewise."""
+        write_bytes(self.path / name, image)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json; its `status` is `complete` unless the summary says otherwise."""

@@ -16,7 +16,7 @@ from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
 from nufed.common.params import Params
 from nufed.common.settings import process_settings
-from nufed.common.wire import TrainRequest
+from nufed.common.wire import TrainRequest, shots_asked_for
 from nufed.deploy.simulation.cohort_clients import Answer, Assignment, Cohort
 from nufed.deploy.simulation.in_process import InProcessGrid
 from nufed.deploy.simulation.simulated_grid import ClientTurn
@@ -74,11 +74,12 @@ class CohortGrid(InProcessGrid):
                 context = self._context(message.metadata.dst_node_id)
                 place = workplace(context.run_config, context.node_config, settings)
                 request = decoder.decode(message.content)
+                shots = shots_asked_for(message.content)
             except NufedError:
                 raise
             except Exception:  # noqa: BLE001, S112 - whatever it is, it is raised again and answered for in the client's own turn
                 continue
-            assignments.append(Assignment(number, place, request.params, request.round))
+            assignments.append(Assignment(number, place, request.params, request.round, shots))
         return assignments
 
 

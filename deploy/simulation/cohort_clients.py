@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from nufed.client.shots import shots_of
 from nufed.client.train_reply import train_reply
 from nufed.client.workplace import Workplace
+from nufed.common.message_schema import MetricValue
 from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_update import Stream
@@ -48,12 +50,14 @@ class Assignment:
         place: the client.
         params: the server's model, on the client's device.
         round: k.
+        shots: numbers of support examples to draw a further curve for.
     """
 
     number: int
     place: Workplace
     params: Params
     round: int
+    shots: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,12 @@ def _evaluate_with(kernel: DenseKernel) -> Compute:
     def evaluate(chunk: Chunk) -> list[EvaluateReply]:
         params = stack_params([each.params for each in chunk])
         curves = cohort_curves(kernel, [each.place for each in chunk], params)
-        return [EvaluateReply(len(each.place.data.test), own) for each, own in zip(chunk, curves, strict=True)]
+        replies: list[dict[str, MetricValue]] = [{**own} for own in curves]
+        for shots in zip(*(shots_of(each.place, chunk[0].shots) for each in chunk), strict=True):
+            of_shot = cohort_curves(kernel, [shot.place for shot in shots], params)
+            for reply, shot, own in zip(replies, shots, of_shot, strict=True):
+                reply.update(shot.metrics(own))
+        return [EvaluateReply(len(each.place.data.test), own) for each, own in zip(chunk, replies, strict=True)]
 
     return evaluate
 
