@@ -66,7 +66,7 @@ def curves_figure(
     figure = ShownFigure(figsize=(11, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     progress, adaptation = figure.subplots(1, 2)
-    figure.suptitle(_title(config), fontsize=12, parse_math=False)
+    figure.suptitle(title_of(config), fontsize=12, parse_math=False)
     _draw_progress(progress, evaluations, config, scale)
     _draw_adaptation(adaptation, {"participating": participating, "new": new}, config, scale)
     for axes in (progress, adaptation):
@@ -123,7 +123,8 @@ def _dress(axes: Axes, measure: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _title(config: RunConfig) -> str:
+def title_of(config: RunConfig) -> str:
+    """Return what stands above a run's figures: its name, data, model and method."""
     method, source = config.method, config.data.source
     if len(source) > LONGEST_SOURCE:
         source = f"…{source[1 - LONGEST_SOURCE :]}"

@@ -23,7 +23,7 @@ from nufed.common.meta.objective import initial_params
 from nufed.common.models import build_model
 from nufed.common.params import Params, model_params
 from nufed.common.settings import process_settings
-from nufed.common.shots import shots_request
+from nufed.common.shots import SHOTS, shots_request
 from nufed.common.wire import FINAL, EvaluateReply
 from nufed.server.adaptation_curves import (
     ClientCurves,
@@ -48,7 +48,7 @@ from nufed.server.outcome import (
 from nufed.server.resuming import ResumePoint, resume_point
 from nufed.server.round_record import round_record
 from nufed.server.run_events import RunEvents
-from nufed.server.run_folder import RunFolder
+from nufed.server.run_folder import SHOTS_FIGURE, RunFolder
 from nufed.server.shots import shots_summary
 from nufed.server.summary import curves_json, progress_curve, run_summary
 from nufed.strategy.meta_fedavg import MetaFedAvg
@@ -337,20 +337,30 @@ class Run:
                 evaluation = final_evaluation(self.config, known, curves, state.problems, table)
         summary = run_summary(self.config, state.round, state.history, groups, evaluation)
         summary |= {"status": status, "reason": str(cause) or None if cause else None}
-        summary |= shots_summary(self._honest(curves), self.config.evaluation, self.measure)
+        if evaluation:
+            summary |= shots_summary(self._honest(curves), self.config.evaluation, self.measure)
         folder.write_summary(summary)
         if status != "nothing-trained" and not self.options.is_disposable:
-            self._draw(folder, state, groups)
+            self._draw(folder, state, groups, summary)
         self.events.ended(status, cause, summary)
 
-    def _draw(self, folder: RunFolder, state: _State, groups: Mapping[Group, GroupCurves | None]) -> None:
-        """Leave curves.png; a run is no less complete without it."""
-        from nufed.server.figures import draw_curves  # matplotlib is loaded where something is drawn
+    def _draw(
+        self,
+        folder: RunFolder,
+        state: _State,
+        groups: Mapping[Group, GroupCurves | None],
+        summary: Mapping[str, Any],
+    ) -> None:
+        """Leave curves.png, and shots.png if there are any; a run is no less complete without them."""
+        from nufed.server.figures import draw_curves, title_of  # matplotlib is loaded where something is drawn
+        from nufed.server.shots_figure import draw_shots
 
         try:
             folder.write_figures(
                 draw_curves(state.history.evaluations, groups["participating"], groups["new"], config=self.config)
             )
+            if summary.get(SHOTS):
+                folder.write_figures(draw_shots(summary[SHOTS], title_of(self.config)), SHOTS_FIGURE)
         except (NufedError, OSError, MemoryError, ValueError, ArithmeticError, RuntimeError) as error:
             _log.warning("The picture of this run could not be left, its other results are whole: %s", error)
 

@@ -7,7 +7,7 @@ each group; every k is judged on the same test examples, and the examples of a s
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +87,23 @@ def with_shots(clients: Sequence[ClientCurves], text: str) -> list[ClientCurves]
     return [replace(client, shots=shots.get(client.client_id, {})) for client in clients]
 
 
+def shot_rows(text: str) -> Iterator[tuple[str, str, int, int, bool, int, str, float]]:
+    """Yield (client, group, k, examples there were, whether fewer, step, metric, value) of each number in shots.csv.
+
+    Raises:
+        RunError: it is no such table.
+    """
+    try:
+        for row in csv.DictReader(io.StringIO(text)):
+            of_client = row["client_id"], row["group"], int(row["shots"]), int(row["num_support"]), row["short"] == "1"
+            for column, cell in list(row.items())[5:]:
+                name, _, step = column.rpartition("_")
+                if cell:
+                    yield *of_client, int(step), name.replace("_", "-"), float(cell)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"Expected the clients' shots in {SHOTS_TABLE}, but {error}. Run it again.") from error
+
+
 def _of_size(shots: Sequence[ShotCurves | None], measure: str, *, lower: bool) -> dict[str, Any]:
     known = [shot for shot in shots if shot is not None]
     found: dict[str, Any] = {
@@ -103,6 +120,6 @@ def _of_size(shots: Sequence[ShotCurves | None], measure: str, *, lower: bool) -
             found[name] = [float(each) for each in np.where(finite, values, 0.0).sum(0) / finite.sum(0)]
         if name == measure:
             sign = -1 if lower else 1
-            worst = np.sort(sign * values, axis=0)[: math.ceil(len(values) / _WORST)]
-            found["worst_decile"] = [sign * float(each) for each in worst.mean(0)]
+            worst = np.sort(sign * values, axis=0)[: math.ceil(len(values) / _WORST)].mean(0)
+            found["worst_decile"] = [float(each) for each in np.where(finite.all(0), sign * worst, np.nan)]
     return found

@@ -21,6 +21,7 @@ from nufed.common.errors import LISTED, ConfigError
 from nufed.common.events import EventStream
 from nufed.deploy.commands.heartbeat import Heartbeat
 from nufed.deploy.commands.option_groups import option
+from nufed.deploy.commands.shots_table import shots_table
 from nufed.deploy.commands.tables import PIPE_WIDTH, fits, print_table
 from nufed.deploy.round_bar import round_bar
 from nufed.server.observer import ObserverSink, RunObserver
@@ -169,6 +170,9 @@ class TerminalObserver:
                 self._console.print(table)
             else:
                 print_table(self._console, *turned_summary(summary), right=2)
+        if (few := shots_table(summary, _shot_steps(summary), number)) is not None:
+            self.say("With few support examples, of each class where there are classes:")
+            self._console.print(few)
         for line in closing_lines(summary, folder):
             self.say(line)
 
@@ -250,6 +254,12 @@ def summary_table(summary: Mapping[str, Any]) -> Table | None:
         if any(diverged):
             table.add_row("  of them diverged", "", *map(str, diverged))
     return table
+
+
+def _shot_steps(summary: Mapping[str, Any]) -> list[int]:
+    """Return the fine-tuning steps that are shown of few examples: those of the table above it."""
+    group = next((summary[name] for name in ("participating", "new") if summary.get(name)), None)
+    return _steps_shown(summary, len(group[group["measure"]]) - 1) if group else []
 
 
 def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:

@@ -34,6 +34,7 @@ from nufed.server.outcome import SUMMARY
 from nufed.server.resuming import stored_config
 from nufed.server.run_folder import MODEL, load_model
 from nufed.server.run_log import METRICS
+from nufed.server.shots import SHOTS_TABLE, shot_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,6 +149,22 @@ class Run:
         columns = ["client", "group", "step", "split", "metric", "value"]
         frame = pd.DataFrame(list(self._numbers()), columns=columns)
         return frame if group is None else frame[frame["group"] == group].drop(columns="group").reset_index(drop=True)
+
+    @cached_property
+    def shots(self) -> "DataFrame":
+        """How the clients fare with few examples (`evaluation.shots`); no rows without.
+
+        One row per number: client, group, shots (support examples asked for, of each class where there are classes),
+        num_support (those that there were), short (whether that is fewer), step (0 … S), metric, value on the client's
+        test split.
+
+        Raises:
+            RunError: shots.csv is torn.
+        """
+        import pandas as pd
+
+        columns = ["client", "group", "shots", "num_support", "short", "step", "metric", "value"]
+        return pd.DataFrame(list(shot_rows(_read(self.path / SHOTS_TABLE))), columns=columns)
 
     @cached_property
     def clients(self) -> "DataFrame":
