@@ -17,6 +17,7 @@ from nufed.common.data.target_scaling import fit_target_scaling, rescaled, targe
 from nufed.common.examples import ClientData
 from nufed.common.message_schema import NUM_EXAMPLES, MetricValue
 from nufed.common.shots import SHORT, shot_name
+from nufed.common.trees import one_tensor
 
 _TEST = "test-"
 
@@ -48,7 +49,7 @@ def shots_of(place: Workplace, sizes: Sequence[int]) -> list[Shot]:
     for size in sizes:
         data, seed = place.data, place.config.seed
         support, is_short = few_examples(data.support, size, place.task, seed=seed, client_id=data.client_id)
-        nothing = torch.zeros(0, dtype=torch.int64, device=support.targets.device)
+        nothing = torch.zeros(0, dtype=torch.int64, device=support.device)
         few = replace(data, support=support, validation=data.validation.take(nothing))
         shots.append(Shot(size, replace(place, data=_scaled_alone(few, place)), is_short))
     return shots
@@ -66,5 +67,5 @@ def _scaled_alone(data: ClientData, place: Workplace) -> ClientData:
     """Return the client with values to predict scaled by its few examples, where the scaling is its own."""
     if data.target_scaling is None or target_scale(place.config.data, place.task) != "local":
         return data
-    unscaled = data.target_scaling.undo(data.support.targets)
+    unscaled = data.target_scaling.undo(one_tensor(data.support.targets, "targets"))
     return rescaled(data, fit_target_scaling(unscaled.cpu().numpy()))
