@@ -1,7 +1,7 @@
 """The ClientApp: answers who it is, trains τ meta steps, and reports adaptation curves.
 
-Nothing but model arrays and aggregate metrics leaves a client. Of the model that a run ends with, a client may keep its
-adapted copy (node configuration `personal-model`).
+Nothing but model arrays and aggregate metrics leaves a client, and statistics of its columns where it allows that. Of
+the model that a run ends with, a client may keep its adapted copy (node configuration `personal-model`).
 """
 
 import time
@@ -14,13 +14,21 @@ from nufed.client.error_replies import without_data
 from nufed.client.personal_model import personal_path, personalize_after_run
 from nufed.client.personalize import adaptation_curves
 from nufed.client.shots import shot_curves
+from nufed.client.told_statistics import told_statistics
 from nufed.client.train_reply import train_reply
 from nufed.client.workplace import Workplace, start_run, workplace
 from nufed.common.meta.local_update import Stream, local_update
 from nufed.common.meta.objective import initial_params
 from nufed.common.params import Params
 from nufed.common.settings import process_settings
-from nufed.common.wire import ClientDescription, EvaluateReply, EvaluateRequest, TrainRequest
+from nufed.common.wire import (
+    STATISTICS,
+    ClientDescription,
+    EvaluateReply,
+    EvaluateRequest,
+    TrainRequest,
+    statistics_records,
+)
 
 app = ClientApp()
 
@@ -33,6 +41,14 @@ def describe(message: Message, context: Context) -> Message:
     personal_path(context.node_config)
     sizes = len(data.support), len(data.validation), len(data.test)
     return Message(ClientDescription(data.client_id, data.group, *sizes).to_records(), reply_to=message)
+
+
+@app.query(STATISTICS)
+@without_data
+def statistics(message: Message, context: Context) -> Message:
+    """Answer with statistics of this client's columns, if whoever runs it allows that."""
+    told = told_statistics(context.run_config, context.node_config, process_settings())
+    return Message(statistics_records(told), reply_to=message)
 
 
 @app.train()

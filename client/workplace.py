@@ -106,7 +106,7 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
     node_config = dict(node_items)
     preparation = own = None
     if "data" in node_config:
-        client, num_here = load_private(_membership(node_config), config, settings), 1
+        client, num_here = load_private(membership(node_config), config, settings), 1
         task, data, preparation = client.task, client.data, client.preparation
         own = _own_examples(client, config, node_config)
     else:
@@ -121,7 +121,7 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
     return Workplace(config, task, data, pair.evaluation, training_loss, adaptation_loss, preparation, own)
 
 
-def _membership(node_config: Mapping[str, Scalar]) -> Membership:
+def membership(node_config: Mapping[str, Scalar]) -> Membership:
     """Return who a deployed client is, by `data`, `client-id` and `group` of its node's configuration."""
     group = node_config.get("group")
     if group not in (None, "participating", "new"):

@@ -13,6 +13,7 @@ from typing import cast
 
 from nufed.common.errors import WireError
 from nufed.common.metrics import SPLITS, further_metrics
+from nufed.common.statistics import LARGEST
 from nufed.common.untrusted import shown, shown_names
 
 MetricValue = int | float | list[int] | list[float]
@@ -131,7 +132,27 @@ EVALUATE_REPLY = {
         for split in SPLITS
     },
 }
-SCHEMAS: dict[str, Schema] = {"query": QUERY_REPLY, "train": TRAIN_REPLY, "evaluate": EVALUATE_REPLY}
+STATISTICS_REPLY: Schema = {
+    NUM_EXAMPLES: replace(_EXAMPLES, meaning="examples in the support split"),
+    "counts": Quantity(
+        "of each column, values that are told of; 0 keeps the column back", 0, MOST_EXAMPLES, is_whole=True
+    ),
+    "means": Quantity("of each column of numbers", -LARGEST, LARGEST),
+    "deviations": Quantity("of each column of numbers, from the site's own mean", 0, LARGEST),
+    "categories": Quantity(
+        "examples by category, column after column; -1 keeps one back", -1, MOST_EXAMPLES, is_whole=True
+    ),
+    "classes": Quantity("examples by class; -1 keeps one back", -1, MOST_EXAMPLES, is_whole=True),
+}
+STATISTICS_REPLY = {
+    name: each if name == NUM_EXAMPLES else replace(each, is_curve=True) for name, each in STATISTICS_REPLY.items()
+}
+SCHEMAS: dict[str, Schema] = {
+    "query": QUERY_REPLY,
+    "train": TRAIN_REPLY,
+    "evaluate": EVALUATE_REPLY,
+    "query.statistics": STATISTICS_REPLY,
+}
 
 
 def checked_metrics(metrics: Mapping[str, object], schema: Schema) -> dict[str, MetricValue]:
@@ -175,6 +196,26 @@ def checked_curves(metrics: Mapping[str, object], shape: CurveShape | None) -> d
     for name in sorted(accuracies & checked.keys()):
         _check_divergence(name, checked[name], checked.get(name.replace("accuracy", "loss")), schema[name])
     return checked
+
+
+def checked_statistics(metrics: Mapping[str, object], lengths: Mapping[str, int]) -> dict[str, MetricValue]:
+    """Return the numbers of a site's statistics.
+
+    Args:
+        metrics: what came; may come from anybody.
+        lengths: elements of each list; lists of none do not come.
+
+    Raises:
+        WireError: with the first that is missing, has another length or is out of range, or was not asked for.
+    """
+    schema = {NUM_EXAMPLES: STATISTICS_REPLY[NUM_EXAMPLES]} | {
+        name: replace(STATISTICS_REPLY[name], length=length, is_required=True)
+        for name, length in lengths.items()
+        if length
+    }
+    if strange := [name for name in metrics if name not in schema]:
+        raise WireError(f"{shown(strange[0])} was not expected among the statistics")
+    return checked_metrics(metrics, schema)
 
 
 def check_client_id(client_id: object) -> str:

@@ -10,6 +10,7 @@ told, and nothing that it could be worked out from:
 - how many cells are empty, if they are fewer: then none is said to be.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 from nufed.common.errors import WireError
 
 Array = NDArray[np.float64]
+
+Lists = dict[str, list[int] | list[float]]
+"""Numbers of a site by name, as they travel."""
 
 NOT_TOLD = -1
 """Stands for a count that a site keeps to itself."""
@@ -47,6 +51,12 @@ class StatisticsShape:
     classes: tuple[str, ...]
     min_count: int
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Return how many numbers each list of `SiteStatistics.to_lists` has."""
+        of_columns = dict.fromkeys(("counts", "means", "deviations"), len(self.columns))
+        return {**of_columns, "categories": sum(map(len, self.categories)), "classes": len(self.classes)}
+
 
 @dataclass(frozen=True)
 class SiteStatistics:
@@ -67,6 +77,30 @@ class SiteStatistics:
     deviations: tuple[float, ...]
     categories: tuple[tuple[int, ...], ...]
     classes: tuple[int, ...] = ()
+
+    def to_lists(self) -> Lists:
+        """Return the numbers as they travel, those of categories column after column; empty lists do not."""
+        lists: Lists = {
+            "counts": list(self.counts),
+            "means": list(self.means),
+            "deviations": list(self.deviations),
+            "categories": [count for counts in self.categories for count in counts],
+            "classes": list(self.classes),
+        }
+        return {name: values for name, values in lists.items() if values}
+
+    @classmethod
+    def from_lists(cls, num_examples: int, lists: Lists, shape: StatisticsShape) -> "SiteStatistics":
+        """Return what `to_lists` wrote; lengths have been checked."""
+        flat = iter(map(int, lists.get("categories", ())))
+        return cls(
+            num_examples,
+            tuple(map(int, lists["counts"])),
+            tuple(map(float, lists["means"])),
+            tuple(map(float, lists["deviations"])),
+            tuple(tuple(itertools.islice(flat, len(names))) for names in shape.categories),
+            tuple(map(int, lists.get("classes", ()))),
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +132,8 @@ def site_statistics(inputs: Array, targets: NDArray[np.generic] | None, shape: S
         part = inputs[:, first : first + (len(names) or 1)]
         first += len(names) or 1
         known = part[~np.isnan(part).any(1)]
-        count, mean, deviation, by_category = 0, 0.0, 0.0, ()
+        mean = deviation = 0.0
+        by_category: tuple[int, ...] = ()
         if names:
             count, by_category = _told_categories(known, len(inputs), least)
         else:

@@ -3,6 +3,7 @@
     describe   server asks who is there           ClientDescription
     train      TrainRequest(w_k, k)         ->    TrainReply(w_k^i, N_i, metrics)
     evaluate   EvaluateRequest(w_k, k, end) ->    EvaluateReply(N_i, curves)
+    statistics server asks before round 1         SiteStatistics (statistics_records, read_statistics)
 
 Record names are Flower's own (`arrays`, `config`, `metrics`, `num-examples`), so that its strategies and
 ClientApps understand ours and ours theirs. Arrays are checked here, once, before anything is computed with them.
@@ -26,10 +27,12 @@ from nufed.common.message_schema import (
     MetricValue,
     check_client_id,
     checked_metrics,
+    checked_statistics,
 )
 from nufed.common.npy import NpyError, from_npy, to_npy
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.shots import SHOTS, checked_evaluation, checked_sizes
+from nufed.common.statistics import Lists, SiteStatistics, StatisticsShape, check_consistent
 from nufed.common.untrusted import shown, shown_shape
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
@@ -38,6 +41,9 @@ NUMPY = "numpy.ndarray"
 
 SERVER_ROUND, FINAL = "server-round", "final"
 LAST_ROUND = 2**31 - 1
+
+STATISTICS = "statistics"
+"""The query that asks a client for statistics of its columns."""
 
 
 def params_to_arrays(params: Mapping[str, Tensor]) -> ArrayRecord:
@@ -283,6 +289,28 @@ def shots_asked_for(records: RecordDict) -> tuple[int, ...]:
     """
     found = [config[SHOTS] for config in records.config_records.values() if SHOTS in config]
     return checked_sizes(found[0]) if found else ()
+
+
+def statistics_records(site: SiteStatistics) -> RecordDict:
+    """Return the Flower records of what a site tells of its columns."""
+    return RecordDict({METRICS: MetricRecord({NUM_EXAMPLES: site.num_examples, **site.to_lists()})})
+
+
+def read_statistics(records: RecordDict, shape: StatisticsShape, announced: int | None = None) -> SiteStatistics:
+    """Read a site's statistics back.
+
+    Args:
+        records: may come from anybody.
+        shape: what was asked for.
+        announced: examples that the site said to have; None if it did not say.
+
+    Raises:
+        WireError: numbers are missing or malformed, or no examples can have them.
+    """
+    found = checked_statistics(_only_metrics(records), shape.lengths)
+    site = SiteStatistics.from_lists(cast("int", found.pop(NUM_EXAMPLES)), cast("Lists", found), shape)
+    check_consistent(site, shape, announced)
+    return site
 
 
 def _to_array(tensor: Tensor) -> Array:

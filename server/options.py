@@ -1,5 +1,6 @@
 """Where and how a run is conducted, beside its own options: `ServerOptions`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ class ServerOptions:
         is_disposable: whether the run is one of many that is started anew if it is cut short: it leaves a checkpoint
             at its end alone, does not wait for the disk, and draws nothing.
         hostile: clients of a simulation that attack, and count in no mean over clients.
+        attachments: further files of the run's folder, by name: content.
     """
 
     out: Path
@@ -34,3 +36,4 @@ class ServerOptions:
     engine: str = "fleet"
     is_disposable: bool = False
     hostile: Hostile | None = None
+    attachments: Mapping[str, str] = field(default_factory=dict)

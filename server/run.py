@@ -15,6 +15,8 @@ from flwr.serverapp import Grid
 
 from nufed.common.config import RunConfig
 from nufed.common.data import describe_task, shared_scaling
+from nufed.common.data.private.task import check_is_scaled
+from nufed.common.durable_file import write_text
 from nufed.common.errors import DivergedError, NothingTrainedError, NufedError, RunError, WireError
 from nufed.common.examples import Group
 from nufed.common.message_schema import NUM_EXAMPLES, CurveShape
@@ -165,6 +167,7 @@ class Run:
     def _start(self) -> _State:
         """Return the seeded initial model, or where the folder to resume stands; what is noted there is said."""
         find_estimator(self.config.method.estimator)
+        check_is_scaled(self.config.data)
         if (threads := process_settings().num_threads) != torch.get_num_threads():
             torch.set_num_threads(threads)
         task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
@@ -187,7 +190,10 @@ class Run:
         if self.options.resume:
             return RunFolder.open_existing(self.options.resume, config=self.config, at_round=at_round)
         now, options = datetime.now().astimezone(), self.options
-        return RunFolder.create(options.out, self.config, now=now, engine=options.engine, hostile=options.hostile)
+        folder = RunFolder.create(options.out, self.config, now=now, engine=options.engine, hostile=options.hostile)
+        for name, content in options.attachments.items():
+            write_text(folder.path / name, content)
+        return folder
 
     def _rounds(self, state: _State, folder: RunFolder) -> Iterator[_State]:
         """Yield the state after the first evaluation, and after each round, which was told by then."""

@@ -91,6 +91,14 @@ class DataConfig(Section):
         json_schema_extra={LIST: "table"},
         description="columns to encode one-hot, e.g. sex:f|m;thal:3|6|7 or a table, with their values (source private)",
     )
+    scale: Literal["given", "federated"] = Field(
+        "given",
+        description="where feature-means and feature-scales come from: as given, or from statistics that clients tell "
+        "before round 1 (source private)",
+    )
+    statistics_min_count: int = Field(
+        10, ge=2, le=1_000_000, description="examples that everything a client tells then is made of, at least"
+    )
     feature_means: str = Field(
         "",
         json_schema_extra={LIST: "numbers"},

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nufed.common.errors import NufedError
-from nufed.deploy.commands.federation import ClientSecurityOptions, ParticipantOptions
+from nufed.deploy.commands.federation import ClientSecurityOptions
 from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.option_groups import MachineOptions, with_option_groups
+from nufed.deploy.commands.participant import ParticipantOptions
 from nufed.deploy.commands.run_options import RunOptions
 from nufed.deploy.commands.tables import print_table
 from nufed.deploy.commands.terminal import stdout_console

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nufed.common.config import RunConfig, Scalar
+from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.deploy.commands.certificates import DEFAULT_CERTIFICATES, certs
 from nufed.deploy.commands.option_groups import DeclaredOptions, MachineOptions, with_option_groups
+from nufed.deploy.commands.participant import ParticipantOptions
 from nufed.deploy.commands.run_options import RunOptions
 from nufed.deploy.commands.terminal import OutputOptions
 from nufed.deploy.network.certificates import CertificateFolder
@@ -68,6 +69,15 @@ class ServingOptions(DeclaredOptions):
         _serving("second, unencrypted port that only answers gRPC health checks", metavar="HOST:PORT"),
     ] = None
     stock_clients: Annotated[bool, _serving("serve Flower's own SuperNodes as well")] = False
+    statistics: Annotated[
+        bool,
+        typer.Option(
+            "--statistics",
+            help="before round 1, ask clients for statistics of their columns (those that allow it); they give the run "
+            "its means and scales where it has none",
+            rich_help_panel=_DEPLOYMENT,
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -155,17 +165,19 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
     Clients are processes of `nufed client` on other machines. They may come and go; a round goes on without those that
     are gone.
     """
+    from nufed.deploy.commands.gathering import with_statistics
     from nufed.deploy.network.direct_server import ServerEndpoint
     from nufed.server.run import ServerOptions
 
     config, notes = _config(run, resuming.resume, serving.round_timeout)
+    config = with_statistics(config, asked=serving.statistics)
     out, resume = _out(output), resuming.resume
     if resuming.resume_or_start:
         found = _find_run(out, config, resume)
         if found and found.complete:
             typer.echo(f"the run in {found.folder} is complete")
             return
-        resume = found.folder if found else None
+        resume, config = (found.folder, found.scaled(config)) if found else (None, config)
     endpoint = ServerEndpoint(serving.listen, security.read(), health_address=serving.health, database=serving.state)
     with machine.exported(), output.shown() as (events, observer), _terminated_as_interrupted():
         options = ServerOptions(
@@ -178,81 +190,38 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
         for note in notes:
             events.say(note)
         observer.waits_for(_awaited(options, config))
-        _serve(endpoint, options, config, stock_clients=serving.stock_clients)
+        _serve(endpoint, options, config, serving)
 
 
 def _awaited(options: "ServerOptions", config: RunConfig) -> str:
     """Return for how many clients the first round waits, in words."""
-    all_of_run = config.data.num_clients + config.data.num_new_clients
-    number = all_of_run if options.min_clients is None else options.min_clients
+    number = _num_awaited(options, config)
     return f"{number} client{'s' if number > 1 else ''}"
 
 
-def _serve(endpoint: "ServerEndpoint", options: "ServerOptions", config: RunConfig, *, stock_clients: bool) -> None:
-    """Listen and run the rounds."""
+def _num_awaited(options: "ServerOptions", config: RunConfig) -> int:
+    all_of_run = config.data.num_clients + config.data.num_new_clients
+    return all_of_run if options.min_clients is None else options.min_clients
+
+
+def _serve(endpoint: "ServerEndpoint", options: "ServerOptions", config: RunConfig, serving: ServingOptions) -> None:
+    """Listen, ask for statistics if the run wants any, and run the rounds."""
+    from nufed.common.data.private.task import awaits_statistics
+    from nufed.deploy.commands.gathering import gather
     from nufed.deploy.network.app_bundle import build_app_bundle
     from nufed.deploy.network.direct_server import DirectServer
     from nufed.server.app import build_server_app
 
     _quiet_flower()
-    bundle = build_app_bundle() if stock_clients else None
+    bundle = build_app_bundle() if serving.stock_clients else None
     events = options.events
     with DirectServer(endpoint, on_event=events.say, events=events) as server:
         unprotected = "" if endpoint.security else " without TLS and node keys"
         events.say(f"listening on {server.address}{unprotected}")
         events.say(f"waiting for {_awaited(options, config)}, for {options.connect_timeout:g} s at most")
+        if not options.resume and (serving.statistics or awaits_statistics(config.data)):
+            config, options = gather(server, config, options, _num_awaited(options, config))
         server.run(build_server_app(options), config.flat(), bundle=bundle)
-
-
-@dataclass(frozen=True)
-class ParticipantOptions(DeclaredOptions):
-    """Who a client is, which data it brings and what it keeps."""
-
-    data: Annotated[
-        str,
-        typer.Option(
-            help="this client's data: csv:, parquet:, npz: or images:PATH, python:module:function, or digits#3/20",
-            metavar="SPEC",
-        ),
-    ]
-    name: Annotated[str, typer.Option(help="this client's stable name", metavar="NAME")]
-    new: Annotated[
-        bool, typer.Option("--new", help="never take part in training; adapt the final model and be judged")
-    ] = False
-    personal_model: Annotated[
-        Path | None,
-        typer.Option(help="file to keep the run's final model in, adapted to this client's data", metavar="FILE"),
-    ] = None
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            help="file that remembers which examples were trained on (default: beside --personal-model)", metavar="FILE"
-        ),
-    ] = None
-
-    def node_config(self) -> dict[str, Scalar]:
-        """Return what the client's app reads; what can be wrong with it before a run is known is refused here.
-
-        Raises:
-            NufedError: the data are no known kind, or the personal model or the state cannot be written.
-        """
-        from nufed.client.first_look import look_at
-        from nufed.client.personal_model import personal_path
-        from nufed.client.split_memory import SplitMemory, state_path
-        from nufed.common.data.private.load import check_spec
-
-        check_spec(self.data, self.name)
-        look_at(self.data)
-        config: dict[str, Scalar] = {"data": self.data, "client-id": self.name}
-        if self.new:
-            config["group"] = "new"
-        if self.personal_model:
-            config["personal-model"] = str(self.personal_model.expanduser().absolute())
-        personal_path(config)
-        if self.state:
-            config["state"] = str(self.state.expanduser().absolute())
-        SplitMemory.load(state_path(config))
-        return config
 
 
 @with_option_groups
@@ -269,7 +238,7 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
 ) -> None:
     """Take part in a federation with the data on this machine; runs until it is stopped.
 
-    Nothing but model arrays and aggregate metrics leaves this process.
+    Nothing but model arrays and aggregate metrics leaves this process, and statistics with --allow-statistics.
     """
     from nufed.client.app import app as client_app
     from nufed.client.split_memory import forgets

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nufed.common.config import RunConfig
+from nufed.common.data.private.task import awaits_statistics
 from nufed.deploy.simulation.engines import run_status
 from nufed.server.checkpoint import checkpoint_round
 from nufed.server.resuming import CONFIG, stored_config
 
 _NUM_ROUNDS = "federation.num-rounds"
+_OF_STATISTICS = "data.feature-means", "data.feature-scales"
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,13 @@ class FoundRun:
 
     folder: Path
     complete: bool
+
+    def scaled(self, config: RunConfig) -> RunConfig:
+        """Return the options with the means and scales that the run got of its clients' statistics."""
+        stored = stored_config(self.folder).flat()
+        return (
+            config.updated({key: stored[key] for key in _OF_STATISTICS}) if awaits_statistics(config.data) else config
+        )
 
 
 def find_run(out: Path, config: RunConfig) -> FoundRun | None:
@@ -29,13 +38,14 @@ def find_run(out: Path, config: RunConfig) -> FoundRun | None:
         NufedError: a folder of this name holds options that this version does not know.
     """
     named = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(config.name)}(-\d+)?")
-    wanted = {**config.flat(), _NUM_ROUNDS: None}
+    ignored = dict.fromkeys([_NUM_ROUNDS, *(_OF_STATISTICS if awaits_statistics(config.data) else ())])
+    wanted = {**config.flat(), **ignored}
     folders = [path for path in out.iterdir() if named.fullmatch(path.name)] if out.is_dir() else []
     for folder in sorted(folders, reverse=True):
         if not (folder / CONFIG).is_file():
             continue
         stored = stored_config(folder)
-        if {**stored.flat(), _NUM_ROUNDS: None} == wanted:
+        if {**stored.flat(), **ignored} == wanted:
             all_done = checkpoint_round(folder) == config.federation.num_rounds
             return FoundRun(folder, all_done and run_status(folder) == "complete")
     return None

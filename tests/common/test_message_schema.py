@@ -11,6 +11,7 @@ from nufed.common.message_schema import (
     MOST_OTHER_METRICS,
     MOST_OTHER_NUMBERS,
     SCHEMAS,
+    STATISTICS_REPLY,
     TRAIN_REPLY,
     CurveShape,
     check_client_id,
@@ -213,4 +214,4 @@ def test_the_documentation_shows_the_schemas():
     ]
 
     assert [row for row in rows if row not in page] == []
-    assert len(rows) == 3 + len(TRAIN_REPLY) + len(EVALUATE_REPLY)
+    assert len(rows) == 3 + len(TRAIN_REPLY) + len(EVALUATE_REPLY) + len(STATISTICS_REPLY)

@@ -29,12 +29,19 @@ from nufed.common.data.private.rows import PrivateRows, check_rows, refusal, tel
 from nufed.common.data.private.spec import PrivateSpec, parse_spec
 from nufed.common.data.private.split import SplitHashes, hash_split
 from nufed.common.data.private.table import MISSING, SCALES, read_table
-from nufed.common.data.private.task import Column, declared_scaling
+from nufed.common.data.private.task import (
+    Column,
+    awaits_statistics,
+    declared_columns,
+    declared_scaling,
+    statistics_shape,
+)
 from nufed.common.data.target_scaling import in_precision, own_target_scaling, scaled_client, target_scale
 from nufed.common.errors import ConfigError, DataError, NufedError, WireError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
 from nufed.common.message_schema import check_client_id
 from nufed.common.settings import Settings
+from nufed.common.statistics import SiteStatistics, site_statistics
 from nufed.common.trees import one_tensor
 
 _SLICE = re.compile(r"(?P<source>.+)#(?P<index>\d+)/(?P<count>\d+)")
@@ -163,6 +170,31 @@ def read_private_rows(spec_text: str, config: RunConfig, settings: Settings) -> 
     return rows
 
 
+def own_statistics(member: Membership, config: RunConfig, settings: Settings, min_count: int) -> SiteStatistics:
+    """Return what a client tells of its columns before round 1: of its support split, before anything is filled in.
+
+    Args:
+        member: who the client is.
+        config: names the columns.
+        settings: of this machine.
+        min_count: the client's own least count; the run's holds where it is larger.
+
+    Raises:
+        ConfigError: the run or the client names no columns.
+        DataError: the data cannot be had, or are not what the run expects.
+    """
+    shape = statistics_shape(config.data, min_count)
+    if is_slice(member.spec):
+        raise refusal(ConfigError, "expected a table, because statistics are of columns, but --data names none")
+    rows = read_private_rows(member.spec, config, settings)
+    if not rows.columns:
+        raise refusal(ConfigError, "expected a table, because statistics are of columns, but --data names none")
+    task = describe_task(config.data, settings, seed=config.seed)
+    support = _divided(rows, member, task, config)[1].support
+    targets = rows.targets[support] if shape.classes and rows.targets is not None else None
+    return site_statistics(rows.inputs[support], targets, shape)
+
+
 def _slice_of_source(
     member: Membership, match: "re.Match[str]", config: RunConfig, settings: Settings
 ) -> PrivateClient:
@@ -209,6 +241,23 @@ def _split(
     rows: PrivateRows, spec: PrivateSpec, member: Membership, task: TaskInfo, config: RunConfig
 ) -> PrivateClient:
     """Return the client's splits, seeded by the run's seed and the client's name; tables are prepared."""
+    dealt, split = _divided(rows, member, task, config)
+    dtype = getattr(torch, config.model.dtype)
+    hashes = hash_split(rows, split)
+    is_scaled = target_scale(config.data, task) != "none"
+    # Statistics of a table's columns are computed in float64, whatever the model's precision.
+    data = make_splits(dealt, split, task, torch.float64 if rows.columns or is_scaled else dtype)
+    if scaling := own_target_scaling(data, task, config.data):
+        data = scaled_client(data, scaling)
+    if not rows.columns:
+        return PrivateClient(task, in_precision(data, dtype), hashes=hashes)
+    preparation = fit_preparation(rows.columns, _policy(spec, config.data), one_tensor(data.support.inputs).numpy())
+    data = data.with_splits(lambda part: _prepared(part, rows.columns, preparation, task, dtype))
+    return PrivateClient(task, data, preparation, hashes)
+
+
+def _divided(rows: PrivateRows, member: Membership, task: TaskInfo, config: RunConfig) -> tuple[DealtClient, SplitRows]:
+    """Return what the client has been dealt, and the rows of its splits."""
     if rows.targets is None:
         raise refusal(DataError, "expected labels, but there are none; a client without cannot be trained or judged")
     dealt = DealtClient(
@@ -221,19 +270,7 @@ def _split(
         raise refusal(
             DataError, f"expected enough examples to train on and to be judged on, but the client {problem}; add some"
         )
-    dtype = getattr(torch, config.model.dtype)
-    # Statistics of a table's columns are computed in float64, whatever the model's precision.
-    split = _few(split_rows(dealt, config.data, config.seed), dealt, task, config)
-    hashes = hash_split(rows, split)
-    is_scaled = target_scale(config.data, task) != "none"
-    data = make_splits(dealt, split, task, torch.float64 if rows.columns or is_scaled else dtype)
-    if scaling := own_target_scaling(data, task, config.data):
-        data = scaled_client(data, scaling)
-    if not rows.columns:
-        return PrivateClient(task, in_precision(data, dtype), hashes=hashes)
-    preparation = fit_preparation(rows.columns, _policy(spec, config.data), one_tensor(data.support.inputs).numpy())
-    data = data.with_splits(lambda part: _prepared(part, rows.columns, preparation, task, dtype))
-    return PrivateClient(task, data, preparation, hashes)
+    return dealt, _few(split_rows(dealt, config.data, config.seed), dealt, task, config)
 
 
 def _few(split: SplitRows, dealt: DealtClient, task: TaskInfo, config: RunConfig) -> SplitRows:
@@ -258,6 +295,9 @@ def _prepared(
 
 def _policy(spec: PrivateSpec, config: DataConfig) -> Policy:
     run_scaling = declared_scaling(config)
+    if run_scaling is None and awaits_statistics(config):  # until they are there, columns stay as they are
+        width = sum(not column.categories for column in declared_columns(config))
+        run_scaling = (0.0,) * width, (1.0,) * width
     scale = spec.choice("scale", SCALES, "run" if run_scaling else "none")
     return Policy(spec.choice("missing", MISSING, "error"), scale, run_scaling)
 

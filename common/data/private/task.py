@@ -15,6 +15,7 @@ from nufed.common.config import DataConfig
 from nufed.common.config.lists import check_line, read_names, read_table
 from nufed.common.errors import ConfigError
 from nufed.common.examples import TaskInfo
+from nufed.common.statistics import StatisticsShape
 
 PRIVATE = "private"
 """The `data.source` of a federation whose clients bring their own data."""
@@ -78,6 +79,8 @@ def check_declared(config: DataConfig) -> None:
     given = [name for name in _PRIVATE_ONLY if getattr(config, name)]
     if config.task != "classification":
         given = ["task", *given]
+    if config.scale != "given":
+        given = ["scale", *given]
     if given:
         key = f"data.{given[0].replace('_', '-')}"
         raise ConfigError(
@@ -146,6 +149,55 @@ def declared_scaling(config: DataConfig) -> tuple[tuple[float, ...], tuple[float
     return means, scales
 
 
+def awaits_statistics(config: DataConfig) -> bool:
+    """Return whether the means and scales of a run's columns are still to be made of its clients' statistics."""
+    return (
+        config.scale == "federated"
+        and not config.feature_means
+        and any(not column.categories for column in declared_columns(config))
+    )
+
+
+def check_is_scaled(config: DataConfig) -> None:
+    """Refuse to begin rounds while the means and scales of a run's columns are still to be had.
+
+    Raises:
+        ConfigError: they are not there.
+    """
+    if awaits_statistics(config):
+        raise ConfigError(
+            "data.scale=federated needs statistics of the clients before round 1, which `nufed server` and `nufed "
+            "simulate` gather. Use one of them, or give data.feature-means and data.feature-scales."
+        )
+
+
+def statistics_shape(config: DataConfig, min_count: int = 0) -> StatisticsShape:
+    """Return what clients are asked for, or asked themselves.
+
+    Args:
+        config: names the columns.
+        min_count: a client's own least count, where it is above the run's.
+
+    Raises:
+        ConfigError: the run names no columns.
+    """
+    columns = declared_columns(config)
+    if not columns:
+        raise ConfigError(
+            "statistics of columns need data.feature-names, which this run does not have. Name the columns; `nufed "
+            "draft` writes them."
+        )
+    classes = split_names(config.class_names, "data.class-names")
+    if config.task == "classification" and not classes:
+        classes = tuple(map(str, range(config.num_outputs)))
+    return StatisticsShape(
+        tuple(column.name for column in columns),
+        tuple(column.categories for column in columns),
+        classes if config.task == "classification" else (),
+        max(config.statistics_min_count, min_count),
+    )
+
+
 def canonical(text: str) -> str:
     """Return one spelling for each name: no blanks around it, 3 for 3.0, true for TRUE, composed characters.
 
@@ -204,6 +256,8 @@ def _input_shape(config: DataConfig) -> tuple[int, ...]:
     shape = tuple(int(size) for size in config.input_shape.split(",")) if config.input_shape else ()
     columns = declared_columns(config)
     declared_scaling(config)
+    if config.scale == "federated":
+        statistics_shape(config)
     if not shape and not columns:
         raise ConfigError(
             "data.source=private needs the shape of an input, because the server has no data. Set "

@@ -13,7 +13,7 @@ from nufed.common import __version__
 from nufed.common.config import RunConfig
 from nufed.common.errors import NufedError, PeerError
 from nufed.deploy.commands.cli import main
-from nufed.deploy.commands.federation import ParticipantOptions
+from nufed.deploy.commands.participant import ParticipantOptions
 from nufed.deploy.network import fleet_headers, fleet_service
 from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority, read_private_key
 from nufed.deploy.network.direct_server import DirectServer, ServerEndpoint, ServerSecurity
