@@ -254,6 +254,8 @@ ELSEWHERE = {
     "check_distinct",
     # What no test can make happen by a file: no pyarrow, a folder that may not be read, a file that counts wrongly.
     *("_open_parquet", "read_images", "parts"),
+    # Of statistics before round 1, which have tests of their own.
+    *("own_statistics", "statistics_shape", "check_is_scaled"),
     # They pass on what others have worded.
     *("_of_the_run", "_explained", "load_private"),
     "Preparation.from_json",

@@ -10,7 +10,12 @@ from flwr.app import Error, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nufed.common.errors import RunError, WireError
+from nufed.client.told_statistics import told_statistics
+from nufed.common.config import RunConfig
+from nufed.common.data import describe_task
+from nufed.common.data.private.task import check_is_scaled
+from nufed.common.errors import ConfigError, RunError, WireError
+from nufed.common.settings import Settings
 from nufed.common.statistics import NOT_TOLD, StatisticsShape, pool, site_statistics, told_counts
 from nufed.common.wire import ClientDescription, read_statistics, statistics_records
 from nufed.server.statistics import StatisticsReport
@@ -19,6 +24,15 @@ from nufed.strategy.statistics import gather_statistics
 from tests.strategy.fake_grid import FakeGrid
 
 SHAPE = StatisticsShape(("age", "sex", "dose"), ((), ("f", "m"), ()), ("no", "yes"), 5)
+
+
+OPTIONS = {
+    "data.source": "private",
+    "data.feature-names": "age,sex,dose",
+    "data.categories": "sex:f|m",
+    "data.class-names": "no,yes",
+    "data.scale": "federated",
+}
 
 
 def site(seed, num=60, offset=0.0, scale=1.0):
@@ -166,19 +180,40 @@ def test_bad_answers_are_counted_and_the_good_ones_are_used():
     assert "site-5 told no statistics: did not answer" in said
 
 
+@pytest.mark.parametrize(
+    ("spec", "node", "told"),
+    [
+        ("csv:secret.csv?label=y", {}, "--allow-statistics"),
+        ("digits#3/20", {"allow-statistics": True}, "expected a table"),
+        ("npz:secret.npz", {"allow-statistics": True}, "expected a table"),
+    ],
+)
+def test_a_client_that_tells_nothing_says_why(spec, node, told, tmp_path, monkeypatch):
+    """Because it is not allowed to, or has no columns; and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("secret.npz", x=np.ones((9, 4)), y=np.arange(9) % 2)
+    options = OPTIONS if "csv" in spec else {**OPTIONS, "data.scale": "given"}
+
+    with pytest.raises(ConfigError, match=told) as caught:
+        told_statistics(options, {"data": spec, "client-id": "a", **node}, Settings())
+
+    assert caught.value.sendable
+    assert "secret" not in str(caught.value)
+
+
+def test_rounds_do_not_begin_without_the_statistics():
+    """Where nobody gathers them, as under Flower's own server; and columns must be named for them."""
+    with pytest.raises(ConfigError, match="before round 1"):
+        check_is_scaled(RunConfig.parse(OPTIONS).data)
+    with pytest.raises(ConfigError, match="feature-names"):
+        describe_task(RunConfig.parse({**OPTIONS, "data.feature-names": "", "data.input-shape": "4"}).data, Settings())
+    with pytest.raises(ConfigError, match="describes private data"):
+        describe_task(RunConfig.parse({"data.scale": "federated"}).data, Settings())
+
+
 def test_the_run_gets_the_means_unless_it_has_some():
     """And does not begin without any."""
-    from nufed.common.config import RunConfig
-
-    config = RunConfig.parse(
-        {
-            "data.source": "private",
-            "data.feature-names": "age,sex,dose",
-            "data.categories": "sex:f|m",
-            "data.class-names": "no,yes",
-            "data.scale": "federated",
-        }
-    )
+    config = RunConfig.parse(OPTIONS)
     members = {"a": Member(1, ClientDescription("a", "participating", 60, 1, 1))}
     told = site_statistics(*site(1), SHAPE)
     grid = FakeGrid({1: lambda message: Message(statistics_records(told), reply_to=message)})
