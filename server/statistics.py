@@ -7,21 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
-
 from nufed.common.config import RunConfig
-from nufed.common.data.private.task import statistics_shape
 from nufed.common.errors import RunError
 from nufed.common.statistics import NOT_TOLD, PooledStatistics, SiteStatistics, StatisticsShape, pool
-from nufed.strategy.members import Roster
-from nufed.strategy.statistics import GatheredStatistics, gather_statistics
+from nufed.strategy.statistics import GatheredStatistics
 
 CSV, JSON = "statistics.csv", "statistics.json"
 """In a run's folder: one line for each site and column, and the same with what became of it."""
-
-_ANSWER_TIMEOUT = 600.0
-"""Seconds that clients have for reading their data."""
 
 CSV_COLUMNS = ("site", "column", "category", "examples", "values", "missing", "mean", "deviation", "share")
 
@@ -145,28 +137,6 @@ class StatisticsReport:
             shares = _shares(sites, code)
             rows.append((f"class {label}", str(len(shares)), "", *_ends(shares, "{:.1%}"), ""))
         return ("column", "sites", "together", "lowest", "highest", "missing"), rows
-
-
-def statistics_app(config: RunConfig, *, min_clients: int, wait: float, reports: list[StatisticsReport]) -> ServerApp:
-    """Return a ServerApp that waits for clients, asks them, and appends what came of it to `reports`.
-
-    Args:
-        config: the run's options.
-        min_clients: clients to wait for.
-        wait: seconds to wait for them.
-        reports: is given the report.
-    """
-    app = ServerApp()
-
-    @app.main()
-    def main(grid: Grid, _context: Context) -> None:
-        roster = Roster()
-        roster.discover(grid, min_clients, wait)
-        members = roster.connected(grid, ["participating"])
-        shape = statistics_shape(config.data)
-        reports.append(StatisticsReport.of(gather_statistics(grid, members, shape, _ANSWER_TIMEOUT)))
-
-    return app
 
 
 def _rows(site: SiteStatistics, shape: StatisticsShape) -> list[dict[str, Any]]:

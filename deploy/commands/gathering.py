@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 
+_ANSWER_TIMEOUT = 600.0
+"""Seconds that clients have for reading their data."""
+
 if TYPE_CHECKING:
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+
     from nufed.deploy.network.direct_server import DirectServer
     from nufed.server.options import ServerOptions
     from nufed.server.statistics import StatisticsReport
@@ -29,6 +35,30 @@ def with_statistics(config: RunConfig, *, asked: bool) -> RunConfig:
     return config if config.data.feature_means else config.updated({"data.scale": "federated"})
 
 
+def _asking_app(
+    config: RunConfig, options: "ServerOptions", min_clients: int
+) -> "tuple[ServerApp, list[StatisticsReport]]":
+    """Return a ServerApp that waits for clients and asks them, and where it leaves what came of it."""
+    from flwr.serverapp import ServerApp
+
+    from nufed.common.data.private.task import statistics_shape
+    from nufed.server.statistics import StatisticsReport
+    from nufed.strategy.members import Roster
+    from nufed.strategy.statistics import gather_statistics
+
+    app, reports = ServerApp(), []
+
+    @app.main()
+    def main(grid: "Grid", _context: "Context") -> None:
+        roster = Roster()
+        roster.discover(grid, min_clients, options.connect_timeout)
+        members = roster.connected(grid, ["participating"])
+        gathered = gather_statistics(grid, members, statistics_shape(config.data), _ANSWER_TIMEOUT)
+        reports.append(StatisticsReport.of(gathered))
+
+    return app, reports
+
+
 def gather(
     server: "DirectServer", config: RunConfig, options: "ServerOptions", min_clients: int
 ) -> "tuple[RunConfig, ServerOptions]":
@@ -37,10 +67,7 @@ def gather(
     Raises:
         RunError: too few clients came, or none told anything and the run has no means and scales without.
     """
-    from nufed.server.statistics import StatisticsReport, statistics_app
-
-    reports: list[StatisticsReport] = []
-    app = statistics_app(config, min_clients=min_clients, wait=options.connect_timeout, reports=reports)
+    app, reports = _asking_app(config, options, min_clients)
     server.run(app, config.flat())
     return scaled_by(reports[0], config, options)
 
