@@ -23,6 +23,8 @@ from nufed.common.models import MODELS
 from nufed.common.settings import Settings
 from nufed.common.steps.compile_choice import settle_compile
 from nufed.common.task import ModelLoss
+from nufed.common.tasks.options import with_loss_options
+from nufed.common.tasks.weights import weighted_client
 from nufed.common.trees import one_tensor
 
 FLIP_LABELS = "flip-labels"
@@ -112,7 +114,9 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
     else:
         (task, data), num_here = _simulated_client(config, node_config, settings), config.data.num_clients
         preparation = shared_scaling(config.data, settings, seed=config.seed).inputs
-    data = on_device(data, settings.device)
+    with _of_the_run():
+        task = with_loss_options(task, config.task)
+    data = on_device(weighted_client(data, task), settings.device)
     with _of_the_run() if config.model.name in MODELS else nullcontext():
         pair = model_pair(config.model, task, config.seed, settings.device)
     with _of_the_run():

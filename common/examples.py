@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -124,7 +124,7 @@ class TensorSpec:
     dtype: Literal["float", "integer", "boolean"] = "float"
 
 
-InputSpec: TypeAlias = "TensorSpec | tuple[InputSpec, ...] | tuple[tuple[str, InputSpec], ...]"
+InputSpec: TypeAlias = TensorSpec | tuple[Any, ...]
 """A tensor's form, a tuple of forms, or the forms of a dict as pairs (name, form) in the order of the names."""
 
 
@@ -147,7 +147,7 @@ class TaskInfo:
     input_shape: tuple[int, ...]
     num_outputs: int
     class_names: tuple[str, ...] = ()
-    input_spec: "InputSpec | None" = None
+    input_spec: InputSpec | None = None
     target_shape: tuple[int, ...] = ()
     options: tuple[tuple[str, Option], ...] = ()
 

@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from nufed.common.config import RunConfig
-from nufed.common.data import describe_task, shared_scaling
+from nufed.common.data import shared_scaling, task_of_run
 from nufed.common.data.private.task import check_is_scaled
 from nufed.common.durable_file import write_text
 from nufed.common.errors import DivergedError, NothingTrainedError, NufedError, RunError, WireError
@@ -170,10 +170,10 @@ class Run:
         check_is_scaled(self.config.data)
         if (threads := process_settings().num_threads) != torch.get_num_threads():
             torch.set_num_threads(threads)
-        task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
+        task = task_of_run(self.config, process_settings())
         evaluation = self.config.evaluation
         self._shape = CurveShape(evaluation.num_adapt_steps + 1, task.kind == "classification", evaluation.shot_sizes)
-        self.measure = "loss" if task.kind == "regression" else "accuracy"
+        self.measure = "accuracy" if task.kind == "classification" else "loss"
         initial = initial_params(
             model_params(build_model(self.config.model, task, seed=self.config.seed)), self.config.method
         )

@@ -15,6 +15,7 @@ from nufed.common.config.method import MethodConfig
 from nufed.common.config.model import ModelConfig
 from nufed.common.config.run import RunConfig, option_descriptions
 from nufed.common.config.section import Scalar, to_kebab
+from nufed.common.config.task import TaskConfig
 
 __all__ = [
     "DataConfig",
@@ -24,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "Scalar",
+    "TaskConfig",
     "option_descriptions",
     "to_kebab",
 ]

@@ -1,11 +1,18 @@
 """Options of the data: where the examples come from and how they are dealt."""
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from nufed.common.config.lists import LIST
 from nufed.common.config.section import Section
+from nufed.common.errors import nearest_match_hint
+
+_SHAPE, _TYPE = r"[1-9]\d{0,6}(,[1-9]\d{0,6})*", "(float|integer|boolean)"
+_PART = rf"{_SHAPE}(:{_TYPE})?"
+TASK_KINDS = ("classification", "regression", "multi-label", "counts", "segmentation", "tokens")
+"""What `data.task` may say, beside python:module:function."""
 
 
 class DataConfig(Section):
@@ -61,20 +68,28 @@ class DataConfig(Section):
         json_schema_extra={LIST: "numbers"},
         description="standard deviation of each; given with target-means",
     )
-    task: Literal["classification", "regression"] = Field(
-        "classification", description="what the clients' own data are for (source private)"
+    task: str = Field(
+        "classification",
+        description="what the data are for: classification, regression, multi-label, counts, segmentation, tokens, or "
+        "python:module:function; arrays that say nothing are classes if whole numbers and else values",
     )
     input_shape: str = Field(
         "",
-        pattern=r"^([1-9]\d{0,6}(,[1-9]\d{0,6})*)?$",
+        pattern=rf"^({_PART}|[A-Za-z_]\w*:({_PART}|:{_TYPE})(;[A-Za-z_]\w*:({_PART}|:{_TYPE}))*)?$",
         json_schema_extra={LIST: "numbers"},
-        description="shape of one input, e.g. 13 or 1,28,28 (source private); empty counts feature-names",
+        description="shape of one input, e.g. 13 or 1,28,28, or of several, e.g. ids:16:integer;mask:16:boolean "
+        "(source private); empty counts feature-names",
+    )
+    input_type: Literal["auto", "float", "integer"] = Field(
+        "auto",
+        description="what whole numbers in one array of inputs become: auto keeps them as ids where task=tokens",
     )
     num_outputs: int = Field(
         0,
         ge=0,
         le=10_000_000,
-        description="classes or predicted values (source private); 0 counts class-names, or is 1",
+        description="classes or predicted values (source private, or where arrays cannot tell all classes); 0 counts "
+        "class-names, or is 1",
     )
     class_names: str = Field(
         "",
@@ -109,3 +124,12 @@ class DataConfig(Section):
         json_schema_extra={LIST: "numbers"},
         description="standard deviation of each such column; given with feature-means (source private)",
     )
+
+    @field_validator("task")
+    @classmethod
+    def _task_is_known(cls, value: str) -> str:
+        if value not in TASK_KINDS and not re.fullmatch(r"python:[\w.]+:\w+", value):
+            raise ValueError(
+                f"task={value!r} is unknown.{nearest_match_hint(value, TASK_KINDS)} Or python:module:function"
+            )
+        return value

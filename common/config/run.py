@@ -14,6 +14,7 @@ from nufed.common.config.method import MethodConfig
 from nufed.common.config.model import ModelConfig
 from nufed.common.config.parsing import explain, flatten, put
 from nufed.common.config.section import Scalar, Section, descriptions, table_options, to_kebab
+from nufed.common.config.task import TaskConfig
 from nufed.common.errors import ConfigError
 from nufed.common.json_text import parse_json, parse_toml, read_options_text
 
@@ -24,6 +25,7 @@ class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="label of the run folder")
     seed: int = Field(0, ge=0, lt=2**62, description="seed of every random choice")
     data: DataConfig = DataConfig()
+    task: TaskConfig = TaskConfig()
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
     federation: FederationConfig = FederationConfig()

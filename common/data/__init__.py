@@ -40,6 +40,7 @@ from nufed.common.data.federation import (
     load_client,
     load_federation,
     shared_scaling,
+    task_of_run,
 )
 from nufed.common.data.quadratic import quadratic_problems
 from nufed.common.data.registry import SOURCES, Source
@@ -54,4 +55,5 @@ __all__ = [
     "load_federation",
     "quadratic_problems",
     "shared_scaling",
+    "task_of_run",
 ]

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import torch
 
-from nufed.common.config import DataConfig
+from nufed.common.config import DataConfig, RunConfig
 from nufed.common.data.dealing import deal
 from nufed.common.data.few_examples import keep_few
 from nufed.common.data.input_scaling import may_scale_inputs, scale_inputs
@@ -18,6 +18,7 @@ from nufed.common.data.transform import transform_clients
 from nufed.common.errors import DataError
 from nufed.common.examples import ClientData, Federation, TaskInfo
 from nufed.common.settings import Settings
+from nufed.common.tasks.options import with_loss_options
 
 
 @lru_cache(maxsize=4)
@@ -76,6 +77,11 @@ def describe_task(config: DataConfig, settings: Settings, *, seed: int = 0) -> T
     task = _described(config, settings, seed)
     target_scale(config, task)
     return task
+
+
+def task_of_run(config: RunConfig, settings: Settings) -> TaskInfo:
+    """Return what a run's model must fit, with the options of its loss; arguments and errors as `describe_task`."""
+    return with_loss_options(describe_task(config.data, settings, seed=config.seed), config.task)
 
 
 def _described(config: DataConfig, settings: Settings, seed: int) -> TaskInfo:

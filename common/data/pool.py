@@ -2,22 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nufed.common.config import DataConfig
-from nufed.common.data.cast import cast, input_name, target_name
-from nufed.common.examples import ClientData, Examples, TaskInfo
+from nufed.common.data.array_trees import Array, ArrayTree, as_tensors, map_arrays, rows_of, take_rows
+from nufed.common.data.cast import cast, target_name
+from nufed.common.examples import ClientData, Examples, TaskInfo, TensorSpec
 from nufed.common.settings import Settings
+from nufed.common.tasks import find_task
+from nufed.common.trees import Tree
 
 if TYPE_CHECKING:
     from nufed.common.data.private.preparation import Preparation
     from nufed.common.data.target_scaling import TargetScaling
 
-Array = NDArray[Any]
+__all__ = ["Array", "DealtFederation", "Pool", "Rows", "SourceRequest", "Table"]
+
 Rows = NDArray[np.int64]
 
 
@@ -48,37 +53,44 @@ class Table:
     """N raw examples, kept in the type they are stored in.
 
     Attributes:
-        inputs: [N, ...]; uint8 with three or more dimensions are pixels, scaled to [0, 1] when a client is made.
-        targets: [N] class numbers, or [N, K] values.
+        inputs: [N, ...], one array or several; uint8 with three or more dimensions are pixels, scaled to [0, 1] when a
+            client is made.
+        targets: [N, ...], as the task has them.
         users: [N] index into `user_names` of who made the example; None if nobody is named.
         user_names: names of the users.
     """
 
-    inputs: Array
-    targets: Array
+    inputs: ArrayTree
+    targets: ArrayTree
     users: Array | None = None
     user_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return N."""
-        return len(self.targets)
+        return rows_of(self.targets)
 
     def examples(self, rows: Rows, task: TaskInfo, dtype: torch.dtype) -> Examples:
-        """Return the tensors of `rows`: inputs [M, *task.input_shape], targets int64 or [M, K] of `dtype`.
+        """Return the tensors of `rows`: inputs [M, ...], targets int64 or of `dtype`, as the task has them.
 
         They share no memory with this table.
 
         Raises:
             DataError: a number is beyond the range of `dtype`.
         """
-        inputs = cast(self.inputs[rows], dtype, input_name)
-        if self.inputs.dtype == np.uint8 and self.inputs.ndim >= 3:
-            inputs.div_(255)
-        if task.kind == "classification":
-            targets = torch.from_numpy(np.ascontiguousarray(self.targets[rows])).to(torch.int64)
-        else:
-            targets = cast(self.targets[rows], dtype, target_name)
-        return Examples(inputs.reshape(len(rows), *task.input_shape), targets)
+        spec = task.input_spec or TensorSpec(task.input_shape)
+        return Examples(as_tensors(take_rows(self.inputs, rows), spec, dtype), self._targets(rows, task, dtype))
+
+    def _targets(self, rows: Rows, task: TaskInfo, dtype: torch.dtype) -> Tree:
+        needs_float = find_task(task).needs_float_targets
+
+        def tensor(array: Array) -> Tensor:
+            is_float = array.dtype.kind == "f" if needs_float is None else needs_float
+            if is_float:
+                return cast(array[rows], dtype, target_name)
+            return torch.from_numpy(np.ascontiguousarray(array[rows])).to(torch.int64)
+
+        targets: Tree = map_arrays(tensor, self.targets)
+        return targets
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nufed.common.data.pool import Array
+from nufed.common.data.array_trees import Array
 from nufed.common.errors import LISTED, DataError
 from nufed.common.examples import TaskInfo, TaskKind
 

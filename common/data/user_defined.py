@@ -2,9 +2,10 @@
 
 The function is called with `(config: DataConfig, seed: int)` and returns either
 
-* a dict from client name to `(inputs [N, ...], targets [N] or [N, K])`, arrays or tensors: whole-number targets are
-  classes, floats values to predict. As many clients as asked for are chosen at random, and split by the configured
-  fractions; or
+* a dict from client name to `(inputs [N, ...], targets [N, ...])`, arrays or tensors: whole-number targets are classes,
+  floats values to predict, unless `data.task` says otherwise. Inputs may be a tuple or a dict of arrays, which keep
+  their types: a model is called with them as `model(*inputs)` or `model(**inputs)`. As many clients as asked for are
+  chosen at random, and split by the configured fractions; or
 * a `nufed.common.examples.Federation` with its own splits, `num_clients` participating clients first, then the new
   ones.
 
@@ -18,14 +19,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from nufed.common.data.cast import cast, input_name, target_name
+from nufed.common.config import DataConfig
+from nufed.common.data.array_trees import (
+    ArrayTree,
+    concatenate,
+    first_array,
+    map_arrays,
+    named_arrays,
+    rows_of,
+    spec_of,
+)
 from nufed.common.data.dealt_client import SMALLEST_CLIENT
-from nufed.common.data.pool import Array, DealtFederation, Pool, SourceRequest, Table
-from nufed.common.data.raw import as_array, as_targets, check_inputs, class_notes, count_classes, image_layout
+from nufed.common.data.pool import DealtFederation, Pool, SourceRequest, Table
+from nufed.common.data.raw import as_array, as_targets, check_inputs, class_notes
+from nufed.common.data.task_of_arrays import INFERRED, read_inputs, read_targets, task_of_arrays, wanted_kind
 from nufed.common.errors import DataError
-from nufed.common.examples import ClientData, Examples, Federation, TaskInfo, TaskKind
+from nufed.common.examples import ClientData, Examples, Federation, TaskInfo, TaskKind, TensorSpec
 from nufed.common.given import find_given
-from nufed.common.trees import one_tensor
+from nufed.common.input_forms import described_inputs
+from nufed.common.tasks import find_task
 from nufed.common.user_code import load_function
 
 
@@ -45,7 +57,7 @@ def load(request: SourceRequest) -> Pool | DealtFederation:
             f"{type(made).__name__ if not isinstance(made, Mapping) else 'an empty one'}; see common/data/"
             "user_defined.py"
         )
-    return pool_of_clients(made, request.config.source)
+    return pool_of_clients(made, request.config)
 
 
 def load_given(request: SourceRequest) -> Pool | DealtFederation:
@@ -67,30 +79,43 @@ class _Given:
 
     name: str
     kind: TaskKind
-    inputs: Array
-    targets: Array
+    inputs: ArrayTree
+    targets: ArrayTree
 
     @property
     def form(self) -> str:
         """Return what must be the same for every client."""
-        kind, shapes = self.inputs.dtype.kind, (self.inputs.shape[1:], self.targets.shape[1:])
-        number = "uint8" if self.inputs.dtype == np.uint8 else {"f": "floating-point"}.get(kind, "whole-number")
-        return f"{self.kind}, {number} inputs {list(shapes[0])}, targets {list(shapes[1])}"
+        return f"{self.kind}, {_forms(self.inputs, 'inputs')}, {_shapes(self.targets, 'targets')}"
 
 
-def pool_of_clients(made: Mapping[Any, Any], source: str, new_clients: Collection[str] = ()) -> Pool:
+def _forms(tree: ArrayTree, what: str) -> str:
+    told = []
+    for place, array in named_arrays(tree):
+        kind = array.dtype.kind
+        number = "uint8" if array.dtype == np.uint8 else {"f": "floating-point"}.get(kind, "whole-number")
+        told.append(f"{number} {place or what} {list(array.shape[1:])}")
+    return ", ".join(told)
+
+
+def _shapes(tree: ArrayTree, what: str) -> str:
+    return ", ".join(f"{place or what} {list(array.shape[1:])}" for place, array in named_arrays(tree))
+
+
+def pool_of_clients(made: Mapping[Any, Any], config: DataConfig, new_clients: Collection[str] = ()) -> Pool:
     """Return clients as a pool, in the order of their names, whatever order they come in.
 
     Args:
-        made: client name -> (inputs [N, ...], targets [N] or [N, K]).
-        source: what they come from, for messages.
+        made: client name -> (inputs [N, ...], targets [N, ...]).
+        config: the task, and the source's name for messages.
         new_clients: names of those that are new; without any, new ones are chosen at random.
 
     Raises:
         DataError: naming the client whose examples are not as described above.
     """
+    source, kind = config.source, wanted_kind(config)
     # Who takes part is drawn from the clients in order, which must not depend on how the function filled its dict.
-    clients = sorted((_given(str(name), value) for name, value in made.items()), key=lambda client: client.name)
+    given = (_given(str(name), value, kind) for name, value in made.items())
+    clients = sorted(given, key=lambda client: client.name)
     if len({client.name for client in clients}) < len(clients):
         raise DataError("expected client names that differ as text, but two are the same; rename one of them")
     first = clients[0]
@@ -101,43 +126,38 @@ def pool_of_clients(made: Mapping[Any, Any], source: str, new_clients: Collectio
                 f"{client.form}; bring them to one form"
             )
     targets = [client.targets for client in clients]
-    if first.kind == "regression":
-        task = TaskInfo(first.kind, first.inputs.shape[1:], first.targets.shape[1])
-    else:
-        num_classes = count_classes(targets, f"the targets of {source}")
-        task = TaskInfo(first.kind, first.inputs.shape[1:], num_classes, tuple(map(str, range(num_classes))))
+    task = task_of_arrays(first.kind, first.inputs, targets, config, f"the targets of {source}")
     participating = [client for client in clients if client.name not in new_clients]
     new = [client for client in clients if client.name in new_clients]
-    notes = class_notes(task, targets, source)
+    notes = class_notes(task, [first_array(part) for part in targets], source) if task.kind in INFERRED else ()
     return Pool(task, _table(participating), new=_table(new) if new else None, by_user_only=True, notes=notes)
 
 
 def _table(clients: list[_Given]) -> Table:
     return Table(
-        np.concatenate([client.inputs for client in clients]),
-        np.concatenate([client.targets for client in clients]),
-        np.repeat(np.arange(len(clients)), [len(client.targets) for client in clients]),
+        concatenate([client.inputs for client in clients]),
+        concatenate([client.targets for client in clients]),
+        np.repeat(np.arange(len(clients)), [rows_of(client.targets) for client in clients]),
         tuple(client.name for client in clients),
     )
 
 
-def _given(name: str, value: Any) -> _Given:
+def _given(name: str, value: Any, kind: str) -> _Given:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise DataError(
             f"expected client {name!r} to be a pair (inputs, targets), but got {type(value).__name__}; return a pair"
         )
-    inputs = image_layout(as_array(value[0], f"inputs of client {name!r}"))
-    kind, targets = as_targets(value[1], f"targets of client {name!r}")
-    check_inputs(inputs, f"inputs of client {name!r}")
-    if len(inputs) != len(targets):
+    inputs = read_inputs(value[0], f"inputs of client {name!r}")
+    kind, targets = read_targets(value[1], kind, f"targets of client {name!r}")
+    if rows_of(inputs) != rows_of(targets):
         raise DataError(
-            f"expected client {name!r} to have as many targets as inputs, but got {len(targets)} and {len(inputs)}; "
-            "give every example one target"
+            f"expected client {name!r} to have as many targets as inputs, but got {rows_of(targets)} and "
+            f"{rows_of(inputs)}; give every example one target"
         )
-    if len(inputs) < SMALLEST_CLIENT:
+    if rows_of(inputs) < SMALLEST_CLIENT:
         raise DataError(
             f"expected client {name!r} to have at least 2 examples, one to train on and one to be judged on, but it "
-            f"has {len(inputs)}; leave this client out"
+            f"has {rows_of(inputs)}; leave this client out"
         )
     return _Given(name, kind, inputs, targets)
 
@@ -172,23 +192,39 @@ def _check_client(client: ClientData, task: TaskInfo) -> None:
             if split == "validation":
                 continue
             raise DataError(f"expected at least 1 example in the {what}, but it is empty; leave this client out")
-        kind, targets = as_targets(examples.targets, f"targets in the {what}")
-        inputs = as_array(examples.inputs, f"inputs in the {what}")
-        check_inputs(inputs, f"inputs in the {what}")
-        outputs = int(targets.max()) + 1 if kind == "classification" else targets.shape[1]
-        fits = outputs <= task.num_outputs if kind == "classification" else outputs == task.num_outputs
-        if kind != task.kind or inputs.shape != (len(targets), *task.input_shape) or not fits:
+        if task.kind in INFERRED and task.input_spec is None:
+            _check_arrays(examples, task, what)
+            continue
+        inputs = read_inputs(examples.inputs, f"inputs in the {what}")
+        found = spec_of(inputs, keep_integers=task.input_spec is not None) or TensorSpec(first_array(inputs).shape[1:])
+        if found != (task.input_spec or TensorSpec(task.input_shape)) or rows_of(inputs) != len(examples):
             raise DataError(
-                f"expected the {what} to fit the federation's task ({task.kind}, inputs {[*task.input_shape]}, "
-                f"{task.num_outputs} outputs), but it is {kind} with {list(inputs.shape)} inputs, {len(targets)} "
-                f"targets and {outputs} outputs; correct the task or the client"
+                f"expected the {what} to have inputs {described_inputs(task)} as the federation's task says, but got "
+                f"{_forms(inputs, 'inputs')}, {rows_of(inputs)} for {len(examples)} targets; correct the task or the "
+                "client"
             )
+
+
+def _check_arrays(examples: Examples, task: TaskInfo, what: str) -> None:
+    kind, targets = as_targets(examples.targets, f"targets in the {what}")
+    inputs = as_array(examples.inputs, f"inputs in the {what}")
+    check_inputs(inputs, f"inputs in the {what}")
+    outputs = int(targets.max()) + 1 if kind == "classification" else targets.shape[1]
+    fits = outputs <= task.num_outputs if kind == "classification" else outputs == task.num_outputs
+    if kind != task.kind or inputs.shape != (len(targets), *task.input_shape) or not fits:
+        raise DataError(
+            f"expected the {what} to fit the federation's task ({task.kind}, inputs {[*task.input_shape]}, "
+            f"{task.num_outputs} outputs), but it is {kind} with {list(inputs.shape)} inputs, {len(targets)} "
+            f"targets and {outputs} outputs; correct the task or the client"
+        )
 
 
 def _cast(examples: Examples, task: TaskInfo, dtype: torch.dtype) -> Examples:
     """Return copies, which a model may change without changing what the function holds."""
-    inputs = cast(as_array(examples.inputs, "inputs"), dtype, input_name)
-    if task.kind == "classification":
-        return Examples(inputs, one_tensor(examples.targets, "targets").to(torch.int64, copy=True))
-    targets = cast(as_array(examples.targets, "targets"), dtype, target_name)
-    return Examples(inputs, targets.reshape(len(targets), task.num_outputs))
+    inputs, targets = (
+        map_arrays(lambda array: as_array(array, "examples"), tree) for tree in (examples.inputs, examples.targets)
+    )
+    shape = find_task(task).target_shape
+    if task.kind in INFERRED:
+        targets = targets.reshape(len(targets), *shape)
+    return Table(inputs, targets).examples(np.arange(len(examples)), task, dtype)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from nufed.common.errors import ModelError
 from nufed.common.examples import TaskInfo
+from nufed.common.input_forms import described_inputs, dummy_inputs
 from nufed.common.models.agreement import near
-from nufed.common.models.dummy import described_inputs, dummy_inputs
 from nufed.common.rng import seeded_generators
 from nufed.common.task import call_model
 from nufed.common.tasks import find_task

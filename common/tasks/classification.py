@@ -4,14 +4,24 @@ import torch.nn.functional as F  # noqa: N812 - the name torch's own documentati
 from torch import Tensor
 
 from nufed.common.examples import TaskInfo
+from nufed.common.tasks.positions import smoothing_of
 from nufed.common.tasks.targets import check_classes
 from nufed.common.tasks.task import Task
 
 
 def build(info: TaskInfo) -> Task:
-    """Return the task for outputs [B, K] (scores) and targets [B] (class numbers)."""
+    """Return the task for outputs [B, K] (scores) and targets [B] (class numbers).
+
+    With label smoothing ε (Szegedy et al., CVPR 2016) the target is 1 - ε for the class and ε / K for every class.
+    """
+    smoothing = smoothing_of(info)
+
+    def smoothed(outputs: Tensor, targets: Tensor) -> Tensor:
+        uniform = outputs.logsumexp(-1) - outputs.mean(-1)
+        return (1 - smoothing) * _cross_entropies(outputs, targets) + smoothing * uniform
+
     return Task(
-        losses=_cross_entropies,
+        losses=smoothed if smoothing else _cross_entropies,
         predictions=lambda outputs: outputs.softmax(-1),
         check_targets=lambda targets: check_classes(targets, info.num_outputs),
         default_metrics=("accuracy",),
@@ -19,8 +29,8 @@ def build(info: TaskInfo) -> Task:
         output_shape=(info.num_outputs,),
         target_shape=(),
         needs_float_targets=False,
-        by_hand="cross-entropy",
-        mean=F.cross_entropy,
+        by_hand=None if smoothing else "cross-entropy",
+        mean=None if smoothing else F.cross_entropy,
     )
 
 

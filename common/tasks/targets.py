@@ -38,6 +38,32 @@ def check_values(targets: Tree, num_values: int) -> None:
         raise _refused(f"expected finite values to predict, but {count} of {values.numel()} are not; correct them")
 
 
+def check_labels(targets: Tree, num_labels: int) -> None:
+    """Refuse targets that are not 0 or 1, [N, K].
+
+    Raises:
+        DataError: with what is wrong and how many are.
+    """
+    labels = _of_shape(targets, (num_labels,), "labels, one for each of several,")
+    if count := int(((labels != 0) & (labels != 1)).sum()):
+        raise _refused(f"expected labels that are 0 or 1, but {count} of {labels.numel()} are not; correct them")
+
+
+def check_counts(targets: Tree, num_counts: int) -> None:
+    """Refuse targets that are not whole numbers from 0, [N, K].
+
+    Raises:
+        DataError: with what is wrong and how many are.
+    """
+    counts = _of_shape(targets, (num_counts,), "counts")
+    wrong = ~torch.isfinite(counts) | (counts < 0) | (counts != counts.floor())
+    if count := int(wrong.sum()):
+        raise _refused(
+            f"expected counts, which are whole numbers from 0, but {count} of {counts.numel()} are not; correct them, "
+            "or set data.task=regression for other values"
+        )
+
+
 def _of_shape(targets: Tree, shape: tuple[int, ...], what: str) -> Tensor:
     tensor = one_tensor(targets, what)
     if tuple(tensor.shape[1:]) != shape:

@@ -171,7 +171,7 @@ class _GivenModel:
 
 def _load(path: Path) -> _GivenModel:
     from nufed.client.personal_model import PERSONAL_FORMAT, load_personal_model
-    from nufed.common.data import describe_task
+    from nufed.common.data import task_of_run
     from nufed.common.durable_file import read_metadata
     from nufed.common.meta.meta_sgd import split_step_sizes
     from nufed.common.settings import process_settings
@@ -183,7 +183,7 @@ def _load(path: Path) -> _GivenModel:
     arrays, stored = load_model(path)
     config = RunConfig.parse(stored["config"])
     params, _ = split_step_sizes(arrays)
-    return _GivenModel(params, config, describe_task(config.data, process_settings(), seed=config.seed))
+    return _GivenModel(params, config, task_of_run(config, process_settings()))
 
 
 def _adaptation(

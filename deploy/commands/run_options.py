@@ -36,6 +36,7 @@ FLAGS = {
 
 _PANELS = {
     "data": "Data and clients",
+    "task": "Task",
     "model": "Model",
     "method": "Method",
     "federation": "Rounds",

@@ -192,11 +192,12 @@ def _measure(
     import torch
 
     from nufed.common.data import load_federation
-    from nufed.common.examples import Batch
     from nufed.common.models import build_model
     from nufed.common.params import model_params
     from nufed.common.rng import numpy_generator
     from nufed.common.task import make_loss
+    from nufed.common.tasks.options import with_loss_options
+    from nufed.common.tasks.weights import weighted
     from nufed.common.theory.estimate import estimate_constants
     from nufed.common.theory.measure import Probe
 
@@ -206,12 +207,11 @@ def _measure(
     participating = [client for client in federation.clients if client.group == "participating"]
     order = numpy_generator(config.seed, "theory", "clients").permutation(len(participating))[:num_clients]
     # dropout is off: the constants are those of the loss that an adapted model is judged by
-    model = build_model(config.model, federation.task, seed=config.seed).eval().to(settings.device)
-    batches = [
-        Batch(participating[i].support.inputs.to(settings.device), participating[i].support.targets.to(settings.device))
-        for i in sorted(order)
-    ]
-    loss, params = make_loss(model, federation.task), model_params(model)
+    task = with_loss_options(federation.task, config.task)
+    model = build_model(config.model, task, seed=config.seed).eval().to(settings.device)
+    supports = [weighted(participating[i].support, task) for i in sorted(order)]
+    batches = [support.to(settings.device).as_batch() for support in supports]
+    loss, params = make_loss(model, task), model_params(model)
     probe = Probe(seed=config.seed, num_inner_steps=num_inner_steps, inner_lr=config.method.inner_lr)
     estimate = estimate_constants(loss, [params], batches, probe)
     with torch.no_grad():

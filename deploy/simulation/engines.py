@@ -84,6 +84,8 @@ def prepare(config: RunConfig) -> Federation:
     from nufed.common.meta.estimators import find_estimator
     from nufed.common.models import DTYPES
     from nufed.common.settings import process_settings
+    from nufed.common.tasks.options import with_loss_options
+    from nufed.common.tasks.weights import weighted_client
     from nufed.strategy.robust_options import check_config
 
     find_estimator(config.method.estimator)
@@ -91,8 +93,9 @@ def prepare(config: RunConfig) -> Federation:
     settings = process_settings()
     dtype = DTYPES[config.model.dtype]
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
-    client = on_device(federation.clients[0], settings.device)
-    model_pair(config.model, federation.task, config.seed, settings.device).losses(client, config.method)
+    task = with_loss_options(federation.task, config.task)
+    client = on_device(weighted_client(federation.clients[0], task), settings.device)
+    model_pair(config.model, task, config.seed, settings.device).losses(client, config.method)
     return replace(federation, notes=(*federation.notes, *_batch_notes(config, federation)))
 
 
@@ -155,14 +158,14 @@ def choose_engine(config: RunConfig) -> str:
     one batched computation is several times faster on every machine measured; `local` otherwise, and for methods that
     are computed for one client at a time.
     """
-    from nufed.common.data import describe_task
+    from nufed.common.data import task_of_run
     from nufed.common.method_rules import sequential_training
     from nufed.common.models import build_model
     from nufed.common.settings import process_settings
     from nufed.common.steps.dense_layers import dense_layers
     from nufed.strategy.participation import num_chosen
 
-    task = describe_task(config.data, process_settings(), seed=config.seed)
+    task = task_of_run(config, process_settings())
     is_dense = dense_layers(build_model(config.model, task, seed=config.seed), task) is not None
     several = num_chosen(config.data.num_clients, config.federation.participation_fraction) > 1
     return "cohort" if is_dense and several and not sequential_training(config) else "local"

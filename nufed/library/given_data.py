@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from nufed.common.data.pool import Array, Pool, Table
+from nufed.common.config import DataConfig
+from nufed.common.data.array_trees import Array, is_tree, named_arrays
+from nufed.common.data.pool import Pool, Table
 from nufed.common.data.user_defined import pool_of_clients
 from nufed.common.errors import ConfigError, DataError
 from nufed.common.examples import Federation
@@ -40,8 +42,14 @@ class GivenData:
         return f"{GIVEN}:{_fingerprint(self.content)}"
 
 
-def read_dataset(dataset: Any, columns: Columns, new_clients: Iterable[Any] | None) -> GivenData:
+def read_dataset(dataset: Any, columns: Columns, new_clients: Iterable[Any] | None, config: DataConfig) -> GivenData:
     """Return the clients of any kind of dataset that `nufed.simulate` takes, other than a name.
+
+    Args:
+        dataset: as it was given.
+        columns: which of a table's columns are what.
+        new_clients: names of clients that never take part in training; None for none.
+        config: what the targets are for.
 
     Raises:
         ConfigError: columns are named for a dataset without columns, or new clients that are not in it.
@@ -61,7 +69,8 @@ def read_dataset(dataset: Any, columns: Columns, new_clients: Iterable[Any] | No
             f"expected clients to train on, but the dataset has {len(clients)}, of which {len(new)} are new; give a "
             "dict from client name to (inputs, targets)"
         )
-    pool = pool_of_clients(clients, "the dataset", frozenset(new))
+    named = config.model_copy(update={"source": "the dataset"})
+    pool = pool_of_clients(clients, named, frozenset(new))
     if class_names:
         pool = replace(pool, task=replace(pool.task, num_outputs=len(class_names), class_names=class_names))
     return GivenData(pool, len(clients) - len(set(new)), len(set(new)))
@@ -130,10 +139,15 @@ def _pair(name: str, value: Any) -> tuple[Any, Any]:
             f"expected each item of client {name!r} to be (input, target), but got {type(wrong).__name__}; let "
             "__getitem__ return a pair"
         )
-    return tuple(_stacked([item[part] for item in items], name) for part in (0, 1))  # type: ignore[return-value]
+    return tuple(_stacked([item[part] for item in items], name) for part in (0, 1))
 
 
-def _stacked(values: list[Any], name: str) -> Array:
+def _stacked(values: list[Any], name: str) -> Any:
+    first: Any = values[0] if values else None
+    if isinstance(first, Mapping):
+        return {key: _stacked([_part(value, key, name) for value in values], name) for key in first}
+    if is_tree(first):
+        return tuple(_stacked([_part(value, key, name) for value in values], name) for key in range(len(first)))
     try:
         return np.stack([np.asarray(value) for value in values]) if values else np.zeros(0)
     except ValueError as error:
@@ -142,11 +156,22 @@ def _stacked(values: list[Any], name: str) -> Array:
         ) from error
 
 
+def _part(value: Any, key: Any, name: str) -> Any:
+    try:
+        return value[key]
+    except (KeyError, IndexError, TypeError) as error:
+        raise DataError(
+            f"expected every example of client {name!r} to have {key!r}, but one has not; add it"
+        ) from error
+
+
 def _fingerprint(content: Pool | Federation) -> str:
     """Return 16 hexadecimal digits that follow from names, order, types, shapes and values."""
     digest = hashlib.sha256()
     task = content.task
     digest.update(json.dumps([task.kind, task.input_shape, task.num_outputs, task.class_names]).encode())
+    if further := [str(part) for part in (task.input_spec, task.target_shape, task.options) if part]:
+        digest.update(json.dumps(further).encode())
     if isinstance(content, Federation):
         for client in content.clients:
             digest.update(json.dumps([client.client_id, client.group]).encode())
@@ -157,8 +182,9 @@ def _fingerprint(content: Pool | Federation) -> str:
     for table in (content.train, content.new):
         if table is not None:
             digest.update(json.dumps(table.user_names).encode())
-            for array in (table.inputs, table.targets, _users(table)):
-                _update(digest, array)
+            for tree in (table.inputs, table.targets, _users(table)):
+                for _, array in named_arrays(tree):
+                    _update(digest, array)
     return digest.hexdigest()[:16]
 
 

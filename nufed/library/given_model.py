@@ -15,9 +15,12 @@ from nufed.common.config import ModelConfig
 from nufed.common.errors import ConfigError, ModelError
 from nufed.common.examples import TaskInfo
 from nufed.common.given import GIVEN, given
+from nufed.common.input_forms import dummy_inputs
 from nufed.common.models import build_model
 from nufed.common.params import model_params
 from nufed.common.rng import torch_generator
+from nufed.common.task import call_model
+from nufed.common.trees import Tree, tree_map
 from nufed.common.user_code import guarded
 
 _TRIED = f"{GIVEN}:model"
@@ -107,10 +110,14 @@ def fingerprint(model: GivenModel, config: ModelConfig, task: TaskInfo, *, seed:
 @torch.no_grad()
 def _outputs(model: nn.Module, task: TaskInfo) -> str:
     """Return rounded outputs on fixed inputs: two models that differ in their forward pass alone differ here."""
-    dtype, digits = next(model.parameters()).dtype, 3
-    probe = torch.randn(_NUM_PROBES, *task.input_shape, generator=torch_generator(0, "probe"), dtype=torch.float64)
+    like, digits = next(model.parameters()), 3
+    probe: Tree = torch.randn(
+        _NUM_PROBES, *task.input_shape, generator=torch_generator(0, "probe"), dtype=torch.float64
+    )
+    if task.input_spec is not None:
+        probe = dummy_inputs(task, _NUM_PROBES, torch.zeros(0, dtype=torch.float64))
     try:
-        outputs, digits = copy.deepcopy(model).double()(probe), 6
+        outputs, digits = call_model(copy.deepcopy(model).double(), probe), 6
     except RuntimeError:  # a forward pass that insists on its own type
-        outputs = model(probe.to(dtype))
+        outputs = call_model(model, tree_map(lambda leaf: leaf.to(like) if leaf.is_floating_point() else leaf, probe))
     return " ".join(f"{value:.{digits - 1}e}" for value in outputs.double().flatten().tolist())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from nufed.common.config import RunConfig
-from nufed.common.data import describe_task
+from nufed.common.data import task_of_run
 from nufed.common.errors import ConfigError, RunError
 from nufed.common.given import is_given
 from nufed.common.json_text import parse_object
@@ -122,7 +122,7 @@ class Run:
                 f"Expected a trained model in {self.path}, but nothing was trained. {self.summary['reason']}"
             )
         with private(self.origin.machine, self.origin.objects):
-            task = describe_task(self.config.data, process_settings(), seed=self.config.seed)
+            task = task_of_run(self.config, process_settings())
             model = build_model(self.config.model, task, seed=self.config.seed)
         params, sizes = split_step_sizes(self.params)
         model.load_state_dict(params, strict=False)  # buffers, if any, are the architecture's

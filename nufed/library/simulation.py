@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nufed.common.config import RunConfig, Scalar
-from nufed.common.data import describe_task
+from nufed.common.data import task_of_run
 from nufed.common.errors import ConfigError, RunError
 from nufed.common.events import Event, EventStream, Started
 from nufed.common.given import given_file
@@ -108,7 +108,9 @@ def simulate(  # noqa: PLR0913 - all by name
     values, machine = split_machine(options)
     find_engine(as_name(engine, "engine"))
     folder = None if out is None else as_folder(out, "out")
-    data = None if dataset is None or isinstance(dataset, str) else read_dataset(dataset, columns, new_clients)
+    is_given = not (dataset is None or isinstance(dataset, str))
+    asked = config_and_notes(as_config(config), method, values, {})[0] if is_given else RunConfig()
+    data = read_dataset(dataset, columns, new_clients, asked.data) if is_given else None
     if data is None and (columns.named or new_clients is not None):
         raise ConfigError(
             "new_clients and columns belong to a dataset given in Python. With a name, give num_new_clients instead."
@@ -203,7 +205,7 @@ def given_again(config: RunConfig, dataset: Any, model: Any, **tables: Any) -> d
     columns = Columns(*(tables.get(name) for name in names[1:]))
     objects: dict[str, Any] = {}
     if dataset is not None and not isinstance(dataset, str):
-        data = read_dataset(dataset, columns, tables.get("new_clients"))
+        data = read_dataset(dataset, columns, tables.get("new_clients"), config.data)
         objects[data.source] = data.content
         _check_same("dataset", data.source, config.data.source)
     elif dataset is not None:
@@ -213,7 +215,7 @@ def given_again(config: RunConfig, dataset: Any, model: Any, **tables: Any) -> d
     elif model is not None:
         build = read_model(model)
         with private({}, objects):
-            task = describe_task(config.data, process_settings(), seed=config.seed)
+            task = task_of_run(config, process_settings())
             name = fingerprint(build, config.model, task, seed=config.seed)
         _check_same("model", name, config.model.name)
         objects[name] = build
@@ -245,7 +247,7 @@ def _named(config: RunConfig, dataset: Any, data: GivenData | None, model: Any) 
     if model is not None:
         build = read_model(model)
         with private({}, objects):
-            task = describe_task(config.data, process_settings(), seed=config.seed)
+            task = task_of_run(config, process_settings())
             name = fingerprint(build, config.model, task, seed=config.seed)
         objects[name] = build
         config = config.updated({"model.name": name})

@@ -109,7 +109,7 @@ def pair_of_table(tables: Mapping[str, Any], columns: Columns) -> Clients:
     return {name: (pair[0], targets[name]) for name, pair in pairs.items()}, class_names
 
 
-def _examples(tables: Mapping[str, Any], columns: Columns) -> dict[str, tuple[Array, Array]]:
+def _examples(tables: Mapping[str, Any], columns: Columns) -> dict[str, tuple[Any, Array]]:
     first = next(iter(tables.values()))
     if columns.target is None:
         raise ConfigError(f"target_column is missing: name the column of classes or values to predict. {_known(first)}")
@@ -140,8 +140,8 @@ def _input_columns(table: Any, columns: Columns) -> list[str]:
     return [_checked(table, name, "input_columns") for name in given]
 
 
-def _inputs(table: Any, names: Sequence[str]) -> Array:
-    """Return one column's arrays [N, ...], or several columns of numbers side by side [N, F]."""
+def _inputs(table: Any, names: Sequence[str]) -> Array | dict[str, Array]:
+    """Return one column's arrays [N, ...], several columns of numbers side by side [N, F], or several of arrays."""
     arrays = [_array(table, name) for name in names]
     for name, array in zip(names, arrays, strict=True):
         if array.dtype.kind not in "biuf":
@@ -149,11 +149,8 @@ def _inputs(table: Any, names: Sequence[str]) -> Array:
                 f"expected numbers, arrays or images in the column {name!r}, but it has {_said(array)}; convert it, or "
                 "leave it out with input_columns=[...]"
             )
-        if len(arrays) > 1 and array.ndim != 1:
-            raise DataError(
-                f"expected one number for each row in the column {name!r}, but it has arrays of shape "
-                f"{list(array.shape[1:])}; name this column alone, or columns of numbers"
-            )
+    if len(arrays) > 1 and any(array.ndim != 1 for array in arrays):
+        return dict(zip(map(str, names), arrays, strict=True))
     if len(arrays) > 1:
         return np.stack(arrays, axis=1)
     return arrays[0][:, None] if arrays[0].ndim == 1 else arrays[0]

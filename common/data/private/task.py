@@ -15,6 +15,7 @@ from nufed.common.config import DataConfig
 from nufed.common.config.lists import check_line, read_names, read_table
 from nufed.common.errors import ConfigError
 from nufed.common.examples import TaskInfo
+from nufed.common.given import GIVEN
 from nufed.common.statistics import StatisticsShape
 
 PRIVATE = "private"
@@ -26,6 +27,9 @@ NOISE = 2.0**-23
 # What programs write for a number: no leading zeros, no plus sign, an exponent as in 1e+16.
 _WRITTEN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:e[+-][0-9]{1,3})?")
 _LONGEST_NUMBER = 400
+
+_ARRAYS = ("npz:", "python:", f"{GIVEN}:")
+"""Sources whose targets may be for any task, and say so by `data.task`."""
 
 _PRIVATE_ONLY = (
     "input_shape",
@@ -76,8 +80,14 @@ def check_declared(config: DataConfig) -> None:
     if config.source == PRIVATE:
         declared_task(config)
         return
-    given = [name for name in _PRIVATE_ONLY if getattr(config, name)]
-    if config.task != "classification":
+    describes_itself = not config.source.startswith(_ARRAYS)
+    counts_itself = describes_itself or config.task in ("classification", "regression")
+    given = [
+        name
+        for name in _PRIVATE_ONLY
+        if getattr(config, name) and (counts_itself or name not in ("num_outputs", "class_names"))
+    ]
+    if config.task != "classification" and describes_itself:
         given = ["task", *given]
     if config.scale != "given":
         given = ["scale", *given]

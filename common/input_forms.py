@@ -1,6 +1,4 @@
-"""Inputs of a task's form that hold nothing, for looking at a model before there are examples."""
-
-from typing import cast
+"""The form of inputs in words, and inputs of that form that hold nothing, for models before there are examples."""
 
 import torch
 from torch import Tensor
@@ -29,8 +27,8 @@ def dummy_inputs(task: TaskInfo, num_examples: int, like: Tensor) -> Tree:
         if isinstance(spec, TensorSpec):
             return tensor(spec)
         if is_named(spec):
-            return {name: tree(part) for name, part in cast("tuple[tuple[str, InputSpec], ...]", spec)}
-        return tuple(tree(part) for part in cast("tuple[InputSpec, ...]", spec))
+            return {name: tree(part) for name, part in spec}
+        return tuple(tree(part) for part in spec)
 
     return tree(task.input_spec or TensorSpec(task.input_shape))
 
@@ -48,7 +46,7 @@ def described_inputs(task: TaskInfo) -> str:
             kind = "" if spec.dtype == "float" else f" of {spec.dtype}s"
             return f"[{', '.join(map(str, ('B', *spec.shape)))}]{kind}"
         if is_named(spec):
-            return ", ".join(f"{name} {words(part)}" for name, part in cast("tuple[tuple[str, InputSpec], ...]", spec))
-        return ", ".join(words(part) for part in cast("tuple[InputSpec, ...]", spec))
+            return ", ".join(f"{name} {words(part)}" for name, part in spec)
+        return ", ".join(words(part) for part in spec)
 
     return f"of shape {words(task.input_spec or TensorSpec(task.input_shape))}"
