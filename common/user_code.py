@@ -39,7 +39,17 @@ NEEDED = frozenset(
             "onnx",
         ),
         *("onnxscript", "pandas", "pyarrow", "pydantic", "pydantic_core", "pydantic_settings", "ray", "rich"),
-        *("safetensors", "scipy", "sklearn", "torch", "torchvision", "typer", "typing_extensions"),
+        *(
+            "safetensors",
+            "scipy",
+            "sklearn",
+            "starlette",
+            "torch",
+            "torchvision",
+            "typer",
+            "typing_extensions",
+            "uvicorn",
+        ),
     }
 )
 """What NuFed imports, some of it late, by its top-level names."""

@@ -19,12 +19,14 @@ import typer
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, NufedError, RunError
 from nufed.deploy.commands import check as check_cli
+from nufed.deploy.commands import dashboard as dashboard_cli
 from nufed.deploy.commands import experiment as experiment_cli
 from nufed.deploy.commands import federation as deploy_cli
 from nufed.deploy.commands import personal as personal_cli
 from nufed.deploy.commands import runs as runs_cli
 from nufed.deploy.commands import theory as theory_cli
 from nufed.deploy.commands.argument_help import explain_arguments
+from nufed.deploy.commands.dashboard import DashboardOptions
 from nufed.deploy.commands.option_groups import (
     AttackOptions,
     MachineOptions,
@@ -175,6 +177,7 @@ def simulate_command(  # noqa: PLR0913 - groups of options, all by name
     machine: MachineOptions,
     output: OutputOptions,
     attack: AttackOptions,
+    page: DashboardOptions,
     engine: Annotated[
         str,
         typer.Option(
@@ -193,6 +196,7 @@ def simulate_command(  # noqa: PLR0913 - groups of options, all by name
     """Run a whole federation on this machine."""
     from nufed.common.settings import process_settings
     from nufed.deploy.simulation.engines import find_engine, simulate_checked
+    from nufed.server.control import RunControl
     from nufed.server.resuming import stored_config
     from nufed.server.run import ServerOptions
 
@@ -200,10 +204,15 @@ def simulate_command(  # noqa: PLR0913 - groups of options, all by name
     if resume and output.out:
         raise ConfigError(f"--out {output.out} contradicts --resume {resume}, which goes on in its folder. Choose one.")
     config, notes = (config_for_resuming(stored_config(resume), run), []) if resume else run.resolve_with_notes()
-    with machine.exported(), output.shown() as (events, _):
+    out, control = output.out or process_settings().out, RunControl()
+    with (
+        machine.exported(),
+        output.shown() as (events, _),
+        page.shown(events, control, resume.parent if resume else out, resume=resume),
+    ):
         for note in notes:
             events.say(note)
-        options = ServerOptions(out=output.out or process_settings().out, resume=resume, events=events)
+        options = ServerOptions(out=out, resume=resume, events=events, control=control)
         simulate_checked(config, options, engine=engine, attack=attack.chosen)
 
 
@@ -264,5 +273,6 @@ check_cli.register(app)
 experiment_cli.register(app)
 personal_cli.register(app)
 runs_cli.register(app)
+dashboard_cli.register(app)
 theory_cli.register(app)
 explain_arguments(app)

@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from nufed.common.errors import ConfigError
+from nufed.deploy.commands.dashboard import DashboardOptions
 from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.option_groups import MachineOptions, beginning_with, engine_names, with_option_groups
 from nufed.deploy.commands.outputs import Force, check_document, check_experiment_folder, check_report
@@ -42,6 +43,7 @@ def register(app: typer.Typer) -> None:
 @with_option_groups
 def experiment_command(  # noqa: PLR0913 - the command line is flat
     machine: MachineOptions,
+    page: DashboardOptions,
     suite: Annotated[
         str,
         typer.Argument(
@@ -92,7 +94,7 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
     check_experiment_folder(folder, changed.name)
     if not resume and (folder / CELLS).exists():
         raise ConfigError(f"--no-resume contradicts {folder}, which has runs. Choose another --out, or leave it out.")
-    with machine.exported():
+    with machine.exported(), page.showing(folder):
         workers = Workers(folder, jobs, engine, _speaker(silent=quiet or as_json))
         command = " ".join(["nufed", *sys.argv[1:]])
         experiment = conduct(located(changed, folder, process_settings().data_root), workers, command=command)

@@ -13,6 +13,7 @@ import typer
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.deploy.commands.certificates import DEFAULT_CERTIFICATES, certs
+from nufed.deploy.commands.dashboard import DashboardOptions
 from nufed.deploy.commands.option_groups import DeclaredOptions, MachineOptions, with_option_groups
 from nufed.deploy.commands.participant import ParticipantOptions
 from nufed.deploy.commands.run_options import RunOptions
@@ -159,6 +160,7 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
     serving: ServingOptions,
     resuming: ResumeOptions,
     security: ServerSecurityOptions,
+    page: DashboardOptions,
 ) -> None:
     """Serve a federation: wait for its clients, run the rounds, and leave the same folder as `simulate`.
 
@@ -167,6 +169,7 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
     """
     from nufed.deploy.commands.gathering import with_statistics
     from nufed.deploy.network.direct_server import ServerEndpoint
+    from nufed.server.control import RunControl
     from nufed.server.run import ServerOptions
 
     config, notes = _config(run, resuming.resume, serving.round_timeout)
@@ -179,11 +182,18 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
             return
         resume, config = (found.folder, found.scaled(config)) if found else (None, config)
     endpoint = ServerEndpoint(serving.listen, security.read(), health_address=serving.health, database=serving.state)
-    with machine.exported(), output.shown() as (events, observer), _terminated_as_interrupted():
+    control = RunControl()
+    with (
+        machine.exported(),
+        output.shown() as (events, observer),
+        page.shown(events, control, resume.parent if resume else out, resume=resume),
+        _terminated_as_interrupted(),
+    ):
         options = ServerOptions(
             out=out,
             resume=resume,
             events=events,
+            control=control,
             min_clients=serving.min_clients,
             connect_timeout=serving.wait,
         )

@@ -18,7 +18,7 @@ from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError,
 from nufed.common.json_text import parse_object
 from nufed.common.meta.estimators import find_estimator
 
-CELLS, DONE = "cells", "done.json"
+CELLS, DONE, PLAN = "cells", "done.json", "plan.json"
 ENDINGS = {DivergedError: "diverged", NothingTrainedError: "trained nothing"}
 """How a run ended that has no results."""
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from nufed.common.durable_file import write_json, writing
 from nufed.common.errors import RunError
-from nufed.deploy.experiments.cells import Cell, Outcome, outcome_of, run_cell
+from nufed.deploy.experiments.cells import CELLS, PLAN, Cell, Outcome, outcome_of, run_cell
 from nufed.server.progress_lines import duration
 
 Report = Callable[[str], None]
@@ -54,6 +55,7 @@ def run_cells(cells: Sequence[Cell], workers: Workers) -> dict[str, Outcome]:
     if outcomes:
         workers.say(f"{len(outcomes)} of {len(unique)} runs are done already")
     workers.say(f"{len(pending)} runs to do, {min(workers.jobs, len(pending))} at a time")
+    _write_plan(list(unique), len(outcomes), workers.out)
     clock = _Clock(pending, len(unique))
     with _processes(workers, len(pending)) as executor:
         futures = {executor.submit(run_cell, cell, workers.out, workers.engine): cell for cell in pending}
@@ -61,6 +63,14 @@ def run_cells(cells: Sequence[Cell], workers: Workers) -> dict[str, Outcome]:
             outcomes[cell.name] = outcome
             workers.say(clock.line(cell, outcome))
     return outcomes
+
+
+def _write_plan(names: Sequence[str], num_done: int, out: Path) -> None:
+    """Leave which cells belong to this part of the experiment, for whoever looks on; nothing is computed from it."""
+    with writing(out):
+        (out / CELLS).mkdir(parents=True, exist_ok=True)
+    cells = [{"cell": name} for name in names]
+    write_json(out / CELLS / PLAN, {"started": time.time(), "done_before": num_done, "cells": cells})
 
 
 class _Clock:
