@@ -6,19 +6,17 @@ the model that a run ends with, a client may keep its adapted copy (node configu
 
 import time
 
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from nufed.client.attending import attend, expected_params
 from nufed.client.error_replies import without_data
 from nufed.client.personal_model import personal_path, personalize_after_run
 from nufed.client.personalize import adaptation_curves
 from nufed.client.shots import shot_curves
 from nufed.client.told_statistics import told_statistics
 from nufed.client.train_reply import train_reply
-from nufed.client.workplace import Workplace, start_run, workplace
 from nufed.common.meta.local_update import Stream, local_update
-from nufed.common.meta.objective import initial_params
 from nufed.common.params import Params
 from nufed.common.settings import process_settings
 from nufed.common.wire import (
@@ -37,7 +35,8 @@ app = ClientApp()
 @without_data
 def describe(message: Message, context: Context) -> Message:
     """Answer who this client is and how much data it has."""
-    data = _workplace(context).data
+    place = attend(message, context)
+    data = place.data
     personal_path(context.node_config)
     sizes = len(data.support), len(data.validation), len(data.test)
     return Message(ClientDescription(data.client_id, data.group, *sizes).to_records(), reply_to=message)
@@ -56,8 +55,8 @@ def statistics(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Answer with the client's model after τ meta steps."""
     started = time.perf_counter()
-    place = _workplace(context)
-    request = TrainRequest.from_records(message.content, _expected(place))
+    place = attend(message, context)
+    request = TrainRequest.from_records(message.content, expected_params(place))
     stream = Stream(place.config.seed, place.data.client_id, request.round, place.masks)
     update = local_update(
         place.training_loss, _on_device(request.params), place.data.support, place.config.method, stream
@@ -72,27 +71,13 @@ def train(message: Message, context: Context) -> Message:
 @without_data
 def evaluate(message: Message, context: Context) -> Message:
     """Answer with the adaptation curves of the server's model on this client's held-out data."""
-    place = _workplace(context)
-    request = EvaluateRequest.from_records(message.content, _expected(place))
+    place = attend(message, context)
+    request = EvaluateRequest.from_records(message.content, expected_params(place))
     params = _on_device(request.params)
     curves = {**adaptation_curves(place, params), **shot_curves(place, params, request.shots)}
     if request.final and (path := personal_path(context.node_config)):
         personalize_after_run(place, params, path)
     return Message(EvaluateReply(len(place.data.test), curves).to_records(), reply_to=message)
-
-
-def _workplace(context: Context) -> Workplace:
-    settings = process_settings()
-    if "data" in context.node_config:
-        start_run(context.run_id)
-    if torch.get_num_threads() != settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
-    return workplace(context.run_config, context.node_config, settings)
-
-
-def _expected(place: Workplace) -> Params:
-    """Return a model of the names, shapes and types that the server's must have; only these are read."""
-    return initial_params(dict(place.model.named_parameters()), place.config.method)
 
 
 def _on_device(params: Params) -> Params:

@@ -2,6 +2,7 @@
 
 import threading
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,7 +11,10 @@ from nufed.common.config import MethodConfig, ModelConfig
 from nufed.common.errors import ModelError
 from nufed.common.examples import ClientData, TaskInfo
 from nufed.common.meta.estimators import find_estimator
+from nufed.common.meta.parts import check_head
 from nufed.common.models import build_model, check_same_outputs, examine
+from nufed.common.models.frozen import frozen_hash, in_training_mode
+from nufed.common.settings import process_settings
 from nufed.common.task import ModelLoss, make_loss
 from nufed.common.traits import UNKNOWN, Traits
 
@@ -19,8 +23,9 @@ class ModelPair:
     """The model twice, for training and for evaluation; holds what was found out about each.
 
     Attributes:
-        training: in training mode; its own parameters are not used.
-        evaluation: the same in evaluation mode.
+        training: in training mode; its own trained parameters are not used.
+        evaluation: the same in evaluation mode, around the same frozen parameters.
+        frozen: hash of the frozen part; empty where everything is trained.
     """
 
     def __init__(self, config: ModelConfig, task: TaskInfo, seed: int, device: str) -> None:
@@ -30,10 +35,12 @@ class ModelPair:
             ConfigError: there is no model of that name.
             ModelError: the model cannot be built, or two of one seed are not equal.
         """
-        training, evaluation = (build_model(config, task, seed=seed).to(device) for _ in range(2))
+        training, evaluation = (build_model(config, task, seed=seed) for _ in range(2))
         _check_equal(training, evaluation)
+        self.frozen = frozen_hash(training)
+        _share_frozen(training.to(device), evaluation.to(device))
         check_same_outputs(training, evaluation, task)
-        self.training, self.evaluation = training.train(), evaluation.eval()
+        self.training, self.evaluation = in_training_mode(training), evaluation.eval()
         self._task = task
         self._traits: dict[tuple[bool, bool], Traits] = {}
         self._lock = threading.Lock()
@@ -44,8 +51,10 @@ class ModelPair:
         The first client that has examples serves for all of this process.
 
         Raises:
-            ModelError: the model's gradients would not be those of its loss, or nothing could be computed from them.
+            ModelError: the model's gradients would not be those of its loss, or nothing could be computed from them;
+                or its head, which the method adapts or keeps, is frozen.
         """
+        check_head(self.training, method)
         training = self._examined(self.training, data, twice=_differentiates_twice(method))
         evaluation = self._examined(self.evaluation, data, twice=False)
         return make_loss(self.training, self._task, training), make_loss(self.evaluation, self._task, evaluation)
@@ -61,7 +70,6 @@ class ModelPair:
             return self._traits[key]
 
 
-@lru_cache(maxsize=8)
 def model_pair(config: ModelConfig, task: TaskInfo, seed: int, device: str) -> ModelPair:
     """Return the models of a run; all clients of a process share them.
 
@@ -69,6 +77,16 @@ def model_pair(config: ModelConfig, task: TaskInfo, seed: int, device: str) -> M
         ConfigError: there is no model of that name.
         ModelError: as `ModelPair`.
     """
+    return _kept(config, task, seed, device, process_settings().frozen)
+
+
+def forget_models() -> None:
+    """Let go of all models."""
+    _kept.cache_clear()
+
+
+@lru_cache(maxsize=8)
+def _kept(config: ModelConfig, task: TaskInfo, seed: int, device: str, _frozen: Path | None) -> ModelPair:
     return ModelPair(config, task, seed, device)
 
 
@@ -76,6 +94,14 @@ def _differentiates_twice(method: MethodConfig) -> bool:
     """Return whether the estimator takes Hessian-vector products by double backward."""
     estimator = find_estimator(method.estimator)
     return estimator.differentiates_twice and method.objective == "fine-tuned" and method.num_inner_steps > 0
+
+
+def _share_frozen(one: nn.Module, other: nn.Module) -> None:
+    """Let two equal models have one frozen part."""
+    theirs = dict(one.named_parameters())
+    for name, parameter in other.named_parameters():
+        if not parameter.requires_grad:
+            parameter.data = theirs[name].data
 
 
 def _check_equal(one: nn.Module, other: nn.Module) -> None:

@@ -26,6 +26,7 @@ from nufed.common.durable_file import read_metadata, read_tensors, remove_left_o
 from nufed.common.errors import ConfigError, ModelError, RunError, WireError
 from nufed.common.examples import TaskInfo
 from nufed.common.meta.objective import initial_params
+from nufed.common.models.frozen import check_frozen, frozen_hash
 from nufed.common.params import Params, model_params
 from nufed.common.rng import seeded_generators
 from nufed.common.task import with_params
@@ -61,6 +62,7 @@ class PersonalModel:
         num_test: examples judged on.
         base_hash: SHA-256 of the run's arrays.
         preparation: how a table's columns become inputs; None where nothing is changed.
+        frozen: hash of the model's frozen part, which is not in the file; empty where everything is trained.
     """
 
     params: Params
@@ -73,6 +75,7 @@ class PersonalModel:
     num_test: int
     base_hash: str
     preparation: Preparation | None = None
+    frozen: str = ""
 
     @property
     def num_steps(self) -> int:
@@ -116,6 +119,7 @@ def personalize(place: Workplace, params: Mapping[str, Tensor]) -> PersonalModel
         num_test=len(place.data.test),
         base_hash=hash_params(params),
         preparation=place.preparation,
+        frozen=place.frozen,
     )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in point.values()):
         raise refusal(
@@ -202,6 +206,7 @@ def save_personal_model(path: Path, model: PersonalModel) -> None:
         "num_test": model.num_test,
         "base_sha256": model.base_hash,
         "preparation": model.preparation.to_json() if model.preparation else None,
+        **({"frozen": model.frozen} if model.frozen else {}),
     }
     write_tensors(path, model.params, metadata)
 
@@ -230,6 +235,7 @@ def load_personal_model(path: Path) -> PersonalModel:
             num_test=int(stored["num_test"]),
             base_hash=str(stored["base_sha256"]),
             preparation=Preparation.from_json(stored["preparation"]) if stored["preparation"] else None,
+            frozen=str(stored.get("frozen", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
@@ -256,12 +262,13 @@ def predict(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], inpu
     return find_task(task).predictions(outputs)
 
 
-def check_fits(params: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Refuse parameters that are not a finite model's of this architecture.
+def check_fits(params: Mapping[str, Tensor], model: nn.Module, frozen: str = "") -> None:
+    """Refuse parameters that are not a finite model's of this architecture and this frozen part, given by its hash.
 
     Raises:
         ModelError: with the first difference.
     """
+    check_frozen(frozen_hash(model), frozen, "the model in the file")
     check_arrays(params, model_params(model), model)
 
 

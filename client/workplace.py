@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nufed.client.model_pair import model_pair
+from nufed.client.model_pair import forget_models, model_pair
 from nufed.client.split_memory import SplitMemory, state_path
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.data import load_federation, shared_scaling
@@ -46,6 +46,7 @@ class Workplace:
         adaptation_loss: in evaluation mode.
         preparation: how a private table's columns became the inputs; None where nothing was changed.
         own: which of its own examples are for what, and what it remembers of earlier ones; None in a simulation.
+        frozen: hash of the model's frozen part; empty where everything is trained.
     """
 
     config: RunConfig
@@ -56,6 +57,7 @@ class Workplace:
     adaptation_loss: ModelLoss
     preparation: Preparation | None = None
     own: "OwnExamples | None" = None
+    frozen: str = ""
 
     @property
     def masks(self) -> bool:
@@ -77,7 +79,7 @@ def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar
 def forget_workplaces() -> None:
     """Let go of all workplaces, examples and models; for a process that carries out one run after another."""
     _workplace.cache_clear()
-    model_pair.cache_clear()
+    forget_models()
 
 
 @lru_cache(maxsize=1)
@@ -122,7 +124,7 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
     with _of_the_run():
         training_loss, adaptation_loss = pair.losses(data, config.method)
     config = settle_compile(config, training_loss, num_here)
-    return Workplace(config, task, data, pair.evaluation, training_loss, adaptation_loss, preparation, own)
+    return Workplace(config, task, data, pair.evaluation, training_loss, adaptation_loss, preparation, own, pair.frozen)
 
 
 def membership(node_config: Mapping[str, Scalar]) -> Membership:

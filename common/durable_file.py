@@ -167,6 +167,16 @@ def read_tensors(path: Path) -> tuple[Params, dict[str, Any]]:
         return {name: file.get_tensor(name) for name in names}, metadata
 
 
+def read_foreign_tensors(path: Path) -> Params:
+    """Return the tensors of a safetensors file of anybody's, or of `model.safetensors` in a folder.
+
+    Raises:
+        RunError: the file is absent or torn.
+    """
+    with _reading(path / "model.safetensors" if path.is_dir() else path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata alone, without reading the tensors.
 

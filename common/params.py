@@ -1,4 +1,8 @@
-"""Arithmetic on named tensors: `Params` is a model's parameters by name, never changed in place."""
+"""Arithmetic on named tensors: `Params` is a model's trained parameters by name, never changed in place.
+
+A parameter is trained if it requires a gradient. All others are *frozen*: they stay in the module, which all copies of
+the parameters share, and are neither differentiated, nor sent, nor written down (nufed.common.models.frozen).
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +13,14 @@ from torch import Tensor, nn
 Params = dict[str, Tensor]
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the model's own parameters that require gradients, by name, in the model's order."""
+    return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+
+
 def model_params(model: nn.Module) -> Params:
-    """Return detached copies of the model's parameters by name."""
-    return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    """Return detached copies of the model's trained parameters by name."""
+    return {name: tensor.detach().clone() for name, tensor in trained_parameters(model).items()}
 
 
 def leaves(params: Mapping[str, Tensor]) -> Params:

@@ -26,12 +26,15 @@ class Settings(BaseSettings):
     given: Path | None = Field(
         None, description="folder of data and models given in Python, set for the worker processes of a simulation"
     )
+    frozen: Path | None = Field(
+        None, description="file or folder that the frozen part of the run's model is read from on this machine"
+    )
     device: str = Field("cpu", description="cpu, cuda or cuda:N")
     num_threads: int = Field(
         1, ge=1, le=1024, description="threads of torch in each process; part of what makes runs bit-identical"
     )
 
-    @field_validator("data_root", "out", mode="before")
+    @field_validator("data_root", "out", "frozen", mode="before")
     @classmethod
     def _is_named(cls, folder: object) -> object:
         if isinstance(folder, str) and not folder.strip():  # it would be the current folder

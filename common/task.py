@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nufed.common import trees
 from nufed.common.examples import Batch, TaskInfo
 from nufed.common.metrics import measured
+from nufed.common.params import trained_parameters
 from nufed.common.rng import GLOBAL_STATE, derive_seed, seeded_generators, seeded_torch
 from nufed.common.tasks import Task, find_task
 from nufed.common.traits import UNKNOWN, Traits
@@ -38,31 +39,32 @@ def call_model(model: nn.Module, inputs: Tree) -> Tensor:
 
 
 def with_params(model: nn.Module) -> OutputsFn:
-    """Return `outputs(params, inputs)`: the model's outputs with other parameters in the place of its own.
+    """Return `outputs(params, inputs)`: the model's outputs with other parameters in the place of its trained ones.
 
     What `torch.func.functional_call` does, at a tenth of its overhead: where the parameters live is looked up once.
-    Buffers are read in the precision of the parameters. The model's own parameters are back in place after each call,
-    also when it raises. Threads take turns.
+    Buffers and frozen parameters are read in the precision of the parameters. The model's own parameters are back in
+    place after each call, also when it raises. Threads take turns.
     """
-    names = {id(tensor): name for name, tensor in model.named_parameters()}
+    names = {id(tensor): name for name, tensor in trained_parameters(model).items()}
     places = [  # a shared parameter is read from several
         (names[id(tensor)], module._parameters, key)
         for module in model.modules()
         for key, tensor in module._parameters.items()
-        if tensor is not None
+        if id(tensor) in names
     ]
-    buffers = [
-        (module._buffers, key)
+    constants = [
+        (table, key)
         for module in model.modules()
-        for key, tensor in module._buffers.items()
-        if tensor is not None and tensor.is_floating_point()
+        for table in (module._buffers, module._parameters)
+        for key, tensor in table.items()
+        if tensor is not None and tensor.is_floating_point() and id(tensor) not in names
     ]
 
     def outputs(params: Mapping[str, Tensor], inputs: Tree) -> Tensor:
         with GLOBAL_STATE:
             new: list[tuple[dict[str, Any], str, Tensor]] = [(table, key, params[name]) for name, table, key in places]
-            if buffers and new:
-                new += _in_precision(buffers, new[0][2].dtype)
+            if constants and new:
+                new += _in_precision(constants, new[0][2].dtype)
             own = [table[key] for table, key, _ in new]
             try:
                 for table, key, tensor in new:
@@ -76,10 +78,10 @@ def with_params(model: nn.Module) -> OutputsFn:
 
 
 def _in_precision(
-    buffers: list[tuple[dict[str, Any], str]], dtype: torch.dtype
+    constants: list[tuple[dict[str, Any], str]], dtype: torch.dtype
 ) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """Return the buffers that are not of a type, in that type."""
-    return [(table, key, table[key].to(dtype)) for table, key in buffers if table[key].dtype != dtype]
+    """Return the tensors that are not of a type, in that type."""
+    return [(table, key, table[key].to(dtype)) for table, key in constants if table[key].dtype != dtype]
 
 
 @dataclass(frozen=True)

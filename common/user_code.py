@@ -37,6 +37,7 @@ NEEDED = frozenset(
             "numpy",
             "nufed",
             "onnx",
+            "peft",
         ),
         *("onnxscript", "pandas", "pyarrow", "pydantic", "pydantic_core", "pydantic_settings", "ray", "rich"),
         *(
@@ -46,6 +47,7 @@ NEEDED = frozenset(
             "starlette",
             "torch",
             "torchvision",
+            "transformers",
             "typer",
             "typing_extensions",
             "uvicorn",

@@ -40,7 +40,11 @@ NUMPY = "numpy.ndarray"
 """Flower's name for the bytes of a `.npy` file."""
 
 SERVER_ROUND, FINAL = "server-round", "final"
+FROZEN = "frozen"
+"""Key of the frozen part's hash in the config of every message that a server sends."""
+
 LAST_ROUND = 2**31 - 1
+LONGEST_HASH = 128
 
 STATISTICS = "statistics"
 """The query that asks a client for statistics of its columns."""
@@ -154,7 +158,12 @@ class ClientDescription:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """The server's model and the round it is for."""
+    """The server's model and the round it is for.
+
+    Attributes:
+        params: w_k.
+        round: k.
+    """
 
     params: Params
     round: int
@@ -311,6 +320,20 @@ def read_statistics(records: RecordDict, shape: StatisticsShape, announced: int 
     site = SiteStatistics.from_lists(cast("int", found.pop(NUM_EXAMPLES)), cast("Lists", found), shape)
     check_consistent(site, shape, announced)
     return site
+
+
+def frozen_of(records: RecordDict) -> str | None:
+    """Return the hash of the server's frozen part in a message; None where it does not say.
+
+    Raises:
+        WireError: it is no text.
+    """
+    for config in records.config_records.values():
+        if FROZEN in config:
+            if isinstance(value := config[FROZEN], str) and len(value) <= LONGEST_HASH:
+                return value
+            raise WireError(f"{FROZEN}={shown(value)} is refused: expected the hash of the model's frozen part")
+    return None
 
 
 def _to_array(tensor: Tensor) -> Array:

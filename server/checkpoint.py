@@ -59,21 +59,24 @@ class Checkpoint:
         params: w_k.
         history: JSON values that the summary needs, e.g. the evaluations and costs so far.
         origin: what it belongs to; None if it does not say, as those of NuFed 0.1.
+        frozen: hash of the model's frozen part; empty where everything is trained.
     """
 
     round: int
     params: Params
     history: dict[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
+    frozen: str = ""
 
 
-def save_checkpoint(
+def save_checkpoint(  # noqa: PLR0913 - all but one by name
     folder: Path,
     *,
     round: int,  # noqa: A002 - the vocabulary's word
     params: Mapping[str, Tensor],
     history: Mapping[str, Any],
     origin: Origin | None = None,
+    frozen: str = "",
 ) -> None:
     """Replace the folder's checkpoint; a crash at any moment leaves the old one or the new one, whole.
 
@@ -83,8 +86,11 @@ def save_checkpoint(
         params: w_k.
         history: JSON values; NaN and infinities come back as None.
         origin: what it belongs to.
+        frozen: hash of the model's frozen part; empty where everything is trained.
     """
     metadata: dict[str, Any] = {"format": FORMAT, "round": round, "history": history}
+    if frozen:
+        metadata["frozen"] = frozen
     if origin:
         metadata["configs"] = [config.flat() for config in origin.configs]
         metadata["log"] = vars(origin.log)
@@ -103,7 +109,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     sealed = is_sealed(path)
     params, metadata = read_tensors(path)
     round_done, history = _checked(path, metadata, sealed=sealed)
-    return Checkpoint(round_done, params, history, _origin(path, metadata))
+    return Checkpoint(round_done, params, history, _origin(path, metadata), str(metadata.get("frozen", "")))
 
 
 def checkpoint_round(folder: Path) -> int | None:

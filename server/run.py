@@ -21,19 +21,16 @@ from nufed.common.errors import DivergedError, NothingTrainedError, NufedError, 
 from nufed.common.examples import Group
 from nufed.common.message_schema import NUM_EXAMPLES, CurveShape
 from nufed.common.meta.estimators import find_estimator
-from nufed.common.meta.objective import initial_params
-from nufed.common.models import build_model
-from nufed.common.params import Params, model_params
+from nufed.common.params import Params
 from nufed.common.settings import process_settings
 from nufed.common.shots import SHOTS, shots_request
-from nufed.common.wire import FINAL, EvaluateReply
+from nufed.common.wire import FINAL, FROZEN, EvaluateReply
 from nufed.server.adaptation_curves import (
     ClientCurves,
     GroupCurves,
     Measure,
     group_curves,
 )
-from nufed.server.checkpoint import Checkpoint
 from nufed.server.history import History
 from nufed.server.hostile import check_same_attack
 from nufed.server.options import ServerOptions
@@ -47,11 +44,11 @@ from nufed.server.outcome import (
     remedy,
     share_diverged,
 )
-from nufed.server.resuming import ResumePoint, resume_point
 from nufed.server.round_record import round_record
 from nufed.server.run_events import RunEvents
 from nufed.server.run_folder import SHOTS_FIGURE, RunFolder
 from nufed.server.shots import shots_summary
+from nufed.server.starting import starting_point
 from nufed.server.summary import curves_json, progress_curve, run_summary
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult
@@ -106,6 +103,7 @@ class Run:
         self.measure: Measure = "accuracy"  # until the task is known
         self.events = RunEvents(options.events, config, self._num_rounds)
         self.strategy.telling.events, self.strategy.telling.check = options.events, self._check_goes_on
+        self._frozen = ""  # until the model is built
 
     def conduct(self) -> None:
         """Train, evaluate, and write everything down.
@@ -123,12 +121,16 @@ class Run:
         state = self._start()
         expected = self.config.data.num_clients + self.config.data.num_new_clients
         num_clients = expected if self.options.min_clients is None else self.options.min_clients
-        self.strategy.discover(self.grid, expected=num_clients, timeout=self.options.connect_timeout)
+        self.strategy.discover(
+            self.grid, expected=num_clients, timeout=self.options.connect_timeout, config=self._told()
+        )
         if self.options.resume and state.round == self._num_rounds and lacks_answers(self.options.resume):
             self._repeat_final_evaluation(state, self.options.resume)
             return
         with self._folder(state.round) as folder:
             self._tell_start(folder, state)
+            if self.config.model.init and state.round == 0 and not self.options.is_disposable:
+                self._save(folder, state)  # so that the file is not needed again
             try:
                 for reached in self._rounds(state, folder):
                     state = reached
@@ -165,7 +167,7 @@ class Run:
         return 0 if self.config.federation.training == "local" else self.config.federation.num_rounds
 
     def _start(self) -> _State:
-        """Return the seeded initial model, or where the folder to resume stands; what is noted there is said."""
+        """Return the initial model, or where the folder to resume stands."""
         find_estimator(self.config.method.estimator)
         check_is_scaled(self.config.data)
         if (threads := process_settings().num_threads) != torch.get_num_threads():
@@ -174,17 +176,18 @@ class Run:
         evaluation = self.config.evaluation
         self._shape = CurveShape(evaluation.num_adapt_steps + 1, task.kind == "classification", evaluation.shot_sizes)
         self.measure = "accuracy" if task.kind == "classification" else "loss"
-        initial = initial_params(
-            model_params(build_model(self.config.model, task, seed=self.config.seed)), self.config.method
-        )
         if self.options.resume:
             check_same_attack(self.options.resume, self.options.hostile)
-        point = resume_point(self.options.resume) if self.options.resume else ResumePoint(None)
-        for note in point.notes:
-            _log.warning("%s.", note)
-        if point.checkpoint is None:
-            return _State(0, initial, History())
-        return _resumed(point.checkpoint, initial, self.config, point.rounds_without_reply)
+        start = starting_point(self.config, task, self.options.resume)
+        self.config, self._frozen = start.config, start.frozen
+        return _State(start.round, start.params, start.history)
+
+    def _told(self, *, final: bool = False) -> ConfigRecord:
+        """Return what clients are told with a message: the frozen part's hash, and whether the model is the last."""
+        told = ConfigRecord({FROZEN: self._frozen} if self._frozen else {})
+        if final:
+            told.update({FINAL: 1, **shots_request(self.config.evaluation)})
+        return told
 
     def _folder(self, at_round: int) -> RunFolder:
         if self.options.resume:
@@ -251,7 +254,9 @@ class Run:
         """
         started, timeout = time.perf_counter(), self.config.federation.round_timeout
         with self.events.phase("training", state.round + 1):
-            result = self.strategy.train_round(self.grid, state.params, state.round + 1, timeout=timeout)
+            result = self.strategy.train_round(
+                self.grid, state.params, state.round + 1, timeout=timeout, config=self._told()
+            )
         after, evaluation = _State(result.round, result.params, state.history, state.curves, result.problems), None
         interval = self.config.evaluation.interval
         if interval and result.round % interval == 0:
@@ -262,9 +267,13 @@ class Run:
         is_durable = not self.options.is_disposable or after.round == self._num_rounds
         folder.append_round(record, durable=is_durable)
         if is_durable:
-            folder.save_checkpoint(round=after.round, params=after.params, history=after.history.to_json())
+            self._save(folder, after)
             self.events.checkpoint_saved(after.round)
         return after, record
+
+    def _save(self, folder: RunFolder, state: _State) -> None:
+        history = state.history.to_json()
+        folder.save_checkpoint(round=state.round, params=state.params, history=history, frozen=self._frozen)
 
     def _evaluate(
         self, state: _State, group: EvaluatedGroup, round_done: int, *, final: bool = False
@@ -280,7 +289,7 @@ class Run:
                 round_done,
                 group=group,
                 timeout=self.config.federation.round_timeout,
-                config=ConfigRecord({FINAL: 1, **shots_request(self.config.evaluation)} if final else {}),
+                config=self._told(final=final),
                 shape=self._shape,
             )
         curves, problems = self._client_curves(result)
@@ -337,7 +346,7 @@ class Run:
         else:
             table = folder.write_clients(curves)
             scaling = shared_scaling(self.config.data, process_settings(), seed=self.config.seed)
-            folder.write_model(state.params, state.round, scaling)
+            folder.write_model(state.params, state.round, scaling, self._frozen)
             if status in ("complete", "diverged") and state.round == self._num_rounds:
                 known = {name: member.description.group for name, member in self.strategy.members.items()}
                 evaluation = final_evaluation(self.config, known, curves, state.problems, table)
@@ -382,15 +391,3 @@ class Run:
     def _honest(self, curves: Sequence[ClientCurves]) -> list[ClientCurves]:
         attackers = self.options.hostile.clients.values() if self.options.hostile else ()
         return [client for client in curves if client.client_id not in attackers]
-
-
-def _resumed(checkpoint: Checkpoint, initial: Params, config: RunConfig, rounds_without_reply: int) -> _State:
-    shapes = {name: tensor.shape for name, tensor in initial.items()}
-    if {name: tensor.shape for name, tensor in checkpoint.params.items()} != shapes:
-        raise RunError(
-            f"Expected a checkpoint of model {config.model.name!r} (hidden-sizes {config.model.hidden_sizes!r}), but "
-            "its arrays differ. Resume with the options of the run's config.json."
-        )
-    history = History.from_json(checkpoint.history)
-    totals = replace(history.totals, rounds_without_reply=rounds_without_reply)  # which NuFed 0.1 did not count
-    return _State(checkpoint.round, checkpoint.params, replace(history, totals=totals))

@@ -40,7 +40,7 @@ from nufed.common.durable_file import (
 from nufed.common.errors import RunError
 from nufed.common.params import Params
 from nufed.server.adaptation_curves import ClientCurves
-from nufed.server.checkpoint import CHECKPOINT, Origin, save_checkpoint
+from nufed.server.checkpoint import CHECKPOINT, Origin, load_checkpoint, save_checkpoint
 from nufed.server.clients_table import CLIENTS, clients_csv
 from nufed.server.hostile import ENVIRONMENT, Hostile
 from nufed.server.outcome import SUMMARY
@@ -126,6 +126,7 @@ class RunFolder:
                         params=checkpoint.params,
                         history=checkpoint.history,
                         origin=Origin((stored, config), log_mark(point.log)),
+                        frozen=checkpoint.frozen,
                     )
                 write_text(path / CONFIG, config.to_json())
             if not keep_results:
@@ -150,10 +151,17 @@ class RunFolder:
         """Add one line to metrics.jsonl and, if `durable`, wait for the disk; NaN and infinities become null."""
         self._log.append(record, durable=durable)
 
-    def save_checkpoint(self, *, round: int, params: Mapping[str, Tensor], history: Mapping[str, Any]) -> None:  # noqa: A002 - the vocabulary's word
+    def save_checkpoint(
+        self,
+        *,
+        round: int,  # noqa: A002 - the vocabulary's word
+        params: Mapping[str, Tensor],
+        history: Mapping[str, Any],
+        frozen: str = "",
+    ) -> None:
         """Replace the checkpoint by one of this run after the rounds that were appended."""
         origin = Origin((self.config,), self._log.mark)
-        save_checkpoint(self.path, round=round, params=params, history=history, origin=origin)
+        save_checkpoint(self.path, round=round, params=params, history=history, origin=origin, frozen=frozen)
 
     def write_clients(self, curves: Iterable[ClientCurves]) -> bytes:
         """Write clients.csv, participating clients first, each group by client id, and return its content."""
@@ -175,6 +183,7 @@ class RunFolder:
         params: Mapping[str, Tensor],
         round: int,  # noqa: A002 - the vocabulary's word
         scaling: SharedScaling | None = None,
+        frozen: str = "",
     ) -> None:
         """Write the server's model after `round` server updates; `load_model` reads it back.
 
@@ -182,6 +191,7 @@ class RunFolder:
             params: the model.
             round: server updates made.
             scaling: of the inputs that it takes and the values that it predicts.
+            frozen: hash of its frozen part, of which nothing else is written down.
         """
         shared = scaling or SharedScaling()
         metadata = {
@@ -191,6 +201,7 @@ class RunFolder:
             "config": self.config.model_dump(by_alias=True),
             "target_scaling": shared.targets and shared.targets.to_json(),
             "preparation": shared.inputs and shared.inputs.to_json(),
+            **({"frozen": frozen} if frozen else {}),
         }
         write_tensors(self.path / MODEL, params, metadata)
 
@@ -221,7 +232,7 @@ def environment() -> dict[str, str | int]:
 
 
 def load_model(path: Path) -> tuple[Params, dict[str, Any]]:
-    """Return the parameters and the metadata (`round`, `config`, `version`) of a model.safetensors.
+    """Return the parameters and the metadata (`round`, `config`, `version`, `frozen`) of a model.safetensors.
 
     Args:
         path: the file, or the run folder that holds it.
@@ -237,6 +248,21 @@ def load_model(path: Path) -> tuple[Params, dict[str, Any]]:
             f"Give a run's {MODEL}."
         )
     return params, metadata
+
+
+def kept_params(path: Path) -> tuple[Params, str]:
+    """Return the arrays of a run's final model, or of its last finished round, and the hash of the frozen part.
+
+    There are none if no round is finished.
+
+    Raises:
+        RunError: the file is torn.
+    """
+    if (path / MODEL).is_file():
+        params, stored = load_model(path)
+        return params, str(stored.get("frozen", ""))
+    checkpoint = load_checkpoint(path)
+    return (checkpoint.params, checkpoint.frozen) if checkpoint else ({}, "")
 
 
 def _make_unique(out: Path, name: str) -> Path:

@@ -88,13 +88,19 @@ class Problem:
 
 
 class Roster:
-    """Holds the clients known so far, and keeps them in step with the nodes that are connected."""
+    """Holds the clients known so far, and keeps them in step with the nodes that are connected.
+
+    Attributes:
+        members: by client id.
+        told: what nodes are sent with the question who they are.
+    """
 
     def __init__(self, telling: Telling | None = None) -> None:
         """Start without clients; `telling` hears who comes and goes, and may end the waiting for clients."""
         self.members: dict[str, Member] = {}
         self._telling = telling or Telling()
         self._gone: set[str] = set()  # members whose node is not connected
+        self.told = ConfigRecord()
         self._settled: set[int] = set()  # nodes that need not be asked
         self._problems: dict[int, Problem] = {}  # why a connected node is no member
         self._turned_away: dict[str, str] = {}  # who was sent home, and why
@@ -208,7 +214,7 @@ class Roster:
         """Return those nodes that said who they are, or that cannot say and are taken as they come."""
         found: dict[int, Member] = {}
         self._problems.update(dict.fromkeys(nodes, Problem(f"did not say who it is within {timeout:g} s")))
-        for node_id, reply in iter_replies(grid, [_query(node, timeout) for node in nodes], timeout):
+        for node_id, reply in iter_replies(grid, [_query(node, timeout, self.told) for node in nodes], timeout):
             if node_id is None or node_id in found:
                 continue
             try:
@@ -303,8 +309,8 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _query(node_id: int, timeout: float) -> Message:
-    content = RecordDict({CONFIG: ConfigRecord()})
+def _query(node_id: int, timeout: float, told: ConfigRecord | None = None) -> Message:
+    content = RecordDict({CONFIG: ConfigRecord(dict(told or {}))})
     return Message(content, node_id, MessageType.QUERY, group_id="0", ttl=time_to_live(timeout))
 
 

@@ -145,7 +145,9 @@ class MetaFedAvg(Strategy):
         """The clients known so far, by id."""
         return MappingProxyType(self._roster.members)
 
-    def discover(self, grid: Grid, *, expected: int, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Member]:
+    def discover(
+        self, grid: Grid, *, expected: int, timeout: float = DEFAULT_TIMEOUT, config: ConfigRecord | None = None
+    ) -> dict[str, Member]:
         """Wait for clients, ask them who they are, and return them by id.
 
         Nodes whose app answers no query take part under the id `node-<node id>`. Nodes that come later are asked at
@@ -155,11 +157,13 @@ class MetaFedAvg(Strategy):
             grid: any Flower Grid.
             expected: clients to wait for, new ones included.
             timeout: seconds.
+            config: what clients are sent with the question, now and later; not changed.
 
         Raises:
             RunError: too few clients in time, or two with one id.
             ConfigError: a round of these clients is too small for the rule of aggregation.
         """
+        self._roster.told = config or ConfigRecord()
         self._roster.discover(grid, expected, timeout)
         if here := len(self._roster.connected(grid, ["participating"])):
             check_round_size(self.aggregation, num_chosen(here, self.participation_fraction), self.robust)

@@ -26,6 +26,7 @@ ENTRIES = {"client/__main__.py", "server/__main__.py"}
 FLOWER_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
 KNOWS_FLOWER = {
     "client/app.py",
+    "client/attending.py",
     "client/error_replies.py",
     "common/wire.py",
     "server/app.py",

@@ -8,12 +8,13 @@ for Personalized Federated Learning", ICML 2021 (FedRep): clients share the body
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nufed.common.config import MethodConfig
 from nufed.common.errors import ModelError
 from nufed.common.examples import Batch
 from nufed.common.meta.adapt import adapt
-from nufed.common.params import Params, add_scaled
+from nufed.common.params import Params, add_scaled, trained_parameters
 from nufed.common.steps.differentiate import gradient, hessian_vector_product, value_and_gradient
 from nufed.common.steps.steps import PullBack, Steps
 from nufed.common.task import LossFn
@@ -31,6 +32,23 @@ def head_names(names: Iterable[str]) -> list[str]:
     return [name for name in listed if name.rpartition(".")[0] == owner]
 
 
+def check_head(model: nn.Module, method: MethodConfig) -> None:
+    """Refuse a model whose head is frozen where the method treats it otherwise than the body.
+
+    Raises:
+        ModelError: naming the head and what to do.
+    """
+    option = "adapted-part=head" if method.adapted_part == "head" else "trained-part=body"
+    if method.adapted_part == method.trained_part == "all":
+        return
+    head, trained = head_names(name for name, _ in model.named_parameters()), trained_parameters(model)
+    if not any(name in trained for name in head):
+        raise ModelError(
+            f"expected a trained head for method.{option}, but the model's last layer, {head[0]!r}, is frozen; name it "
+            f"in model.trainable, or set {option.partition('=')[0]}=all"
+        )
+
+
 def without_head(direction: Mapping[str, Tensor]) -> Params:
     """Return the direction with zeros for the head.
 
@@ -40,8 +58,8 @@ def without_head(direction: Mapping[str, Tensor]) -> Params:
     head = set(head_names(direction))
     if len(head) == len(direction):
         raise ModelError(
-            "expected a model of several layers for method.trained-part=body, but its only layer is its head; set "
-            "trained-part=all, or choose another model.name"
+            "expected a model of several layers for method.trained-part=body, but its only layer is its head, or all "
+            "others are frozen; set trained-part=all, or choose another model.name"
         )
     return {name: torch.zeros_like(tensor) if name in head else tensor for name, tensor in direction.items()}
 

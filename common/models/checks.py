@@ -10,6 +10,8 @@ from nufed.common.errors import ModelError
 from nufed.common.examples import TaskInfo
 from nufed.common.input_forms import described_inputs, dummy_inputs
 from nufed.common.models.agreement import near
+from nufed.common.models.frozen import changing_statistics
+from nufed.common.params import trained_parameters
 from nufed.common.rng import seeded_generators
 from nufed.common.task import call_model
 from nufed.common.tasks import find_task
@@ -31,7 +33,7 @@ def check_parameters(model: nn.Module) -> None:
                 f"({type(model.get_submodule(owner)).__name__}) gets its shape from the first inputs; give the sizes, "
                 "with a module that is not lazy"
             )
-        if tensor.is_complex():
+        if tensor.is_complex() and tensor.requires_grad:
             raise ModelError(
                 f"expected parameters that are real numbers, but {name!r} is complex; keep its real and imaginary "
                 "parts as a real parameter (torch.view_as_real) and join them in forward (torch.view_as_complex)"
@@ -74,15 +76,20 @@ def check_model(model: nn.Module, task: TaskInfo) -> None:
     Raises:
         ModelError: naming the module or parameter and what to do.
     """
-    for path, module in model.named_modules():
-        if getattr(module, "running_mean", None) is not None:
-            raise ModelError(
-                f"expected a model without running statistics, but {_place(path)} is a {type(module).__name__} that "
-                "keeps them; use torch.nn.GroupNorm, or track_running_stats=False"
-            )
-    params = dict[str, Tensor](model.named_parameters())
+    for path, module in changing_statistics(model):
+        raise ModelError(
+            f"expected a model without running statistics, but {_place(path)} is a {type(module).__name__} that "
+            "keeps them; use torch.nn.GroupNorm, or track_running_stats=False, or freeze it"
+        )
+    params = dict[str, Tensor](trained_parameters(model))
     if not params:
-        raise ModelError(f"expected a model with parameters, but {type(model).__name__} has none; add a layer")
+        number = len(list(model.parameters()))
+        raise ModelError(
+            f"expected a model with parameters to train, but all {number} of {type(model).__name__} are frozen; let "
+            "some require gradients, or name them in model.trainable"
+            if number
+            else f"expected a model with parameters, but {type(model).__name__} has none; add a layer"
+        )
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if not buffer.is_meta}
     outputs = _dummy_outputs(model, task, next(iter(params.values())))
     for name, buffer in model.named_buffers():
@@ -116,7 +123,7 @@ def check_same_outputs(one: nn.Module, other: nn.Module, task: TaskInfo) -> None
     Raises:
         ModelError: saying what to do.
     """
-    like = next(one.parameters())
+    like = next(iter(trained_parameters(one).values()))
     left, right = (_dummy_outputs(model, task, like).detach() for model in (one, other))
     if not near(left, right):
         raise ModelError(
@@ -153,26 +160,20 @@ def _dummy_outputs(model: nn.Module, task: TaskInfo, like: Tensor) -> Tensor:
 
 
 def _check_all_used(params: dict[str, Tensor], outputs: Tensor, when: str = "") -> None:
-    trained = {name: tensor for name, tensor in params.items() if tensor.requires_grad}
-    if frozen := [name for name in params if name not in trained]:
-        raise ModelError(
-            f"expected parameters that require gradients, but {frozen[0]!r} does not (and {len(frozen) - 1} more); "
-            "register it as a buffer"
-        )
     if not outputs.requires_grad:
         raise ModelError(f"expected outputs that depend on the parameters{when}, but they do not; do not detach them")
     try:
-        gradients = torch.autograd.grad(outputs.sum(), list(trained.values()), allow_unused=True)
+        gradients = torch.autograd.grad(outputs.sum(), list(params.values()), allow_unused=True)
     except Exception as error:  # the user's own backward passes may raise anything
         raise ModelError(
             f"expected outputs that can be differentiated, but {type(error).__name__} was raised: {error}; correct the "
             "model, or choose another model.name"
         ) from error
-    unused = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    unused = [name for name, gradient in zip(params, gradients, strict=True) if gradient is None]
     if unused:
         raise ModelError(
             f"expected every parameter to be used{when}, but the outputs do not depend on {unused[0]!r} (and "
-            f"{len(unused) - 1} more); remove it"
+            f"{len(unused) - 1} more); remove it, or freeze it"
         )
 
 

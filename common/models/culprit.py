@@ -14,7 +14,7 @@ from nufed.common.models.agreement import gradients_near, near
 from nufed.common.models.nearby import direction_at, moved
 from nufed.common.models.recording import Recording, record
 from nufed.common.models.second_derivatives import ScalarFn, double_backward, is_differentiated_twice
-from nufed.common.params import Params, leaves
+from nufed.common.params import Params, leaves, model_params, trained_parameters
 from nufed.common.rng import seeded_generators
 from nufed.common.trees import Tree
 
@@ -110,8 +110,8 @@ def takes_parameters(call: Call) -> bool:
     function, point = _scalar(call)
     at = leaves(point)
     given = torch.autograd.grad(function(at), list(at.values()), allow_unused=True)
-    with parameters_at(call.module, {name: point[name] for name, _ in call.module.named_parameters()}):
-        own = {**at, **dict(call.module.named_parameters())}
+    with parameters_at(call.module, {name: point[name] for name in trained_parameters(call.module)}):
+        own = {**at, **trained_parameters(call.module)}
         found = torch.autograd.grad(function(own), list(own.values()), allow_unused=True)
     return gradients_near(dict(zip(at, given, strict=True)), dict(zip(at, found, strict=True)))
 
@@ -152,7 +152,7 @@ def second_derivatives_are_right(function: ScalarFn, point: Params, recording: R
 @contextmanager
 def parameters_at(model: nn.Module, point: Mapping[str, Tensor]) -> Iterator[None]:
     """Move a model's own parameters to a point inside the block."""
-    own = dict(model.named_parameters())
+    own = {name: parameter for name, parameter in model.named_parameters() if name in point}
     kept = {name: parameter.data for name, parameter in own.items()}
     try:
         for name, parameter in own.items():
@@ -166,7 +166,7 @@ def parameters_at(model: nn.Module, point: Mapping[str, Tensor]) -> Iterator[Non
 def _scalar(call: Call) -> tuple[ScalarFn, Params]:
     """Return a scalar function of a module's parameters and floating-point arguments, and where to evaluate it."""
     flat, spec = pytree.tree_flatten((call.args, dict(call.kwargs)))
-    point = moved({name: tensor.detach() for name, tensor in call.module.named_parameters()})
+    point = moved(model_params(call.module))
     names = {number: f"argument {number}" for number, each in enumerate(flat) if _is_floating(each)}
     point |= moved({name: flat[number] for number, name in names.items()})  # off the kinks at exact zeros
 
@@ -174,16 +174,26 @@ def _scalar(call: Call) -> tuple[ScalarFn, Params]:
         given = [at[names[number]].clone() if number in names else each for number, each in enumerate(flat)]
         args, kwargs = pytree.tree_unflatten(given, spec)
         params = {name: tensor for name, tensor in at.items() if name not in names.values()}
-        own = dict(call.module.named_parameters())
+        own = trained_parameters(call.module)
         with seeded_generators(0):
             if all(own[name] is tensor for name, tensor in params.items()):
                 outputs = call.module(*args, **kwargs)
             else:
-                outputs = torch.func.functional_call(call.module, params, args, kwargs)
+                constants = _frozen_like(call.module, next(iter(params.values())))
+                outputs = torch.func.functional_call(call.module, {**constants, **params}, args, kwargs)
         floats = [each for each in pytree.tree_leaves(outputs) if _is_floating(each)]
         return torch.stack([(each.sin() + each.square()).sum() for each in floats]).sum()
 
     return function, point
+
+
+def _frozen_like(module: nn.Module, like: Tensor) -> Params:
+    """Return the frozen parameters in a tensor's precision."""
+    return {
+        name: tensor.detach().to(like.dtype)
+        for name, tensor in module.named_parameters()
+        if not tensor.requires_grad and tensor.is_floating_point()
+    }
 
 
 def _is_floating(value: object) -> bool:

@@ -43,7 +43,7 @@ from nufed.common.models.unchanged import (
     check_parameters_stay,
     own_generators,
 )
-from nufed.common.params import Params, leaves, model_params
+from nufed.common.params import Params, leaves, model_params, trained_parameters
 from nufed.common.rng import GLOBAL_STATE, seeded_generators
 from nufed.common.steps.dense_layers import dense_layers
 from nufed.common.task import ModelLoss, call_model, make_loss
@@ -145,7 +145,7 @@ class _Subject:
         """Return outputs and gradient at the point, which for once is where the model's own parameters are."""
         loss = replace(self.loss, outputs=lambda _, inputs: call_model(self.model, inputs))
         with parameters_at(self.model, self.point):
-            return self._run(loss, dict(self.model.named_parameters()))
+            return self._run(loss, dict(trained_parameters(self.model)))
 
     def in_double(self) -> "_Subject":
         """Return the same in float64."""

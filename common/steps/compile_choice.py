@@ -22,7 +22,7 @@ from nufed.common.json_text import parse_object
 from nufed.common.meta.draw import batch_plan
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.meta_gradient import MetaBatches, MetaGradient
-from nufed.common.params import model_params
+from nufed.common.params import model_params, trained_parameters
 from nufed.common.steps.cautions import caution
 from nufed.common.steps.dense_steps import dense_steps
 from nufed.common.task import LossFn, ModelLoss
@@ -116,7 +116,7 @@ def _sample(loss: ModelLoss, method: MethodConfig, compile_option: str) -> tuple
     """Return the estimator and zero batches of the run's sizes."""
     estimator = find_estimator(method.estimator)
     plan = batch_plan(method, uses_hessian_batches=estimator.uses_hessian_batches)
-    weight = next(loss.model.parameters())
+    weight = next(iter(trained_parameters(loss.model).values()))
 
     def batch(size: int) -> Batch:
         inputs = torch.zeros(size, *loss.task.input_shape, dtype=weight.dtype, device=weight.device)
@@ -131,7 +131,7 @@ def _sample(loss: ModelLoss, method: MethodConfig, compile_option: str) -> tuple
 
 def _key(loss: ModelLoss, method: MethodConfig) -> str:
     """Return a name for all that the cost depends on."""
-    first = next(loss.model.parameters())
+    first = next(iter(trained_parameters(loss.model).values()))
     facts = [torch.__version__, torch.get_num_threads(), str(first.device), str(first.dtype), repr(loss.model)]
     facts += ["by hand"] if dense_steps(loss, method.inner_lr) else []  # what compiling is measured against
     text = json.dumps([*facts, str(loss.task), method.model_dump(exclude={"compile", "local_lr", "num_local_steps"})])

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from nufed.common.errors import ModelError
 from nufed.common.examples import Batch
-from nufed.common.params import Params
+from nufed.common.params import Params, trained_parameters
 from nufed.common.steps.cautions import caution
 from nufed.common.steps.eager_steps import eager_steps
 from nufed.common.steps.step_graphs import (
@@ -177,7 +177,7 @@ def _compile(graph: fx.GraphModule, inputs: list[Tensor]) -> tuple[Compiled, lis
 def _examples(loss: ModelLoss, signature: Signature) -> tuple[Params, Batch]:
     """Return zeros of the shapes that a signature stands for."""
     kind = {"dtype": signature.dtype, "device": signature.device}
-    params = {name: torch.zeros(tensor.shape, **kind) for name, tensor in loss.model.named_parameters()}  # type: ignore[call-overload]
+    params = {name: torch.zeros(tensor.shape, **kind) for name, tensor in trained_parameters(loss.model).items()}  # type: ignore[call-overload]
     (inputs, inputs_dtype), (targets, targets_dtype) = signature.inputs, signature.targets
     batch = Batch(
         torch.zeros(inputs, dtype=inputs_dtype, device=signature.device),

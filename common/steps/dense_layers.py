@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from nufed.common.examples import TaskInfo
+from nufed.common.params import trained_parameters
 from nufed.common.steps.activations import Activation, find_activation
 from nufed.common.tasks import is_plain
 
@@ -32,8 +33,8 @@ def dense_layers(model: nn.Module, task: TaskInfo) -> tuple[DenseLayer, ...] | N
     """Return the layers of a model that is [flatten,] linear, activation, linear, …, linear, or None for any other.
 
     Dropout in evaluation mode, or of probability 0, is passed over. Modules with hooks or a forward pass of their own,
-    weights that layers share, and parameters that are no layer's make a model another one; so does a task whose loss
-    is not known by hand.
+    weights that layers share, parameters that are no layer's, and frozen ones make a model another one; so does a task
+    whose loss is not known by hand.
     """
     if (
         type(model) is not nn.Sequential
@@ -68,7 +69,7 @@ def parameter_names(layers: Iterable[DenseLayer]) -> set[str]:
 
 
 def _names(model: nn.Module) -> set[str]:
-    return {name for name, _ in model.named_parameters()}
+    return set(trained_parameters(model))
 
 
 def _starts_flat(model: nn.Sequential) -> bool:

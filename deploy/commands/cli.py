@@ -221,7 +221,8 @@ def models() -> None:
     """List the models for --model."""
     from nufed.common.models import MODELS
 
-    _list("model", {name: spec.description for name, spec in MODELS.items()})
+    spelled = {f"{name}:{spec.argument}" if spec.argument else name: spec for name, spec in MODELS.items()}
+    _list("model", {name: spec.description for name, spec in spelled.items()})
     typer.echo("Your own: --model module:function, called with (ModelConfig, TaskInfo), returning a torch.nn.Module.")
 
 

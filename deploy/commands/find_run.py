@@ -10,7 +10,9 @@ from nufed.deploy.simulation.engines import run_status
 from nufed.server.checkpoint import checkpoint_round
 from nufed.server.resuming import CONFIG, stored_config
 
-_NUM_ROUNDS = "federation.num-rounds"
+_APART = "federation.num-rounds", "model.init-hash"
+"""What a run may have been asked for, and has written down, otherwise."""
+
 _OF_STATISTICS = "data.feature-means", "data.feature-scales"
 
 
@@ -38,7 +40,7 @@ def find_run(out: Path, config: RunConfig) -> FoundRun | None:
         NufedError: a folder of this name holds options that this version does not know.
     """
     named = re.compile(rf"\d{{8}}-\d{{6}}-{re.escape(config.name)}(-\d+)?")
-    ignored = dict.fromkeys([_NUM_ROUNDS, *(_OF_STATISTICS if awaits_statistics(config.data) else ())])
+    ignored = dict.fromkeys([*_APART, *(_OF_STATISTICS if awaits_statistics(config.data) else ())])
     wanted = {**config.flat(), **ignored}
     folders = [path for path in out.iterdir() if named.fullmatch(path.name)] if out.is_dir() else []
     for folder in sorted(folders, reverse=True):

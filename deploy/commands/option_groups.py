@@ -170,16 +170,18 @@ class MachineOptions:
         download: whether torchvision may download what is missing.
         device: cpu, cuda or cuda:N.
         threads: threads of torch in each process.
+        frozen: file or folder that the frozen part of the run's model is read from.
     """
 
     data_root: Path | None = None
     download: bool = False
     device: str | None = None
     threads: int | None = None
+    frozen: Path | None = None
 
     @classmethod
     def parameters(cls) -> list[inspect.Parameter]:
-        """Return --data-root, --download, --device and --threads."""
+        """Return --data-root, --download, --device, --threads and --frozen."""
 
         def declare(flag: str, text: str, **rest: Any) -> Any:
             return typer.Option(flag, help=text, rich_help_panel="Machine", **rest)
@@ -193,6 +195,12 @@ class MachineOptions:
                 "device", str | None, None, declare("--device", "cpu, cuda or cuda:N (default: cpu)", metavar="NAME")
             ),
             option("threads", int | None, None, threads),
+            option(
+                "frozen",
+                Path | None,
+                None,
+                declare("--frozen", "file or folder to read the frozen part of the model from", metavar="PATH"),
+            ),
         ]
 
     @classmethod
@@ -213,7 +221,12 @@ class MachineOptions:
         Raises:
             ConfigError: a variable of the environment is refused, or names a device that does not exist here.
         """
-        given = {"NUFED_DATA_ROOT": self.data_root, "NUFED_DEVICE": self.device, "NUFED_NUM_THREADS": self.threads}
+        given = {
+            "NUFED_DATA_ROOT": self.data_root,
+            "NUFED_DEVICE": self.device,
+            "NUFED_NUM_THREADS": self.threads,
+            "NUFED_FROZEN": self.frozen,
+        }
         values = {name: str(value) for name, value in given.items() if value is not None}
         if self.download:
             values["NUFED_DOWNLOAD"] = "true"

@@ -79,6 +79,7 @@ def personalize_command(  # noqa: PLR0913 - one parameter per option
     from nufed.client.personal_model import personalize_after_run
     from nufed.client.workplace import workplace
     from nufed.common.data.private.load import is_slice
+    from nufed.common.models.frozen import check_frozen
     from nufed.common.settings import process_settings
     from nufed.server.run_folder import load_model
 
@@ -92,6 +93,7 @@ def personalize_command(  # noqa: PLR0913 - one parameter per option
         settings = process_settings()
         torch.set_num_threads(settings.num_threads)
         place = workplace(config.flat(), node_config, settings)
+        check_frozen(place.frozen, str(stored.get("frozen", "")), "the run's model")
         on_device = {name: tensor.to(settings.device) for name, tensor in params.items()}
         personal = personalize_after_run(place, on_device, out)
         _show(personal)
@@ -119,7 +121,7 @@ def predict_command(
         given = _load(model)
         rows, examples = load_rows(data, given.task, given.config, process_settings(), given.preparation)
         network = build_model(given.config.model, given.task, seed=given.config.seed).eval()
-        check_fits(given.params, network)
+        check_fits(given.params, network, given.frozen)
         outputs = predict(network, given.task, given.params, examples.inputs).double().tolist()
         text = _as_csv(_lines(given.task, rows, outputs))
         if out is None:
@@ -149,7 +151,7 @@ def export_command(
     with machine.exported(), while_working("exporting"):
         given = _load(model)
         network = build_model(given.config.model, given.task, seed=given.config.seed)
-        check_fits(given.params, network)
+        check_fits(given.params, network, given.frozen)
         difference = export_model(Exportable(network, given.params, given.task, given.preparation), form, out)
         shape = ", ".join(map(str, ("N", *given.task.input_shape)))
         typer.echo(
@@ -167,6 +169,7 @@ class _GivenModel:
     config: RunConfig
     task: "TaskInfo"
     preparation: "Preparation | None" = None
+    frozen: str = ""
 
 
 def _load(path: Path) -> _GivenModel:
@@ -179,11 +182,12 @@ def _load(path: Path) -> _GivenModel:
 
     if not path.is_dir() and read_metadata(path).get("format") == PERSONAL_FORMAT:
         personal = load_personal_model(path)
-        return _GivenModel(personal.params, personal.config, personal.task, personal.preparation)
+        return _GivenModel(personal.params, personal.config, personal.task, personal.preparation, personal.frozen)
     arrays, stored = load_model(path)
     config = RunConfig.parse(stored["config"])
     params, _ = split_step_sizes(arrays)
-    return _GivenModel(params, config, task_of_run(config, process_settings()))
+    task = task_of_run(config, process_settings())
+    return _GivenModel(params, config, task, frozen=str(stored.get("frozen", "")))
 
 
 def _adaptation(

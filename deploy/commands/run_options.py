@@ -22,6 +22,7 @@ FLAGS = {
     "clients": "data.num-clients",
     "new-clients": "data.num-new-clients",
     "model": "model.name",
+    "init": "model.init",
     "inner-steps": "method.num-inner-steps",
     "inner-lr": "method.inner-lr",
     "estimator": "method.estimator",
@@ -185,7 +186,7 @@ def known_values(key: str) -> list[str]:
     if key == "model.name":
         from nufed.common.models import MODELS
 
-        return list(MODELS)
+        return [f"{name}:" if spec.argument else name for name, spec in MODELS.items()]
     if key == "method.estimator":
         from nufed.common.meta.estimators import ESTIMATORS
 

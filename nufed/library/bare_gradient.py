@@ -10,7 +10,7 @@ from nufed.common.config import MethodConfig
 from nufed.common.errors import ConfigError, ModelError
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.meta_gradient import Estimate, MetaBatches
-from nufed.common.params import leaves
+from nufed.common.params import leaves, trained_parameters
 from nufed.library.arguments import as_collection, as_name, as_step_size, kind_of, listed
 
 
@@ -34,7 +34,8 @@ def meta_gradient(
     Args:
         loss_fn: `loss_fn(params, batch)`, a scalar tensor that can be differentiated twice; `params` are tensors by
             name, e.g. for `torch.func.functional_call`. It must use them all.
-        params: w, floating-point tensors by name, or a module, whose parameters are taken; not changed.
+        params: w, floating-point tensors by name, or a module, whose parameters that require
+            gradients are taken; not changed.
         batches: ν + 1 batches, of any type: one for each inner step, then the outer one; the Hessians are those of the
             inner batches. Or `MetaBatches`, with Hessian batches of their own.
         inner_lr: α, step size of the inner steps.
@@ -84,7 +85,7 @@ def _method(inner_lr: float, estimator: str, *, coupled: bool, options: Mapping[
 def _point(params: Mapping[str, Tensor] | nn.Module) -> dict[str, Tensor]:
     if not isinstance(params, nn.Module | Mapping):
         raise ModelError(f"expected params to be a module or tensors by name, but got {kind_of(params)}; give a dict")
-    tensors = dict(params.named_parameters()) if isinstance(params, nn.Module) else dict(params)
+    tensors = dict(trained_parameters(params)) if isinstance(params, nn.Module) else dict(params)
     if not tensors:
         raise ModelError("expected at least one parameter, but params is empty; give tensors by name, or a module")
     for name, tensor in tensors.items():

@@ -17,7 +17,7 @@ from nufed.common.examples import TaskInfo
 from nufed.common.given import GIVEN, given
 from nufed.common.input_forms import dummy_inputs
 from nufed.common.models import build_model
-from nufed.common.params import model_params
+from nufed.common.params import trained_parameters
 from nufed.common.rng import torch_generator
 from nufed.common.task import call_model
 from nufed.common.trees import Tree, tree_map
@@ -100,9 +100,11 @@ def fingerprint(model: GivenModel, config: ModelConfig, task: TaskInfo, *, seed:
     with given({_TRIED: model}):
         built = build_model(config.model_copy(update={"name": _TRIED}), task, seed=seed)
     digest = hashlib.sha256(repr(built).encode())
-    for name, tensor in model_params(built).items():
+    for name, tensor in built.named_parameters():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    if len(trained := trained_parameters(built)) < len(list(built.parameters())):
+        digest.update(f"trained: {' '.join(trained)}\n".encode())
     digest.update(_outputs(built.eval(), task).encode())
     return f"{GIVEN}:{digest.hexdigest()[:16]}"
 

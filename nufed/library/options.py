@@ -1,5 +1,6 @@
 """From what was given in Python to a `RunConfig`: defaults or `config`, then `method`, then keyword options."""
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -100,10 +101,12 @@ def _hint(name: str) -> str:
 
 
 def _scalar(value: Any) -> Any:
-    """Return a value as the configuration takes it: arrays become lists, and numbers of NumPy plain ones."""
+    """Return a value as the configuration takes it: lists for arrays, text for paths, plain numbers for NumPy's."""
     value = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(value, list | tuple):
         return [_scalar(each) for each in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value
 
 

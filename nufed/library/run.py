@@ -21,6 +21,7 @@ from nufed.common.given import is_given
 from nufed.common.json_text import parse_object
 from nufed.common.meta.meta_sgd import split_step_sizes
 from nufed.common.models import build_model
+from nufed.common.models.frozen import check_frozen, frozen_hash
 from nufed.common.settings import process_settings
 from nufed.library.arguments import as_folder
 from nufed.library.personal import remember_fine_tuning
@@ -32,7 +33,7 @@ from nufed.server.clients_table import CLIENTS
 from nufed.server.history import History
 from nufed.server.outcome import SUMMARY
 from nufed.server.resuming import stored_config
-from nufed.server.run_folder import MODEL, load_model
+from nufed.server.run_folder import kept_params
 from nufed.server.run_log import METRICS
 from nufed.server.shots import SHOTS_TABLE, shot_rows
 
@@ -104,7 +105,7 @@ class Run:
         self.config = stored_config(self.path)
         self.summary = _summary(self.path) or _unfinished(self.path, self.config)
         self._rows = _rows(self.path)
-        self.params = _params(self.path)
+        self.params, self._frozen = kept_params(self.path)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -124,6 +125,7 @@ class Run:
         with private(self.origin.machine, self.origin.objects):
             task = task_of_run(self.config, process_settings())
             model = build_model(self.config.model, task, seed=self.config.seed)
+        check_frozen(frozen_hash(model), self._frozen, "the run's model")
         params, sizes = split_step_sizes(self.params)
         model.load_state_dict(params, strict=False)  # buffers, if any, are the architecture's
         remember_fine_tuning(model, self.config, sizes)
@@ -346,14 +348,6 @@ def _unfinished(path: Path, config: RunConfig) -> dict[str, Any]:
         "rounds": checkpoint_round(path) or 0,
         "primary_step": config.evaluation.primary_step,
     }
-
-
-def _params(path: Path) -> dict[str, Tensor]:
-    """Return the final model's arrays, or those of the last finished round; none if there is no such round."""
-    if (path / MODEL).is_file():
-        return load_model(path)[0]
-    checkpoint = load_checkpoint(path)
-    return checkpoint.params if checkpoint else {}
 
 
 def _told(curves: Mapping[str, Any], run: Run) -> str:

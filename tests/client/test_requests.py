@@ -8,7 +8,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from nufed.client.app import app
 from nufed.client.workplace import workplace
 from nufed.common.config import RunConfig
-from nufed.common.errors import WireError
+from nufed.common.errors import ModelError, WireError
 from nufed.common.params import model_params
 from nufed.common.settings import Settings
 from nufed.common.wire import TrainRequest
@@ -23,9 +23,9 @@ def request():
     return TrainRequest(model_params(place.model), 1).to_records()
 
 
-def ask(kind, records):
+def ask(kind, records, run=RUN):
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-    return app(message=Message(records, 7, kind), context=Context(1, 7, NODE, RecordDict(), RUN.flat()))
+    return app(message=Message(records, 7, kind), context=Context(1, 7, NODE, RecordDict(), run.flat()))
 
 
 def with_first(change):
@@ -73,6 +73,26 @@ def test_what_is_no_model_like_the_clients_is_refused(spoil, reason, kind):
 
     with pytest.raises(WireError, match=reason):
         ask(kind, records)
+
+
+@pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
+def test_a_server_whose_frozen_part_is_another_one_is_refused(kind):
+    """Its trained parameters would be learned on top of something else; the server is told, before any round."""
+    run = RUN.updated({"model.trainable": "1.bias"})
+    place = workplace(run.flat(), NODE, Settings())
+    records = TrainRequest(model_params(place.model), 1).to_records()
+    records["config"]["frozen"] = place.frozen
+    assert ask(kind, records, run).has_content()
+
+    records["config"]["frozen"] = "0123456789abcdef" * 2
+    with pytest.raises(
+        ModelError, match=f"server's model .*0123456789abcdef.* another \\({place.frozen}\\)"
+    ) as refused:
+        ask(kind, records, run)
+    records["config"]["frozen"] = 7
+    with pytest.raises(WireError, match="frozen=7 is refused"):
+        ask(kind, records, run)
+    assert refused.value.sendable
 
 
 def test_the_request_that_is_spoilt_above_is_a_good_one():
