@@ -23,6 +23,8 @@ from nufed.common.models import MODELS
 from nufed.common.settings import Settings
 from nufed.common.steps.compile_choice import settle_compile
 from nufed.common.task import ModelLoss
+from nufed.common.tasks import TASKS
+from nufed.common.tasks.client_check import check_client_targets
 from nufed.common.tasks.options import with_loss_options
 from nufed.common.tasks.weights import weighted_client
 from nufed.common.trees import one_tensor
@@ -116,8 +118,9 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
     else:
         (task, data), num_here = _simulated_client(config, node_config, settings), config.data.num_clients
         preparation = shared_scaling(config.data, settings, seed=config.seed).inputs
-    with _of_the_run():
+    with _of_the_run() if config.data.task in TASKS else nullcontext():
         task = with_loss_options(task, config.task)
+    check_client_targets(data, task)
     data = on_device(weighted_client(data, task), settings.device)
     with _of_the_run() if config.model.name in MODELS else nullcontext():
         pair = model_pair(config.model, task, config.seed, settings.device)

@@ -33,6 +33,7 @@ from nufed.common.models.culprit import (
     second_derivatives_are_right,
     takes_parameters,
 )
+from nufed.common.models.loss_examination import check_loss
 from nufed.common.models.nearby import direction_at, moved
 from nufed.common.models.recording import Recording, draws_of, record
 from nufed.common.models.second_derivatives import double_backward
@@ -196,6 +197,7 @@ def _examine(subject: _Subject, *, twice: bool) -> Traits:
             f"expected inputs that stay as they are, but {writer} changes them in place; write x = x / 2 for x /= 2, "
             "and inplace=False"
         )
+    check_loss(subject.loss.meaning, first.outputs.detach(), batch, twice=twice)
     if not _is_finite(subject, first.outputs.detach()):
         subject = replace(subject, point=model_params(model))
         first = _first_call(subject)

@@ -16,6 +16,7 @@ import torch
 from nufed.client.shots import shots_of
 from nufed.client.train_reply import train_reply
 from nufed.client.workplace import Workplace
+from nufed.common.errors import ModelError
 from nufed.common.message_schema import MetricValue
 from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
 from nufed.common.meta.estimators import find_estimator
@@ -124,7 +125,7 @@ class Cohort:
                 problem = (
                     "" if maps_rightly(place.training_loss, assignment.params, batch, curvature=twice) else DIFFERS
                 )
-            except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError) as error:
+            except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError, ModelError) as error:
                 problem = f"the batched computation failed ({error})"
             self._problems[id(place.model)] = problem
         return self._problems[id(place.model)]
@@ -132,7 +133,7 @@ class Cohort:
     def _together(self, compute: Compute, chunk: Chunk) -> Iterator[Answer]:
         try:
             replies = compute(chunk)
-        except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError) as error:
+        except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError, ModelError) as error:
             yield from self._alone(chunk, f"the batched computation failed ({error})")
             return
         for assignment, reply in zip(chunk, replies, strict=True):

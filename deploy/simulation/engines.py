@@ -84,6 +84,7 @@ def prepare(config: RunConfig) -> Federation:
     from nufed.common.meta.estimators import find_estimator
     from nufed.common.models import DTYPES
     from nufed.common.settings import process_settings
+    from nufed.common.tasks.client_check import check_client_targets
     from nufed.common.tasks.options import with_loss_options
     from nufed.common.tasks.weights import weighted_client
     from nufed.strategy.robust_options import check_config
@@ -94,6 +95,8 @@ def prepare(config: RunConfig) -> Federation:
     dtype = DTYPES[config.model.dtype]
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
     task = with_loss_options(federation.task, config.task)
+    for client in federation.clients:
+        check_client_targets(client, task)
     client = on_device(weighted_client(federation.clients[0], task), settings.device)
     model_pair(config.model, task, config.seed, settings.device).losses(client, config.method)
     return replace(federation, notes=(*federation.notes, *_batch_notes(config, federation)))
