@@ -34,6 +34,15 @@ def printable(text: str, ends: tuple[int, int] = LONGEST_ENDS) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def escaped(text: str) -> str:
+    """Return text, whole and on as many lines, with an escape sequence in place of each other control character."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 def shown(value: object) -> str:
     """Return a value as an error message shows it; of long ones their kind and size."""
     if isinstance(value, str):

@@ -34,24 +34,15 @@ NEEDED = frozenset(
             "grpc",
             "grpc_health",
             "matplotlib",
+            "mlflow",
             "numpy",
             "nufed",
             "onnx",
             "peft",
         ),
-        *("onnxscript", "pandas", "pyarrow", "pydantic", "pydantic_core", "pydantic_settings", "ray", "rich"),
-        *(
-            "safetensors",
-            "scipy",
-            "sklearn",
-            "starlette",
-            "torch",
-            "torchvision",
-            "transformers",
-            "typer",
-            "typing_extensions",
-            "uvicorn",
-        ),
+        *("onnxscript", "pandas", "prometheus_client", "pyarrow", "pydantic", "pydantic_core", "pydantic_settings"),
+        *("ray", "rich", "safetensors", "scipy", "sklearn", "starlette", "torch", "torchvision", "transformers"),
+        *("typer", "typing_extensions", "uvicorn", "wandb"),
     }
 )
 """What NuFed imports, some of it late, by its top-level names."""

@@ -102,7 +102,9 @@ class Run:
         self._shape: CurveShape | None = None  # until the task is known
         self.measure: Measure = "accuracy"  # until the task is known
         self.events = RunEvents(options.events, config, self._num_rounds)
-        self.strategy.telling.events, self.strategy.telling.check = options.events, self._check_goes_on
+        told = self.strategy.telling
+        told.events, told.check = options.events, self._check_goes_on
+        told.wire_bytes = getattr(grid, "wire_bytes", None)
         self._frozen = ""  # until the model is built
 
     def conduct(self) -> None:

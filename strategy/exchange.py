@@ -6,6 +6,7 @@ Works with every Flower Grid. A grid that offers more is used better:
     wait_for_nodes(count, timeout)          returns when that many nodes are connected
     busy_nodes()                            nodes that still work on a message whose time is over
     admitted_name(node_id)                  name of the key that a node proved to have, None without keys
+    wire_bytes(node_id)                     bytes that have come from a node and gone to it
     turn_away(node_id, reason)              ends a client that cannot take part; False if it cannot be told
 """
 

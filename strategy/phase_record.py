@@ -53,8 +53,11 @@ class PhaseRecord:
         self._asked = dict(asked)
         self._outcomes: dict[str, Outcome] = {}
         self._problems: dict[str, str] = {}
+        self._told: set[str] = set()
         self._telling, self._about = telling, {"phase": phase, "round": round_number}
         self._bytes_down = bytes_down
+        self._wire = {node: telling.wire_bytes(node) for node in asked} if telling.wire_bytes else {}
+        self._nodes = {client_id: node for node, client_id in self._asked.items()}
         self._opened = time.perf_counter()
         clients = tuple(self._asked.values())
         telling.events.tell(Asked, clients=clients, bytes_down=bytes_down, **self._about)
@@ -112,6 +115,18 @@ class PhaseRecord:
         """Time since the record was begun."""
         return time.perf_counter() - self._opened
 
+    def _bytes(self, client_id: str, received: int) -> dict[str, int]:
+        """Return what went to and came from a client since the last time: on the wire, or else array content."""
+        node = self._nodes[client_id]
+        if self._telling.wire_bytes is None:
+            sent = 0 if client_id in self._told else self._bytes_down
+        else:
+            up, down = self._telling.wire_bytes(node)
+            received, sent = up - self._wire[node][0], down - self._wire[node][1]
+            self._wire[node] = up, down
+        self._told.add(client_id)
+        return {"bytes_up": received, "bytes_down": sent}
+
     def _enter(self, client_id: str, outcome: Outcome, reason: str, received: int = 0) -> None:
         self._outcomes[client_id] = outcome
         self._complain(client_id, outcome, reason, received)
@@ -121,8 +136,7 @@ class PhaseRecord:
         self._telling.events.tell(
             Replied,
             client=client_id,
-            bytes_up=received,
-            bytes_down=self._bytes_down,
+            **self._bytes(client_id, received),
             seconds=self.seconds,
             client_seconds=metrics.get("seconds"),
             num_examples=metrics.get(NUM_EXAMPLES, 0),
@@ -144,8 +158,7 @@ class PhaseRecord:
             client=client_id,
             outcome=outcome,
             reason=reason,
-            bytes_up=received,
-            bytes_down=self._bytes_down,
+            **self._bytes(client_id, received),
             seconds=self.seconds,
             **self._about,
         )

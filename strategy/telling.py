@@ -11,6 +11,8 @@ class Telling:
     Attributes:
         events: takes what happens.
         check: called from time to time while clients are waited for; what it raises ends the wait and comes out.
+        wire_bytes: returns the bytes that have come from a node and gone to it so far; None where nothing goes over a
+            wire that is known.
         complaints: client id and trouble that were logged, so that they are logged once and not every round.
     """
 
@@ -18,4 +20,5 @@ class Telling:
         """Tell `events`; None tells nobody."""
         self.events = EventStream() if events is None else events
         self.check = check
+        self.wire_bytes: Callable[[int], tuple[int, int]] | None = None
         self.complaints: set[tuple[str, str]] = set()

@@ -43,6 +43,8 @@ from nufed.deploy.commands.run_options import (
 from nufed.deploy.commands.streams import lost_output, unfailing_streams
 from nufed.deploy.commands.tables import print_table
 from nufed.deploy.commands.terminal import OutputOptions, stdout_console
+from nufed.deploy.commands.watch_options import LogOptions, Track, watched
+from nufed.deploy.monitoring.logs import error_line, wants_json
 from nufed.server.progress_lines import describe_run
 
 app = typer.Typer(
@@ -77,11 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     with unfailing_streams() as outlet:
-        code = _run([word for word in typed if word != "--debug"], debug="--debug" in typed)
+        try:
+            code = _run([word for word in typed if word != "--debug"], debug="--debug" in typed)
+        except Exception as error:
+            if not wants_json(typed):
+                raise  # Python shows where the bug is; a log of JSON lines gets it as one
+            print(error_line(f"{type(error).__name__}: {error}", 1, error), file=sys.stderr)
+            code = 1
         if (lost := lost_output(outlet)) and not code:
             words, code = lost
             if words:
-                _fail(words, code)
+                _fail(words, code, typed)
     return code
 
 
@@ -95,17 +103,17 @@ def _run(typed: list[str], *, debug: bool) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "nufed"
-        return _fail(f"{error.format_message()} See `{command} --help`.", error.exit_code)
+        return _fail(f"{error.format_message()} See `{command} --help`.", error.exit_code, typed)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("Interrupted.", _INTERRUPTED)
+        return _fail("Interrupted.", _INTERRUPTED, typed)
     except (NufedError, OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _TOO_LITTLE_MEMORY.search(str(error)):
             raise  # a bug of ours, which needs its traceback
         if debug:
             traceback.print_exception(error)
-        return _fail(*_explained(error))
+        return _fail(*_explained(error), typed)
     if code == _INTERRUPTED:  # typer has made an exit code of it, without a word
-        return _fail("Interrupted.", _INTERRUPTED)
+        return _fail("Interrupted.", _INTERRUPTED, typed)
     return code if isinstance(code, int) else 0
 
 
@@ -144,9 +152,10 @@ def _explained(error: Exception) -> tuple[str, int]:
     )
 
 
-def _fail(message: str, exit_code: int) -> int:
+def _fail(message: str, exit_code: int, typed: Sequence[str]) -> int:
     if sys.stderr is not None:
-        print(f"nufed: {message}", file=sys.stderr)
+        line = error_line(message, exit_code) if wants_json(typed) else f"nufed: {message}"
+        print(line, file=sys.stderr)
     return exit_code
 
 
@@ -178,6 +187,7 @@ def simulate_command(  # noqa: PLR0913 - groups of options, all by name
     output: OutputOptions,
     attack: AttackOptions,
     page: DashboardOptions,
+    log: LogOptions,
     engine: Annotated[
         str,
         typer.Option(
@@ -192,6 +202,7 @@ def simulate_command(  # noqa: PLR0913 - groups of options, all by name
         Path | None,
         typer.Option(help="go on with the run in this folder; only --rounds may change", metavar="RUN_DIR"),
     ] = None,
+    track: Track = None,
 ) -> None:
     """Run a whole federation on this machine."""
     from nufed.common.settings import process_settings
@@ -207,7 +218,7 @@ def simulate_command(  # noqa: PLR0913 - groups of options, all by name
     out, control = output.out or process_settings().out, RunControl()
     with (
         machine.exported(),
-        output.shown() as (events, _),
+        watched(output, log, track) as (events, _),
         page.shown(events, control, resume.parent if resume else out, resume=resume),
     ):
         for note in notes:

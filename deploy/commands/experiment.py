@@ -16,6 +16,7 @@ from nufed.deploy.commands.option_groups import MachineOptions, beginning_with, 
 from nufed.deploy.commands.outputs import Force, check_document, check_experiment_folder, check_report
 from nufed.deploy.commands.run_options import RunOptions, complete_assignment
 from nufed.deploy.commands.terminal import stdout_console
+from nufed.deploy.commands.watch_options import Track
 
 _Set = Annotated[
     list[str] | None,
@@ -71,6 +72,7 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
     setting: Annotated[list[str] | None, typer.Option(help="only this setting (repeatable)", metavar="NAME")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="show nothing but errors")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the verdict as JSON and nothing else")] = False,
+    track: Track = None,
 ) -> None:
     """Tune the methods of a suite with equal budgets, run them over seeds, and write tables and a report.
 
@@ -81,6 +83,8 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
     from nufed.deploy.experiments.conduct import Changes, conduct, located, with_changes
     from nufed.deploy.experiments.runner import Workers
     from nufed.deploy.experiments.suite import Suite, suite_names
+    from nufed.deploy.experiments.told import told_experiment
+    from nufed.deploy.monitoring.tracking import check_tracking
     from nufed.deploy.simulation.engines import find_engine
 
     if suite == "list":
@@ -88,6 +92,7 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
             typer.echo(f"{name}: {Suite.load(name).title}")
         return
     find_engine(engine)
+    specs = check_tracking(track or [])
     changes = Changes(seeds, _options(assignments or []), method or (), setting or ())
     changed = with_changes(Suite.load(suite), changes)
     folder = out or Path("results") / changed.name
@@ -95,9 +100,11 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
     if not resume and (folder / CELLS).exists():
         raise ConfigError(f"--no-resume contradicts {folder}, which has runs. Choose another --out, or leave it out.")
     with machine.exported(), page.showing(folder):
-        workers = Workers(folder, jobs, engine, _speaker(silent=quiet or as_json))
-        command = " ".join(["nufed", *sys.argv[1:]])
-        experiment = conduct(located(changed, folder, process_settings().data_root), workers, command=command)
+        say, command = _speaker(silent=quiet or as_json), " ".join(["nufed", *sys.argv[1:]])
+        suite_here = located(changed, folder, process_settings().data_root)
+        with told_experiment(changed.name, folder, dict(suite_here.options), specs) as (events, trackers):
+            workers = Workers(folder, jobs, engine, say, events, trackers)
+            experiment = conduct(suite_here, workers, command=command)
     workers.say("making the report")
     _show(experiment.suite.name, folder, quiet=quiet, as_json=as_json)
 

@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,15 @@ import typer
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
+from nufed.common.events import EventStream
+from nufed.common.untrusted import escaped
 from nufed.deploy.commands.certificates import DEFAULT_CERTIFICATES, certs
 from nufed.deploy.commands.dashboard import DashboardOptions
 from nufed.deploy.commands.option_groups import DeclaredOptions, MachineOptions, with_option_groups
 from nufed.deploy.commands.participant import ParticipantOptions
 from nufed.deploy.commands.run_options import RunOptions
 from nufed.deploy.commands.terminal import OutputOptions
+from nufed.deploy.commands.watch_options import LogOptions, Track, watched
 from nufed.deploy.network.certificates import CertificateFolder
 
 if TYPE_CHECKING:
@@ -161,6 +164,8 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
     resuming: ResumeOptions,
     security: ServerSecurityOptions,
     page: DashboardOptions,
+    log: LogOptions,
+    track: Track = None,
 ) -> None:
     """Serve a federation: wait for its clients, run the rounds, and leave the same folder as `simulate`.
 
@@ -185,7 +190,7 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
     control = RunControl()
     with (
         machine.exported(),
-        output.shown() as (events, observer),
+        watched(output, log, track) as (events, observer),
         page.shown(events, control, resume.parent if resume else out, resume=resume),
         _terminated_as_interrupted(),
     ):
@@ -239,6 +244,7 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
     machine: MachineOptions,
     participant: ParticipantOptions,
     security: ClientSecurityOptions,
+    log: LogOptions,
     server: Annotated[str, typer.Option(help="the server's address", metavar="HOST:PORT")],
     once: Annotated[bool, typer.Option("--once", help="end when the server's run is over")] = False,
     wait: Annotated[
@@ -260,10 +266,17 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
         participant.name, security.key, participant.node_config(), default_run_config=RunConfig().flat()
     )
     kept_before = last_written(participant.personal_model)
-    with machine.exported(), _terminated_as_interrupted():
+    events, level = EventStream(), "warning" if quiet and not log.is_terse else None
+    with (
+        machine.exported(),
+        _terminated_as_interrupted(),
+        events,
+        log.logged(events, client=participant.name, level=level, to_stderr=quiet),
+    ):
         _quiet_flower()
-        say = (lambda _line: None) if quiet else typer.echo
+        say = events.say if log.is_json else _echo(silent=quiet or log.is_terse)
         client = DirectClient(client_app, server, identity, root_certificates=security.root_certificates, on_event=say)
+        client.events = events
         if forgets(identity.node_config):
             say("which examples were trained on is forgotten when this process ends; --state FILE remembers it")
         try:
@@ -279,6 +292,10 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
             say(f"personal model: {participant.personal_model}{replaced}")
         if ending:
             check_ending(ending, server=server, unwritten=None if written else participant.personal_model)
+
+
+def _echo(*, silent: bool) -> Callable[[str], None]:
+    return (lambda _line: None) if silent else lambda line: typer.echo(escaped(line))
 
 
 def _config(run: RunOptions, resume: Path | None, round_timeout: float | None) -> tuple[RunConfig, list[str]]:

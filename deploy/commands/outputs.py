@@ -10,6 +10,7 @@ from nufed.common.errors import ConfigError
 from nufed.common.json_text import parse_object
 
 _PREPARED_DATA = "data"
+_TOLD = ("events.jsonl", "tracking.json", "tensorboard", "wandb")
 _PAGES = (".html", ".htm")
 
 Force = Annotated[bool, typer.Option("--force", help="replace what is there already")]
@@ -54,7 +55,7 @@ def check_experiment_folder(folder: Path, suite: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"Expected --out to name a folder, but {folder} is a file. Name a folder.")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if not names <= {_PREPARED_DATA} and not names & {RECORD, CELLS}:
+    if not names <= {_PREPARED_DATA, *_TOLD} and not names & {RECORD, CELLS}:
         raise ConfigError(
             f"--out {folder} holds something other than an experiment ({sorted(names)[0]}). Name a folder that is new, "
             "empty or this suite's."

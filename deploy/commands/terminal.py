@@ -5,7 +5,6 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -18,13 +17,13 @@ from rich.text import Text
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import LISTED, ConfigError
-from nufed.common.events import EventStream
+from nufed.common.untrusted import escaped
 from nufed.deploy.commands.heartbeat import Heartbeat
 from nufed.deploy.commands.option_groups import option
 from nufed.deploy.commands.shots_table import shots_table
 from nufed.deploy.commands.tables import PIPE_WIDTH, fits, print_table
 from nufed.deploy.round_bar import round_bar
-from nufed.server.observer import ObserverSink, RunObserver
+from nufed.server.observer import RunObserver
 from nufed.server.progress_lines import describe_run, last_evaluation, number, round_line
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -81,13 +80,6 @@ class OutputOptions:
         if values["quiet"] and values["json"]:
             raise ConfigError("--quiet contradicts --json: one prints nothing, the other the summary. Choose one.")
         return cls(**values)
-
-    @contextmanager
-    def shown(self) -> Iterator[tuple[EventStream, Observer]]:
-        """Return a stream of events, and what shows them until the end of the block, where all of them are shown."""
-        with self.observer() as observer, EventStream() as events:
-            events.attach(ObserverSink(observer), patience=None)
-            yield events, observer
 
     def observer(self) -> Observer:
         """Return what shows a run."""
@@ -182,7 +174,7 @@ class TerminalObserver:
 
     def say(self, line: str) -> None:
         """Show one line, above the bar if there is one."""
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(escaped(line)), soft_wrap=True)
 
     def _stop(self) -> None:
         if self._progress:

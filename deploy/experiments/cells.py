@@ -15,8 +15,10 @@ from typing import Any
 from nufed.common.config import RunConfig
 from nufed.common.durable_file import write_json
 from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError, RunError
+from nufed.common.events import EventStream
 from nufed.common.json_text import parse_object
 from nufed.common.meta.estimators import find_estimator
+from nufed.deploy.experiments.told import NO_TRACKERS, Trackers
 
 CELLS, DONE, PLAN = "cells", "done.json", "plan.json"
 ENDINGS = {DivergedError: "diverged", NothingTrainedError: "trained nothing"}
@@ -111,7 +113,7 @@ def outcome_of(cell: Cell, out: Path) -> Outcome | None:
         raise RunError(f"Expected the record of a finished run in {path}, but {error}. Delete it and go on.") from error
 
 
-def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
+def run_cell(cell: Cell, out: Path, engine: str, trackers: Trackers = NO_TRACKERS) -> Outcome:
     """Run a cell from the start and record it.
 
     A run that diverges, or of which no reply can be used, is an outcome without results, not an error of the suite.
@@ -120,6 +122,7 @@ def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
         cell: what to run.
         out: the suite's folder.
         engine: a key of `nufed.deploy.simulation.engines.ENGINES`.
+        trackers: tracking tools that are told of the run.
 
     Raises:
         NufedError: the run cannot start.
@@ -134,7 +137,8 @@ def run_cell(cell: Cell, out: Path, engine: str) -> Outcome:
     started, problem = time.perf_counter(), ""
     prepare(cell.config)
     try:
-        simulate(cell.config, ServerOptions(out=place, is_disposable=True), engine=engine)
+        with EventStream() as events, trackers.told(events, out, cell.name):
+            simulate(cell.config, ServerOptions(out=place, is_disposable=True, events=events), engine=engine)
     except (DivergedError, NothingTrainedError) as error:
         problem = f"{ENDINGS[type(error)]}: {error}"
     finally:

@@ -3,7 +3,8 @@
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from nufed.common.config import Scalar
 from nufed.common.durable_file import write_json, writing
 from nufed.common.errors import ConfigError, RunError, nearest_match_hint
+from nufed.common.events import Phase
+from nufed.common.events.event import PhaseName
 from nufed.common.json_text import parse_object
 from nufed.deploy.experiments.archive import PREPARATIONS
 from nufed.deploy.experiments.cells import Cell, Outcome, check_estimators
@@ -129,13 +132,15 @@ def conduct(suite: Suite, workers: Workers, *, command: str) -> Experiment:
     with writing(workers.out):
         workers.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    choices = tune(suite, workers)
+    with _phase(workers, "tuning"):
+        choices = tune(suite, workers)
     cells = {
         (entry.key, seed): Cell(entry.key, choices[entry.key].config.updated({"seed": seed}))
         for entry in suite.entries()
         for seed in range(suite.seeds)
     }
-    outcomes = run_cells(list(cells.values()), workers)
+    with _phase(workers, "training"):
+        outcomes = run_cells(list(cells.values()), workers, tracked=True)
     experiment = _collect(suite, choices, cells, outcomes)
     record = {
         **_machine(workers, command),
@@ -147,6 +152,14 @@ def conduct(suite: Suite, workers: Workers, *, command: str) -> Experiment:
     if not has_parquet():
         workers.say("tables are written as CSV alone; pip install 'nufed[parquet]' for Parquet")
     return experiment
+
+
+@contextmanager
+def _phase(workers: Workers, name: PhaseName) -> Iterator[None]:
+    started = time.monotonic()
+    workers.events.tell(Phase, phase=name)
+    yield
+    workers.events.tell(Phase, phase=name, seconds=time.monotonic() - started)
 
 
 def read_experiment(out: Path) -> Experiment:

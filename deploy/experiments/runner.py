@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
 from nufed.common.durable_file import write_json, writing
 from nufed.common.errors import RunError
+from nufed.common.events import CellFinished, EventStream
 from nufed.deploy.experiments.cells import CELLS, PLAN, Cell, Outcome, outcome_of, run_cell
+from nufed.deploy.experiments.told import NO_TRACKERS, Trackers
+from nufed.server.outcome import read_outcome
 from nufed.server.progress_lines import duration
+from nufed.server.round_record import group_metrics
 
 Report = Callable[[str], None]
 
@@ -30,16 +34,25 @@ class Workers:
         jobs: processes at a time.
         engine: a key of `nufed.deploy.simulation.engines.ENGINES`.
         say: told of every finished cell in one line.
+        events: takes what the experiment does.
+        trackers: tracking tools that are told of the final runs.
     """
 
     out: Path
     jobs: int
     engine: str
     say: Report
+    events: EventStream = field(default_factory=EventStream)
+    trackers: Trackers = NO_TRACKERS
 
 
-def run_cells(cells: Sequence[Cell], workers: Workers) -> dict[str, Outcome]:
+def run_cells(cells: Sequence[Cell], workers: Workers, *, tracked: bool = False) -> dict[str, Outcome]:
     """Return what became of each cell, by its name; those that are done are not run again.
+
+    Args:
+        cells: what to run.
+        workers: how.
+        tracked: whether tracking tools are told of these runs.
 
     Raises:
         NufedError: a run cannot start; what else was finished by then stays.
@@ -58,10 +71,13 @@ def run_cells(cells: Sequence[Cell], workers: Workers) -> dict[str, Outcome]:
     _write_plan(list(unique), len(outcomes), workers.out)
     clock = _Clock(pending, len(unique))
     with _processes(workers, len(pending)) as executor:
-        futures = {executor.submit(run_cell, cell, workers.out, workers.engine): cell for cell in pending}
+        trackers = workers.trackers if tracked else NO_TRACKERS
+        futures = {executor.submit(run_cell, cell, workers.out, workers.engine, trackers): cell for cell in pending}
         for cell, outcome in _finished(futures):
             outcomes[cell.name] = outcome
             workers.say(clock.line(cell, outcome))
+            if workers.events.is_read:
+                workers.events.publish(replace(clock.event(cell, outcome), run=workers.events.run))
     return outcomes
 
 
@@ -79,18 +95,44 @@ class _Clock:
     def __init__(self, pending: Sequence[Cell], total: int) -> None:
         self._weight_left, self._weight_done = sum(cell.weight for cell in pending), 0.0
         self._num_done, self._total = total - len(pending), total
-        self._started = time.monotonic()
+        self._started, self._left = time.monotonic(), 0.0
 
     def line(self, cell: Cell, outcome: Outcome) -> str:
         """Return one line about a cell that has just finished."""
         self._num_done += 1
         self._weight_left -= cell.weight
         self._weight_done += cell.weight
-        left = (time.monotonic() - self._started) * self._weight_left / self._weight_done
+        self._left = (time.monotonic() - self._started) * self._weight_left / self._weight_done
         method = cell.config.method
         what = f"{cell.entry}, α = {method.inner_lr:g}, β = {method.local_lr:g}, seed {cell.config.seed}"
         how = outcome.ending if outcome.folder is None else f"{outcome.seconds:.1f} s"
-        return f"{self._num_done}/{self._total}  {what}: {how}; {duration(left)} left"
+        return f"{self._num_done}/{self._total}  {what}: {how}; {duration(self._left)} left"
+
+    def event(self, cell: Cell, outcome: Outcome) -> CellFinished:
+        """Return the event of the cell that `line` was about."""
+        return CellFinished(
+            run="",
+            cell=cell.name,
+            entry=cell.entry,
+            seed=cell.config.seed,
+            done=self._num_done,
+            total=self._total,
+            ending="complete" if outcome.folder else outcome.ending,
+            seconds=outcome.seconds,
+            seconds_left=self._left,
+            results=_results(outcome),
+        )
+
+
+def _results(outcome: Outcome) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return group -> metric -> mean before and after fine-tuning."""
+    summary = (read_outcome(outcome.folder) if outcome.folder else None) or {}
+    curves = {group: group_metrics(summary.get(group)) for group in ("participating", "new")}
+    return {
+        group: {metric: (curve[0], curve[-1]) for metric, curve in metrics.items()}
+        for group, metrics in curves.items()
+        if metrics
+    }
 
 
 def _finished(futures: Mapping[Future[Outcome], Cell]) -> Iterator[tuple[Cell, Outcome]]:

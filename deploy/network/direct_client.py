@@ -18,7 +18,8 @@ from flwr.common.constant import ErrorCode
 
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, PeerError
-from nufed.deploy.network.answer_lines import describe_answer
+from nufed.common.events import EventStream, Joined, Left
+from nufed.deploy.network.answer_lines import answer_event, describe_answer
 from nufed.deploy.network.call_failures import ConnectionLost, RunOver, ServerFinished, TurnedAway
 from nufed.deploy.network.certificates import read_certificate, read_private_key
 from nufed.deploy.network.fleet_connection import FleetConnection
@@ -66,6 +67,9 @@ class DirectClient:
         root_certificates: file of the trusted authorities; None for no TLS.
         on_event: called with a line of text about the connection.
 
+    Attributes:
+        events: takes what this client has answered, and when it was connected; to be replaced before `serve`.
+
     Raises:
         PeerError: key or certificates are unusable.
     """
@@ -79,6 +83,7 @@ class DirectClient:
         root_certificates: Path | None = None,
         on_event: Callable[[str], None] = lambda _line: None,
     ) -> None:
+        self.events = EventStream()
         roots = read_certificate(root_certificates, "the authority's certificate") if root_certificates else None
         self._app, self._identity, self._on_event = app, identity, on_event
         self._server = ServerAddress.parse(server, roots)
@@ -114,7 +119,11 @@ class DirectClient:
                 self._await_server(patience)
                 with self._connect() as connection:
                     self._on_event(f"{self._identity.name} is connected to {self._server}")
-                    self._work(connection)
+                    self.events.tell(Joined, client=self._identity.name)
+                    try:
+                        self._work(connection)
+                    finally:
+                        self.events.tell(Left, client=self._identity.name)
             except TurnedAway as refusal:
                 if self._unfit is not None:
                     raise self._unfit from refusal
@@ -180,7 +189,7 @@ class DirectClient:
 
     def _answer(self, message: Message, connection: FleetConnection) -> None:
         """Call the ClientApp and send what it answers."""
-        started = time.monotonic()
+        started, name = time.monotonic(), self._identity.name
         context = self._context(message.metadata.run_id, connection)
         reply, error = _call_app(self._app, message, context)
         if message.metadata.message_type == MessageType.QUERY:
@@ -189,6 +198,8 @@ class DirectClient:
         self._send_unsent(connection)
         if line := describe_answer(message, reply, time.monotonic() - started):
             self._on_event(line)
+        if event := answer_event(message, reply, time.monotonic() - started, name):
+            self.events.publish(event)
 
     def _context(self, run_id: int, connection: FleetConnection) -> Context:
         """Return the run's context, made at its first message and kept; earlier runs are forgotten."""

@@ -32,6 +32,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from nufed.common.config import Scalar
 from nufed.common.errors import DivergedError, NothingTrainedError, PeerError, RunError
 from nufed.common.events import EventStream, Joined, Left
+from nufed.deploy.network.connections import Connections, Counted
 from nufed.deploy.network.file_limit import is_crowded, most_connections, raise_file_limit
 from nufed.deploy.network.fleet_grid import FleetGrid
 from nufed.deploy.network.fleet_service import FleetService
@@ -133,7 +134,8 @@ class DirectServer:
         self._file_limit, self._crowded_at = raise_file_limit(), float("-inf")
         states = flower_states(endpoint.database)
         self._state = states.state()
-        self.refusals = Refusals()
+        self.refusals, self.connections = Refusals(), Connections()
+        self._events.connections = self.connections.all
         self.service = FleetService(states, keys=self._keys, on_event=self._on_client)
         for key in self._keys or ():
             self.service.register(key)
@@ -181,7 +183,7 @@ class DirectServer:
         """
         self._ending = "interrupted"
         with self._open_run(run_config, bundle) as run:
-            grid = FleetGrid(self._state, run, self.service)
+            grid = FleetGrid(self._state, run, self.service, self.connections)
             try:
                 app(grid, Context(run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
             except (NothingTrainedError, DivergedError) as error:
@@ -199,6 +201,7 @@ class DirectServer:
                     states, self._keys, self.service.sessions, refusals=self.refusals, on_event=self._on_client
                 ),
                 create_fleet_runtime_version_server_interceptor(),
+                Counted(self.connections),
                 RawResponses(),
             ],
             maximum_concurrent_rpcs=_MAX_CALLS,
@@ -278,17 +281,20 @@ class DirectServer:
             for node_id in sorted(online ^ self._online):
                 name, what = self.service.sessions.name(node_id), "joined" if node_id in online else "left"
                 self._on_client(name, f"{name} {what} ({len(online)} connected)")
-                self._tell(name, joined=node_id in online)
+                self._tell(node_id, name, joined=node_id in online)
             if online != self._online:
                 self._online = online
                 self.service.nodes.notify()
                 continue
             self.service.nodes.wait(seen, _WATCH_INTERVAL)
 
-    def _tell(self, name: str, *, joined: bool) -> None:
+    def _tell(self, node_id: int, name: str, *, joined: bool) -> None:
         if joined:
-            self._events.tell(Joined, client=name, key=name if self._keys is not None else "")
+            key = name if self._keys is not None else ""
+            self.connections.join(node_id, name, key)
+            self._events.tell(Joined, client=name, key=key)
         else:
+            self.connections.leave(node_id)
             self._events.tell(Left, client=name)
 
     def _tell_of_refusals(self) -> None:

@@ -17,6 +17,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.run import Run
 
+from nufed.deploy.network.connections import Connections
 from nufed.deploy.network.fleet_service import FleetService
 from nufed.deploy.run_grid import RunGrid
 from nufed.strategy.exchange import Quorum
@@ -37,11 +38,12 @@ class FleetGrid(RunGrid):
         state: Flower's state.
         run: the run that messages belong to.
         service: where nodes call.
+        connections: counts what goes over the wire.
     """
 
-    def __init__(self, state: LinkState, run: Run, service: FleetService) -> None:
+    def __init__(self, state: LinkState, run: Run, service: FleetService, connections: Connections) -> None:
         super().__init__(run)
-        self._state, self._service = state, service
+        self._state, self._service, self._connections = state, service, connections
         self._outstanding: dict[str, Message] = {}
         self._announced: dict[str, Message] = {}
         self._unsent: dict[str, Message] = {}
@@ -58,6 +60,10 @@ class FleetGrid(RunGrid):
     def busy_nodes(self) -> frozenset[int]:
         """Return the nodes that still work on a message whose time is over."""
         return self._service.sessions.busy()
+
+    def wire_bytes(self, node_id: int) -> tuple[int, int]:
+        """Return the bytes that have come from a node and gone to it so far."""
+        return self._connections.traffic(node_id)
 
     def admitted_name(self, node_id: int) -> str | None:
         """Return the name of a node's key, or None where no node keys are in use."""

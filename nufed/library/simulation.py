@@ -5,6 +5,7 @@ import pickle
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nufed.common.errors import ConfigError, RunError
 from nufed.common.events import Event, EventStream, Started
 from nufed.common.given import given_file
 from nufed.common.settings import exported, process_settings
+from nufed.deploy.monitoring.tracking import check_tracking, tracked
 from nufed.deploy.simulation.engines import find_engine, simulate_checked
 from nufed.library.arguments import as_config, as_folder, as_name
 from nufed.library.given_data import GivenData, read_dataset
@@ -46,6 +48,7 @@ def simulate(  # noqa: PLR0913 - all by name
     target_column: str | None = None,
     out: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    track: str | Sequence[str] = (),
     **options: Any,
 ) -> Run:
     """Train a starting point over clients' data on this machine, and judge how clients adapt it.
@@ -80,6 +83,7 @@ def simulate(  # noqa: PLR0913 - all by name
         out: folder that the run's folder is made in. None makes it in a temporary folder that lasts as long as the
             `Run` that is returned; `Run.save` keeps it.
         progress: show a bar on a terminal or in a notebook.
+        track: tools that record the run: `"tensorboard"`, `"mlflow"`, `"mlflow:URI"` or `"wandb"`, or several.
         **options: options of the run by their field names, e.g. `num_inner_steps=3, inner_lr=0.05, num_rounds=60`
             (`nufed options` lists them with their defaults), and of the machine: `device`, `num_threads`,
             `data_root`, `download`.
@@ -104,6 +108,7 @@ def simulate(  # noqa: PLR0913 - all by name
         >>> sorted(run.curves("new")["client"].unique())
         ['west']
     """
+    trackers = check_tracking([track] if isinstance(track, str) else list(track))
     columns = Columns(client_column, input_columns, target_column)
     values, machine = split_machine(options)
     find_engine(as_name(engine, "engine"))
@@ -119,11 +124,19 @@ def simulate(  # noqa: PLR0913 - all by name
     with private(machine):
         settled, origin = _named(settled, dataset, data, model)
         made_of = Origin(origin, engine, machine)
-        return conduct(settled, made_of, folder, shown=progress, notes=notes)
+        return conduct(settled, made_of, folder, shown=progress, told=Told(notes, trackers))
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is told of a run: lines to begin with, and tracking tools (`check_tracking`)."""
+
+    notes: Sequence[str] = ()
+    trackers: Sequence[str] = ()
 
 
 def conduct(
-    config: RunConfig, origin: Origin, where: Path | Run | None, *, shown: bool, notes: Sequence[str] = ()
+    config: RunConfig, origin: Origin, where: Path | Run | None, *, shown: bool, told: Told | None = None
 ) -> Run:
     """Run a federation, or go on with one, and return it.
 
@@ -132,9 +145,9 @@ def conduct(
         origin: what it is made of.
         where: the folder to make the run's folder in, None for a temporary one; or the run to go on with.
         shown: whether to show a bar.
-        notes: lines to show above it.
+        told: what to show above it, and who else is told of the run.
     """
-    resumed = where if isinstance(where, Run) else None
+    resumed, told = where if isinstance(where, Run) else None, told or Told()
     temporary = resumed.temporary if resumed else TemporaryFolder() if where is None else None
     out = where if isinstance(where, Path) else temporary.path if temporary else Path()
     with (
@@ -142,9 +155,10 @@ def conduct(
         _readable_by_workers(origin),
         ProgressBar(shown=shown) as bar,
         EventStream() as events,
+        tracked(events, told.trackers),
     ):
         folder = _Folder()
-        for note in notes:
+        for note in told.notes:
             bar.say(note)
         events.attach(ObserverSink(bar, "the bar"), patience=None)
         events.listen(folder)
