@@ -1,5 +1,6 @@
 """Tracking with MLflow, on a server or in a database of one's own: `--track mlflow:http://127.0.0.1:5000`."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,11 @@ from nufed.deploy.monitoring.tracking import TrackedRun
 _ENDINGS = {"complete": "FINISHED", "interrupted": "KILLED"}
 _LONGEST_VALUE = 500
 _MOST_AT_ONCE = 100
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # else a server that is down is waited for for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",
+}
 
 
 class MlflowTracker:
@@ -30,8 +35,9 @@ class MlflowTracker:
 
     def begin(self, run: TrackedRun) -> str:
         """Make a run, or go on with the earlier one, and record the options."""
-        for name, value in _PATIENCE.items():  # else a server that is down is waited for for minutes
+        for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every attempt
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient(tracking_uri=self._address or None)

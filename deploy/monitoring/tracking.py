@@ -5,6 +5,7 @@ sink's own thread: a server that is down costs the tracker its records, and the 
 """
 
 import importlib.util
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ PATIENCE = 60.0
 
 _PAUSE = 60.0
 """Seconds after a failure in which a tracker is not tried again."""
+
+_WRITING = threading.Lock()  # trackers note their names in one file
 
 _FILES = (
     "summary.json", "config.json", "clients.csv", "curves.png", "model.safetensors", "experiment.json", "results.csv",
@@ -187,7 +190,7 @@ class TrackingSink:
         """
         if isinstance(event, Started):
             self._started, self.run_id = event, ""
-        if time.monotonic() < self._paused_until and not isinstance(event, Ended):
+        if time.monotonic() < self._paused_until and not (self.run_id and isinstance(event, Ended)):
             raise RunError("it failed a short while ago")
         try:
             self._hand_on(event)
@@ -228,7 +231,8 @@ class TrackingSink:
             place=self._place.files or folder / "tensorboard",
         )
         name = self._tracker.begin(run)
-        write_json(folder / TRACKED, {**_known_names(folder), self._key: name})
+        with _WRITING:
+            write_json(folder / TRACKED, {**_known_names(folder), self._key: name})
         return name
 
 
