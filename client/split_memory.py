@@ -1,8 +1,9 @@
 """Which examples a client has trained on, from run to run and beyond restarts.
 
-A client's test split follows from the run's seed and the client's name, drawn over all its examples; so a row more or
-less moves others from training to the test. Such a client is judged on what the model was trained on, and its numbers
-are better than it is. Whoever changes a file between runs must hear of that.
+Which examples are for the test follows from the run's seed, the client's name and what the examples or their groups are
+(common/data/membership.py), so that a row more or less moves no other. Naming groups, another test part, or a class of
+few examples can move some from training to the test all the same. Such a client is judged on what the model was trained
+on, and its numbers are better than it is. Whoever changes data between runs must hear of that.
 
 What is remembered is a keyed hash of each example, in a file that only its owner may read. It stays on the client's
 machine: with the key beside them, hashes of rows from a small range can be guessed.

@@ -153,9 +153,9 @@ def _own_examples(client: PrivateClient, config: RunConfig, node_config: Mapping
     memory = _memory(state_path(node_config), client.data.client_id)
     if moved := memory.num_moved(way, client.hashes):
         tell_here(
-            "THE SPLIT HAS MOVED: %d of %d test examples of %s were trained on before, because its data have changed "
-            "since. What is reported of its accuracy from now on is too good. Put the data back as they were, or keep "
-            "a test part of your own (npz: x_test, y_test)",
+            "THE SPLIT HAS MOVED: %d of %d test examples of %s were trained on before, because its data or what --data "
+            "says of them (group=, split=, test=) have changed since. What is reported of its accuracy from now on is "
+            "too good. Put them back as they were, or train a new model under another seed",
             moved,
             len(client.hashes.test),
             client.data.client_id,

@@ -106,6 +106,11 @@ class DataConfig(Section):
         json_schema_extra={LIST: "table"},
         description="columns to encode one-hot, e.g. sex:f|m;thal:3|6|7 or a table, with their values (source private)",
     )
+    indicators: str = Field(
+        "",
+        json_schema_extra={LIST: "names"},
+        description="columns of feature-names with a further input, 1 where the cell is empty (source private)",
+    )
     scale: Literal["given", "federated"] = Field(
         "given",
         description="where feature-means and feature-scales come from: as given, or from statistics that clients tell "

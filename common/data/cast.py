@@ -29,18 +29,7 @@ def cast(values: NDArray[np.generic], dtype: torch.dtype, name: Callable[[int], 
         return tensor
     lost = tensor.isinf()
     if bool(lost.any()):
-        counts = lost.reshape(len(tensor), -1).sum(0)
-        columns = torch.nonzero(counts).flatten().tolist()
-        where = ", ".join(f"{name(column)} ({int(counts[column])})" for column in columns[:_LISTED])
-        more = f" and {len(columns) - _LISTED} more" if len(columns) > _LISTED else ""
-        precise = str(dtype).removeprefix("torch.")
-        wider = ", or run with model.dtype=float64" * (dtype is not torch.float64)
-        error = DataError(
-            f"expected numbers that {precise} can hold, but of {len(tensor)} examples some have larger ones: "
-            f"{where}{more}; correct them, write them in another unit{wider}"
-        )
-        error.sendable = True  # counts, and what `name` makes public
-        raise error
+        refuse_lost(lost.reshape(len(tensor), -1).sum(0), len(tensor), dtype, name)
     return tensor
 
 
@@ -51,6 +40,33 @@ def cast_tree(tree: Tree, dtype: torch.dtype, name: Callable[[int], str]) -> Tre
         DataError: as `cast`.
     """
     return tree_map(lambda leaf: cast(leaf.numpy(), dtype, name) if leaf.is_floating_point() else leaf, tree)
+
+
+def refuse_lost(counts: Tensor, num_examples: int, dtype: torch.dtype, name: Callable[[int], str]) -> None:
+    """Refuse numbers that a type cannot hold.
+
+    Args:
+        counts: [D] of such numbers in each column.
+        num_examples: of all.
+        dtype: of the run.
+        name: index of a column -> what the message calls it.
+
+    Raises:
+        DataError: naming the columns with such numbers; never a number.
+    """
+    columns = torch.nonzero(counts).flatten().tolist()
+    if not columns:
+        return
+    where = ", ".join(f"{name(column)} ({int(counts[column])})" for column in columns[:_LISTED])
+    more = f" and {len(columns) - _LISTED} more" if len(columns) > _LISTED else ""
+    precise = str(dtype).removeprefix("torch.")
+    wider = ", or run with model.dtype=float64" * (dtype is not torch.float64)
+    error = DataError(
+        f"expected numbers that {precise} can hold, but of {num_examples} examples some have larger ones: "
+        f"{where}{more}; correct them, write them in another unit{wider}"
+    )
+    error.sendable = True  # counts, and what `name` makes public
+    raise error
 
 
 def input_name(column: int) -> str:

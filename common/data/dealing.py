@@ -7,6 +7,7 @@ import torch
 
 from nufed.common.config import DataConfig
 from nufed.common.data.dealt_client import SMALLEST_CLIENT, DealtClient, client_name, split_client, too_small
+from nufed.common.data.division import Division, content_keys
 from nufed.common.data.partition import PARTITIONERS
 from nufed.common.data.per_fedavg import deal_per_fedavg
 from nufed.common.data.pool import DealtFederation, Pool, Rows, Table
@@ -21,8 +22,10 @@ def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:
     Participating and new clients are dealt by one rule, together, so that their data are disjoint.
 
     Raises:
-        DataError: there are too few examples or users, or a client would be too small.
+        DataError: there are too few examples or users, a client would be too small, or a group would be dealt to
+            several.
     """
+    pool = replace(pool, train=_divided(pool.train), new=None if pool.new is None else _divided(pool.new))
     if pool.by_user_only or config.partition == "by-user":
         dealt_clients, notes = _deal_by_user(pool, config, seed)
     else:
@@ -40,6 +43,13 @@ def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:
     return DealtFederation(pool.task, len(dealt_clients), make_client, pool.notes + notes)
 
 
+def _divided(table: Table) -> Table:
+    """Return a table that is split by groups, if it has any."""
+    if table.groups is None or table.division is not None:
+        return table
+    return replace(table, division=Division(content_keys(table.inputs, table.targets), table.groups.keys()))
+
+
 def _deal_rows(pool: Pool, config: DataConfig, seed: int) -> tuple[list[DealtClient], tuple[str, ...]]:
     num_total = config.num_clients + config.num_new_clients
     if num_total * SMALLEST_CLIENT > len(pool.train):
@@ -47,6 +57,12 @@ def _deal_rows(pool: Pool, config: DataConfig, seed: int) -> tuple[list[DealtCli
             f"expected at least {num_total * SMALLEST_CLIENT} examples, {SMALLEST_CLIENT} for each of "
             f"{config.num_clients} participating and {config.num_new_clients} new clients, but {config.source} has "
             f"{len(pool.train)}; lower data.num-clients or data.num-new-clients"
+        )
+    if pool.train.groups is not None:
+        raise DataError(
+            f"expected users to be the clients where examples have groups, but data.partition={config.partition} deals "
+            "one example at a time, so that a group would be trained on by one client and tested by another; set "
+            "data.partition=by-user, or leave the groups out"
         )
     notes: tuple[str, ...] = ()
     if pool.train.users is not None:

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 
 from nufed.common.config import DataConfig
+from nufed.common.data.division import Division
+from nufed.common.data.membership import PARTS, membership, num_units
 from nufed.common.data.pool import Rows, Table
 from nufed.common.examples import ClientData, Group, TaskInfo
-from nufed.common.rng import numpy_generator
+from nufed.common.rng import derive_seed, numpy_generator
 
 SMALLEST_CLIENT = 2
 NO_ROWS: Rows = np.zeros(0, dtype=np.int64)
@@ -57,11 +59,14 @@ class SplitRows:
 
 
 def split_rows(dealt: DealtClient, config: DataConfig, seed: int) -> SplitRows:
-    """Return the rows of each split, drawn at random; new clients have no validation split.
+    """Return the rows of each split, drawn at random or by their hashes; new clients have no validation split.
 
-    The test split is `test_fraction` of the rows, unless the source has its own; the validation split is
-    `validation_fraction` of what remains.
+    What the source says of its own splits is kept; a new client's validation rows are support rows. Otherwise the test
+    split is `test_fraction` of the rows and the validation split `validation_fraction` of what remains, or about as
+    many where hashes decide (common/data/membership.py).
     """
+    if dealt.table.division is not None:
+        return _by_division(dealt, dealt.table.division, config, seed)
     rows = numpy_generator(seed, "data", "split", dealt.client_id).permutation(dealt.rows)
     test = dealt.test_rows
     if dealt.test_table is None:
@@ -69,6 +74,27 @@ def split_rows(dealt: DealtClient, config: DataConfig, seed: int) -> SplitRows:
         test, rows = rows[:num_test], rows[num_test:]
     num_validation = 0 if dealt.group == "new" else give_away(len(rows), config.validation_fraction)
     return SplitRows(rows[num_validation:], rows[:num_validation], test)
+
+
+def _by_division(dealt: DealtClient, division: Division, config: DataConfig, seed: int) -> SplitRows:
+    """Return the rows of each split in the order of their contents, so that nothing follows from the file's order."""
+    rows = dealt.rows[np.argsort(division.contents[dealt.rows], kind="stable")]
+    said = None if division.parts is None else division.parts[rows]
+    test = dealt.test_rows
+    validation_fraction = 0.0 if dealt.group == "new" else config.validation_fraction
+    test_fraction = config.test_fraction if dealt.test_table is None and said is None else 0.0
+    if said is not None:
+        test, held_out = rows[said == PARTS.index("test")], said == PARTS.index("validation")
+        if held_out.any() and dealt.group != "new":
+            return SplitRows(rows[said == PARTS.index("support")], rows[held_out], test)
+        rows = rows[said != PARTS.index("test")]
+    targets = dealt.table.targets[rows]
+    strata = targets if targets.ndim == 1 and targets.dtype.kind in "iu" else np.zeros(len(rows), dtype=np.int64)
+    key = derive_seed(seed, "data", "membership", dealt.client_id)
+    parts = membership(division.units[rows], strata, key, test=test_fraction, validation=validation_fraction)
+    if test_fraction:
+        test = rows[parts.test]
+    return SplitRows(rows[parts.support], rows[parts.validation], test)
 
 
 def split_client(dealt: DealtClient, task: TaskInfo, config: DataConfig, seed: int, dtype: torch.dtype) -> ClientData:
@@ -89,10 +115,17 @@ def make_splits(dealt: DealtClient, rows: SplitRows, task: TaskInfo, dtype: torc
 
 def too_small(dealt: DealtClient) -> str:
     """Return what is wrong with a client that cannot have both a support and a test example; empty if nothing is."""
-    if dealt.test_table is None:
-        return f"has {len(dealt.rows)} examples and needs at least {SMALLEST_CLIENT}" * (
-            len(dealt.rows) < SMALLEST_CLIENT
-        )
-    if len(dealt.rows) and len(dealt.test_rows):
+    division = dealt.table.division
+    said = None if division is None or division.parts is None else division.parts[dealt.rows]
+    num_test = len(dealt.test_rows) if said is None else int((said == PARTS.index("test")).sum())
+    if dealt.test_table is not None or said is not None:
+        num_training = len(dealt.rows) - (0 if said is None else num_test)
+        if num_training and num_test:
+            return ""
+        return f"has {num_training} training and {num_test} test examples and needs at least 1 of each"
+    if len(dealt.rows) < SMALLEST_CLIENT:
+        return f"has {len(dealt.rows)} examples and needs at least {SMALLEST_CLIENT}"
+    if division is None or num_units(division.units[dealt.rows]) >= SMALLEST_CLIENT:
         return ""
-    return f"has {len(dealt.rows)} training and {len(dealt.test_rows)} test examples and needs at least 1 of each"
+    same = "belong to one group" if division.groups is not None else "are equal"
+    return f"has {len(dealt.rows)} examples that all {same}, so that none of them can be kept apart for the test"

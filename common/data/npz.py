@@ -3,7 +3,9 @@
 One table: `x` [N, ...] and `y` [N] (whole numbers are classes, floats values to predict), optionally `user` [N].
 Or three parts: `x_train`, `y_train`, optionally `user_train`; `x_test`, `y_test`, `user_test` on which clients are
 judged; `x_new`, `y_new`, `user_new` with users who are new clients. Users are names, or numbers into `user_names`
-(`user_new_names` for the new ones). `class_names` and `feature_names` are used in outputs and messages.
+(`user_new_names` for the new ones). `group` [N] (`group_train`, `group_test`, `group_new`), names or whole numbers,
+says which examples go to one split of a client together. `class_names` and `feature_names` are used in outputs and
+messages.
 
 uint8 inputs of three or more dimensions are pixels: [N, H, W] or [N, H, W, C] become [N, C, H, W], scaled to [0, 1].
 Everything else is taken as it is: standardize tabular features before writing the file. Licence, units and origin are
@@ -11,14 +13,14 @@ those of the file. Archives are read without pickle, so opening one runs no code
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from nufed.common.data.archive import open_archive
 from nufed.common.data.pool import Array, Pool, SourceRequest, Table
-from nufed.common.data.raw import as_array, as_targets, check_inputs, class_notes, count_classes, image_layout
+from nufed.common.data.raw import as_array, as_names, as_targets, check_inputs, class_notes, count_classes, image_layout
 from nufed.common.errors import DataError
 from nufed.common.examples import TaskInfo, TaskKind
 
@@ -163,9 +165,18 @@ def _table(path: Path, arrays: Arrays, suffix: str, read_targets: ReadTargets) -
                 f"expected as many rows in {name} as in x{suffix} of {path}, but got {len(array)} and {len(inputs)}; "
                 "write one of each for every example"
             )
+    key = f"group{suffix}"
+    groups = as_names(arrays[key], f"{key} in {path}") if key in arrays else None
+    if groups is not None and len(groups.codes) != len(inputs):
+        raise DataError(
+            f"expected as many rows in {key} as in x{suffix} of {path}, but got {len(groups.codes)} and {len(inputs)}; "
+            "write one of each for every example"
+        )
+    table = Table(inputs, targets, groups=groups)
     if users is None:
-        return Table(inputs, targets)
-    return Table(inputs, targets, *_users(path, arrays, suffix))
+        return table
+    codes, names = _users(path, arrays, suffix)
+    return replace(table, users=codes, user_names=names)
 
 
 def _users(path: Path, arrays: Arrays, suffix: str) -> tuple[Array, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from nufed.common.config import DataConfig
 from nufed.common.data.array_trees import Array, ArrayTree, as_tensors, map_arrays, rows_of, take_rows
 from nufed.common.data.cast import cast, target_name
+from nufed.common.data.division import Division, Names
 from nufed.common.examples import ClientData, Examples, TaskInfo, TensorSpec
 from nufed.common.settings import Settings
 from nufed.common.tasks import find_task
@@ -58,12 +59,16 @@ class Table:
         targets: [N, ...], as the task has them.
         users: [N] index into `user_names` of who made the example; None if nobody is named.
         user_names: names of the users.
+        groups: of each example, which all go to one split of a client; None where examples do not belong together.
+        division: what the splits of each client follow from; None draws them at random.
     """
 
     inputs: ArrayTree
     targets: ArrayTree
     users: Array | None = None
     user_names: tuple[str, ...] = ()
+    groups: Names | None = None
+    division: Division | None = None
 
     def __len__(self) -> int:
         """Return N."""

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from nufed.common.data.array_trees import Array
+from nufed.common.data.division import Names
 from nufed.common.errors import LISTED, DataError
 from nufed.common.examples import TaskInfo, TaskKind
 
@@ -131,6 +132,25 @@ def as_targets(values: Any, what: str) -> tuple[TaskKind, Array]:
             f"{_LARGEST_CLASS}; number the classes from 0"
         )
     return "classification", targets.astype(np.int64)
+
+
+def as_names(values: Any, what: str) -> Names:
+    """Return the name of each of N examples, of whole numbers or text [N].
+
+    Raises:
+        DataError: they are neither.
+    """
+    array = plain_array(values, what)
+    if array.dtype.kind == "O" and all(isinstance(value, str) for value in array.reshape(-1)):
+        array = array.astype(str)
+    if array.ndim != 1 or array.dtype.kind not in "iuUS":
+        raise DataError(
+            f"expected {what} to be names or whole numbers of shape [N], but got {array.dtype} of shape "
+            f"{list(array.shape)}; convert them"
+        )
+    found, codes = np.unique(array, return_inverse=True)
+    names = np.char.decode(found, "utf-8", "backslashreplace") if found.dtype.kind == "S" else found
+    return Names(codes.astype(np.int64), tuple(map(str, names.tolist())))
 
 
 def count_classes(parts: Sequence[Array], what: str, otherwise: str = "") -> int:

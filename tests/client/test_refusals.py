@@ -105,6 +105,12 @@ def npz(options: str = "", run: dict = UNNAMED, **arrays) -> Case:
     return Case(make, run)
 
 
+def two_archives(folder: Path) -> str:
+    np.savez(folder / "t.npz", x=X, y=Y)
+    np.savez(folder / "ann-smith.npz", x_train=X, y_train=Y, x_test=X, y_test=Y)
+    return f"npz:{folder}/t.npz?test={folder}/ann-smith.npz"
+
+
 def function(body: str, run: dict = UNNAMED, name: str = "ann_smith") -> Case:
     def make(folder: Path) -> str:
         sys.modules.pop("module_of_ann_smith", None)
@@ -184,6 +190,33 @@ CASES = {
     ),
     "text for a value": csv("a,b,ann-smith\n1,2,ann-smith-6\n", run=VALUES),
     "values beyond float32": csv("a,b,ann-smith\n1,2,1e39\n1,2,1e39\n", run=VALUES | {"data.target-scale": "none"}),
+    "an unknown encoding": csv(options=f"{LABEL}&encoding=ann-smith"),
+    "an encoding of no text": csv(options=f"{LABEL}&encoding=base64"),
+    "one mark for two things": csv(options=f"{LABEL}&decimal=,&thousands=,"),
+    "an unknown mark": csv(options=f"{LABEL}&thousands=ann-smith"),
+    "no number of lines": csv(options=f"{LABEL}&skip=ann-smith"),
+    "more lines skipped than there are": csv(options=f"{LABEL}&skip=70417"),
+    "an unknown header": csv(options=f"{LABEL}&header=ann-smith"),
+    "an unknown bad": csv(options=f"{LABEL}&bad=ann-smith"),
+    "nothing but bad rows": csv("a,b,ann-smith\nann-smith,x,no\n1,x\n", f"{LABEL}&bad=drop"),
+    "an unknown policy of a column": csv(options=f"{LABEL}&missing=a:ann-smith"),
+    "two policies of a column": csv(options=f"{LABEL}&missing=zero,mean"),
+    "a policy of no column": csv(options=f"{LABEL}&missing=ann-smith-7:mean"),
+    "an empty cell of one column": csv("a,b,ann-smith\n1,x,no\n,,no\n", f"{LABEL}&missing=zero,a:error"),
+    "indicators of no column": csv(options=f"{LABEL}&indicator=yes"),
+    "indicators that the run has not": csv(options=f"{LABEL}&indicator=yes&missing=a:zero"),
+    "a row of no group": csv("a,b,ann-smith,c\n1,x,no,ann-smith\n2,y,yes,\n", f"{LABEL}&group=c"),
+    "one group": csv(GOOD.replace("yes", "no"), "?label=b&labels=numbers&group=ann-smith", UNNAMED),
+    "a split of no name": csv(options="?label=b&split=ann-smith", run={**UNNAMED, "data.input-shape": "1"}),
+    "a split that is an input": csv(options=f"{LABEL}&split=a"),
+    "two splits": csv(options=f"{LABEL}&split=ann-smith,a"),
+    "a group in two splits": csv(
+        "a,b,ann-smith,c,d\n1,x,no,train,ann-smith-8\n2,y,yes,test,ann-smith-8\n", f"{LABEL}&split=c&group=d"
+    ),
+    "a group of no column": csv(options=f"{LABEL}&group=ann-smith-4"),
+    "no test rows": csv("a,b,ann-smith,c\n1,x,no,train\n2,y,yes,train\n", f"{LABEL}&split=c"),
+    "two test parts": csv("a,b,ann-smith,c\n1,x,no,train\n2,y,yes,test\n", f"{LABEL}&split=c&test=ann-smith.csv"),
+    "no test file": csv(options=f"{LABEL}&test=ann-smith-9.csv"),
     "a struct": parquet(pa.array([{"ann-smith": 1}] * 4)),
     "a bomb": Case(bomb, UNNAMED),
     "a torn parquet": written("ann-smith.parquet", b"PAR1ann-smith", "parquet", LABEL),
@@ -200,6 +233,8 @@ CASES = {
     "two pages": images(yes=image("LA")),
     "a wrong size=": images("?size=ann-smith", yes=image()),
     "a wrong gray=": images("?gray=ann-smith", yes=image()),
+    "images of no group": images("?group=folder", yes=image()),
+    "an unknown group=": images("?group=ann-smith", yes=image()),
     "no archive": written("ann-smith.npz", b"ann-smith", "npz"),
     "no archive there": spec("npz:{folder}/ann-smith.npz", UNNAMED),
     "other arrays": npz(ann_smith=X),
@@ -226,6 +261,9 @@ CASES = {
     "too few targets": function("return x, y[:5]"),
     "no targets": function("return x, None"),
     "a class of no run": function("return x, ['ann-smith'] * 6"),
+    "too few groups": function("return x, y, ['ann-smith'] * 5"),
+    "groups of something else": function("return x, y, [['ann-smith', 'b']] * 6"),
+    "a test part with a test part": Case(two_archives, UNNAMED),
     "a slice of another source": spec("npz:{folder}/ann-smith.npz#0/4"),
     "a slice beyond": spec("digits#40/20", {}),
     "a slice of another group": spec("digits#0/20", {}, group="new"),
@@ -238,7 +276,7 @@ CASES = {
 
 ELSEWHERE = {
     # Of `nufed predict`, which has no server, and of a simulation.
-    *("_prepared_elsewhere", "_check_filled", "_preparation_without_support", "_simulated_client"),
+    *("_check_undivided", "_prepared_elsewhere", "_check_filled", "_preparation_without_support", "_simulated_client"),
     # Of the command line, before it connects.
     "check_spec",
     # Of the server's own options, which it refuses before any client hears of them.

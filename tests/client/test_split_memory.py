@@ -31,9 +31,10 @@ RUN = RunConfig().updated(
 
 @pytest.fixture
 def site(tmp_path):
-    """A client's node configuration; its table has 200 rows that all differ."""
+    """A client's node configuration; its table has 200 rows that all differ, five of them of each patient."""
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"a": rng.normal(size=200), "b": rng.normal(size=200), "y": ["no", "yes"] * 100})
+    values = {"a": rng.normal(size=200), "b": rng.normal(size=200), "y": ["no", "yes"] * 100}
+    frame = pd.DataFrame({**values, "patient": np.arange(200) // 5, "part": (["train"] * 3 + ["test"]) * 50})
     write(frame, tmp_path)
     return {"data": f"csv:{tmp_path}/t.csv?label=y", "client-id": "site", "state": str(tmp_path / "site.split")}, frame
 
@@ -57,14 +58,26 @@ def take_part(node, run=RUN):
     return place
 
 
-def test_a_row_more_is_told_with_how_many_test_rows_it_moved(site, tmp_path, caplog):
-    """The number is that of rows that are in the test split now and were in training before."""
+def test_a_row_more_moves_no_other(site, tmp_path, caplog):
+    """The file may grow, shrink and be sorted between runs, and nothing is to be told."""
     node, frame = site
     before = take_part(node).data
-    assert "MOVED" not in caplog.text
-    write(pd.concat([frame, pd.DataFrame({"a": [9.0], "b": [9.0], "y": ["no"]})]), tmp_path)
+    more = pd.concat([frame.iloc[20:], pd.DataFrame({"a": [9.0], "b": [9.0], "y": ["no"]})])
+    write(more.sample(frac=1, random_state=1), tmp_path)
 
     after = take_part(node).data
+
+    trained, tested = ({tuple(row) for row in part.inputs.tolist()} for part in (before.support, after.test))
+    assert not trained & tested
+    assert "MOVED" not in caplog.text
+
+
+def test_rows_that_move_are_told_with_how_many_they_are(site, caplog):
+    """Patients are kept together from now on, so that some of their rows were trained on and are tested now."""
+    node, _ = site
+    before = take_part(node).data
+
+    after = take_part({**node, "data": node["data"] + "&group=patient"}).data
 
     trained, tested = ({tuple(row) for row in part.inputs.tolist()} for part in (before.support, after.test))
     moved = len(trained & tested)
@@ -75,8 +88,9 @@ def test_a_row_more_is_told_with_how_many_test_rows_it_moved(site, tmp_path, cap
 def test_a_client_that_outlives_runs_reads_its_file_anew_at_each(site, tmp_path, caplog):
     """Within a run the data stay what they were when it began."""
     node, frame = site
+    node = {**node, "data": node["data"] + "&split=part"}
     params = model_params(take_part(node).model)
-    write(frame.iloc[::-1], tmp_path)
+    write(frame.assign(part=frame["part"].to_numpy()[::-1]), tmp_path)
 
     ask("train", RUN, node, params)
     assert "MOVED" not in caplog.text
@@ -139,12 +153,13 @@ def test_the_file_is_its_owners_and_holds_no_value(site, tmp_path):
 def test_nothing_of_it_is_sent(site, tmp_path, caplog):
     """Neither hashes nor how many have moved."""
     node, frame = site
-    before = ask("query", RUN, node).content
-    take_part(node)
-    write(frame.sample(frac=1, random_state=0), tmp_path)
+    node, run = {**node, "data": node["data"] + "&split=part"}, RUN.updated({"data.validation-fraction": 0.0})
+    before = ask("query", run, node).content
+    take_part(node, run)
+    write(frame.assign(part=frame["part"].to_numpy()[::-1]), tmp_path)
     restart()
 
-    again = ask("query", RUN, node).content
+    again = ask("query", run, node).content
 
     assert "MOVED" in caplog.text
     assert again == before

@@ -1,16 +1,17 @@
 """`npz:PATH` and `python:module:function`: a client's own data as arrays.
 
 An archive is one of `common/data/npz.py`: `x` and `y`, or `x_train`, `y_train` and the client's own `x_test`, `y_test`;
-where it says who made each example, user=NAME says which of them this client is. `class_names` and `feature_names` in
-it must be the run's.
+where it says who made each example, user=NAME says which of them this client is; where it has `group` (`group_train`,
+`group_test`), examples of one group stay together. `class_names` and `feature_names` in it must be the run's.
 
 A function is called with the run's `TaskInfo` and returns `(inputs [N, ...], targets [N] or [N, K])`, arrays or
-tensors; targets may be None where they are not known. Targets of both are whole numbers (classes), floats (values to
-predict) or text (names of the run's classes).
+tensors, or `(inputs, targets, groups [N])`; targets may be None where they are not known. Targets of both are whole
+numbers (classes), floats (values to predict) or text (names of the run's classes); groups are whole numbers or text.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from nufed.common.data.private.cells import Markers, NameColumn
 from nufed.common.data.private.rows import PrivateRows, listed, number_rows, refusal, shown_names, tell_here
 from nufed.common.data.private.spec import PrivateSpec
 from nufed.common.data.private.task import canonical, split_names
-from nufed.common.data.raw import as_array, as_targets, check_inputs, image_layout, plain_array
+from nufed.common.data.raw import as_array, as_names, as_targets, check_inputs, image_layout, plain_array
 from nufed.common.errors import ConfigError, DataError, NufedError
 from nufed.common.examples import TaskInfo
 from nufed.common.user_code import load_function
@@ -53,8 +54,7 @@ def read_archive(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, label
     if new := parts.tables.get("_new"):
         tell_here("%d examples of x_new in %s are left out: they are other users'", len(new), spec.path)
     test = None if "_test" not in parts.tables else _rows(_own(parts.tables["_test"], spec))
-    rows = _rows(_own(parts.train, spec))
-    return PrivateRows(rows.inputs, rows.targets, rows.numbers, test=test)
+    return replace(_rows(_own(parts.train, spec)), test=test)
 
 
 def read_function(spec: PrivateSpec, task: TaskInfo) -> PrivateRows:
@@ -77,11 +77,11 @@ def read_function(spec: PrivateSpec, task: TaskInfo) -> PrivateRows:
             error,
             type(cause).__name__,
         ) from error
-    if not isinstance(made, tuple | list) or len(made) != 2:
+    if not isinstance(made, tuple | list) or len(made) not in (2, 3):
         raise refusal(
             DataError,
-            "expected the function that --data names to return a pair (inputs, targets), but got something else; "
-            "return a pair",
+            "expected the function that --data names to return a pair (inputs, targets), or (inputs, targets, groups), "
+            "but got something else; return one of them",
             "%s returned %s",
             spec.argument,
             type(made).__name__,
@@ -89,16 +89,16 @@ def read_function(spec: PrivateSpec, task: TaskInfo) -> PrivateRows:
     with _explained("examples from the function that --data names"):
         inputs = image_layout(as_array(made[0], "the inputs"))
         check_inputs(inputs, "the inputs")
-        if made[1] is None:
-            return PrivateRows(inputs, None, number_rows(inputs))
-        targets = _targets(made[1], "the targets", task)
-    if len(inputs) != len(targets):
-        raise refusal(
-            DataError,
-            f"expected as many targets as inputs, but got {len(targets)} and {len(inputs)}; give every example one "
-            "target",
-        )
-    return PrivateRows(inputs, targets, number_rows(inputs))
+        targets = None if made[1] is None else _targets(made[1], "the targets", task)
+        groups = None if len(made) == 2 else as_names(made[2], "the groups")
+    for what, counted in (("target", targets), ("group", None if groups is None else groups.codes)):
+        if counted is not None and len(inputs) != len(counted):
+            raise refusal(
+                DataError,
+                f"expected as many {what}s as inputs, but got {len(counted)} and {len(inputs)}; give every example one "
+                f"{what}",
+            )
+    return PrivateRows(inputs, targets, number_rows(inputs), groups=groups)
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def _targets(values: Any, what: str, task: TaskInfo) -> Array:
         return as_targets(stored, what)[1]
     column = NameColumn(task.class_names, Markers())
     names = np.char.decode(stored, "utf-8", "backslashreplace") if stored.dtype.kind == "S" else stored
-    codes = column.read(names.tolist(), 1)
+    codes = column.read(names.tolist(), np.arange(1, len(names) + 1))
     if others := int(np.isnan(codes).sum()):
         first = int(np.flatnonzero(np.isnan(codes))[0])
         raise refusal(
@@ -139,7 +139,7 @@ def _targets(values: Any, what: str, task: TaskInfo) -> Array:
 
 
 def _rows(table: Table) -> PrivateRows:
-    return PrivateRows(table.inputs, table.targets, number_rows(table.inputs))
+    return PrivateRows(table.inputs, table.targets, number_rows(table.inputs), groups=table.groups)
 
 
 def _own(table: Table, spec: PrivateSpec) -> Table:
@@ -157,7 +157,8 @@ def _own(table: Table, spec: PrivateSpec) -> Table:
         given = f"--data names the examples of {count} users" if user is None else f"user= is none of the {count} users"
         raise refusal(ConfigError, f"{given}. Type ?user=NAME behind the path; this client's own log has their names.")
     rows = np.flatnonzero(table.users == table.user_names.index(user))
-    return Table(table.inputs[rows], table.targets[rows])
+    groups = None if table.groups is None else table.groups.take(rows)
+    return Table(table.inputs[rows], table.targets[rows], groups=groups)
 
 
 def _inputs_alone(path: Path) -> Array | None:

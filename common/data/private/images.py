@@ -3,6 +3,10 @@
 A folder's name is the name of its class in the run, so a client may lack classes. Images have 8 bits per channel and
 the run's number of channels and size, seen upright as a camera has noted; they are changed only when asked to: size=64
 or size=48,64 (height, width) scales them, gray=1 makes them grey. Pixels arrive in [0, 1].
+
+group=folder keeps the images of each folder below a class's together, whatever lies deeper: class/patient/visit/1.png
+belongs to the patient. The same name under two classes is one group. In data of several clients, user=folder says whose
+an image is, and the folder below that is its group: class/site/patient/1.png.
 """
 
 from collections.abc import Sequence
@@ -12,8 +16,16 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from nufed.common.data.division import Names, names_of
 from nufed.common.data.pool import Array
-from nufed.common.data.private.rows import PrivateRows, listed, number_rows, refusal, shown_names, tell_here
+from nufed.common.data.private.rows import (
+    PrivateRows,
+    listed,
+    number_rows,
+    refusal,
+    shown_names,
+    tell_here,
+)
 from nufed.common.data.private.spec import PrivateSpec
 from nufed.common.data.private.task import canonical
 from nufed.common.errors import ConfigError, DataError
@@ -77,11 +89,36 @@ def _read_folder(folder: Path, reader: "_Reader", task: TaskInfo, *, labelled: b
     _check_classes(classes, task)
     codes = {canonical(name): code for code, name in enumerate(task.class_names)}
     own = [codes[canonical(path.name)] for path in classes]
-    parts = [
-        reader.read(_files(path), f"class {task.class_names[code]!r}") for code, path in zip(own, classes, strict=True)
-    ]
+    files = [_files(path) for path in classes]
+    inside = [path.relative_to(folder).parent.parts[1:] for paths in files for path in paths]
+    groups, users = _folder_names(inside, reader.named) if labelled else (None, None)
+    parts = [reader.read(paths, f"class {task.class_names[code]!r}") for code, paths in zip(own, files, strict=True)]
     inputs = np.concatenate(parts)
-    return PrivateRows(inputs, np.repeat(own, list(map(len, parts))).astype(np.int64), number_rows(inputs))
+    targets = np.repeat(own, list(map(len, parts))).astype(np.int64)
+    return PrivateRows(inputs, targets, number_rows(inputs), groups=groups, users=users)
+
+
+def _folder_names(inside: Sequence[tuple[str, ...]], named: Sequence[str]) -> tuple[Names | None, Names | None]:
+    """Return the group and the user of each image.
+
+    Args:
+        inside: the folders between a class's and each image, the highest first.
+        named: what the first of them name: `user`, `group`, both in this order, or nothing.
+    """
+    if not named:
+        if any(inside):
+            tell_here("classes have folders within; group=folder keeps the images of each in one split")
+        return None, None
+    lacking = [len(folders) < len(named) for folders in inside]
+    if any(lacking):
+        raise refusal(
+            DataError,
+            f"expected every image in {' and '.join(f'a folder of its {name}' for name in named)}, below that of its "
+            f"class, but {sum(lacking)} of {len(inside)} are not; move them there, or leave "
+            f"{' and '.join(f'{name}=folder' for name in named)} out",
+        )
+    found = {name: names_of([canonical(folders[level]) for folders in inside]) for level, name in enumerate(named)}
+    return found.get("group"), found.get("user")
 
 
 def _check_classes(classes: Sequence[Path], task: TaskInfo) -> None:
@@ -123,6 +160,9 @@ class _Reader:
         self._channels, self._height, self._width = task.input_shape
         self._size = _parse_size(spec)
         self._gray = spec.choice("gray", ("0", "1"), "0") == "1"
+        self.named = [
+            name for name in ("user", "group") if name in spec.options and spec.choice(name, ("folder",), "folder")
+        ]
 
     def read(self, files: Sequence[Path], where: str) -> Array:
         """Return the images, uint8 [M, C, H, W]; `where` names their folder in errors."""

@@ -3,6 +3,7 @@
 csv:PATH?label=COL        a table (table.py); parquet:PATH?label=COL likewise
 images:FOLDER             one folder of images per class (images.py)
 npz:PATH                  a NumPy archive (arrays.py); python:module:function likewise from the user's code
+…?test=PATH               a test part of one's own, of the same kind and read in the same way
 digits#3/20               client 3 (from 0) of the 20 participating ones of a named source, for trials: it has the
                           client id and the examples that `nufed simulate --clients 20` gives it; 20 and above are new
 
@@ -10,32 +11,29 @@ Before anything is computed with it, it is compared with what the run expects: s
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from nufed.common.config import DataConfig, RunConfig
-from nufed.common.data.cast import cast, target_name
+from nufed.common.config.lists import write_names
+from nufed.common.data.cast import cast_tree, target_name
 from nufed.common.data.dealt_client import DealtClient, SplitRows, make_splits, split_rows, too_small
 from nufed.common.data.federation import describe_task, load_client, shared_scaling
 from nufed.common.data.few_examples import asked_for, choose_few
 from nufed.common.data.pool import Table
 from nufed.common.data.private.arrays import read_archive, read_function
+from nufed.common.data.private.columns import value_positions
 from nufed.common.data.private.images import read_images
+from nufed.common.data.private.missing import read_missing
 from nufed.common.data.private.preparation import Policy, Preparation, fit_preparation
-from nufed.common.data.private.rows import PrivateRows, check_rows, refusal, tell_here, told_column
+from nufed.common.data.private.prepared import prepared_examples
+from nufed.common.data.private.rows import PrivateRows, check_rows, refusal, tell_here
 from nufed.common.data.private.spec import PrivateSpec, parse_spec
-from nufed.common.data.private.split import SplitHashes, hash_split
-from nufed.common.data.private.table import MISSING, SCALES, read_table
-from nufed.common.data.private.task import (
-    Column,
-    awaits_statistics,
-    declared_columns,
-    declared_scaling,
-    statistics_shape,
-)
+from nufed.common.data.private.split import SplitHashes, divide, hash_split
+from nufed.common.data.private.table import SCALES, read_table
+from nufed.common.data.private.task import awaits_statistics, declared_columns, declared_scaling, statistics_shape
 from nufed.common.data.target_scaling import in_precision, own_target_scaling, scaled_client, target_scale
 from nufed.common.errors import ConfigError, DataError, NufedError, WireError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
@@ -112,8 +110,7 @@ def load_private(member: Membership, config: RunConfig, settings: Settings) -> P
     task = describe_task(config.data, settings, seed=config.seed)
     try:
         spec = parse_spec(member.spec)
-        rows = _read(spec, task, config.data, labelled=True)
-        check_rows(rows, task)
+        rows = read_rows(spec, task, config.data, labelled=True)
         return _split(rows, spec, member, task, config)
     except NufedError as error:
         named = type(error)(f"client {member.client_id!r}: {error}")
@@ -142,19 +139,17 @@ def load_rows(
         numbers = np.arange(1, len(test) + 1)
         return PrivateRows(one_tensor(test.inputs).numpy(), one_tensor(test.targets).numpy(), numbers), test
     spec = parse_spec(spec_text)
+    _check_undivided(spec)
     if preparation:
-        spec = _prepared_elsewhere(spec)
-    rows = _read(spec, task, config.data, labelled=False)
-    check_rows(rows, task)
-    targets = np.zeros(len(rows), np.int64) if rows.targets is None else rows.targets
-    dtype = getattr(torch, config.model.dtype)
-    read_as = torch.float64 if rows.columns else dtype
-    examples = Table(rows.inputs, targets).examples(np.arange(len(rows)), task, read_as)
+        spec = _prepared_elsewhere(spec, preparation, config.data)
+    rows = read_rows(spec, task, config.data, labelled=False)
+    dtype, everything = getattr(torch, config.model.dtype), np.arange(len(rows))
     if not rows.columns:
-        return rows, examples
+        targets = np.zeros(len(rows), np.int64) if rows.targets is None else rows.targets
+        return rows, Table(rows.inputs, targets).examples(everything, task, dtype)
     preparation = preparation or _preparation_without_support(rows, spec, config.data)
     _check_filled(rows, preparation)
-    return rows, _prepared(examples, rows.columns, preparation, task, dtype)
+    return rows, _targets_in(prepared_examples(rows, everything, preparation, task, dtype), dtype)
 
 
 def read_private_rows(spec_text: str, config: RunConfig, settings: Settings) -> PrivateRows:
@@ -165,9 +160,7 @@ def read_private_rows(spec_text: str, config: RunConfig, settings: Settings) -> 
         DataError: the data cannot be had, or are not what the run expects.
     """
     task = describe_task(config.data, settings, seed=config.seed)
-    rows = _read(parse_spec(spec_text), task, config.data, labelled=True)
-    check_rows(rows, task)
-    return rows
+    return read_rows(parse_spec(spec_text), task, config.data, labelled=True)
 
 
 def own_statistics(member: Membership, config: RunConfig, settings: Settings, min_count: int) -> SiteStatistics:
@@ -192,7 +185,8 @@ def own_statistics(member: Membership, config: RunConfig, settings: Settings, mi
     task = describe_task(config.data, settings, seed=config.seed)
     support = _divided(rows, member, task, config)[1].support
     targets = rows.targets[support] if shape.classes and rows.targets is not None else None
-    return site_statistics(rows.inputs[support], targets, shape)
+    inputs = rows.inputs[np.ix_(support, value_positions(rows.columns))].astype(np.float64)
+    return site_statistics(inputs, targets, shape)
 
 
 def _slice_of_source(
@@ -227,6 +221,37 @@ def _slice_of_source(
     return PrivateClient(describe_task(config.data, settings, seed=config.seed), data, preparation)
 
 
+def read_rows(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, labelled: bool) -> PrivateRows:
+    """Return all examples that a spec names, checked against the task, with the test part that it names.
+
+    Args:
+        spec: of any kind; with `user` (`spec.USERS`), of several clients, whose names are the rows' `users`.
+        task: what the examples must be.
+        config: names the columns of a table and their categories, if the run does.
+        labelled: whether there must be labels; without, nothing is to be divided.
+
+    Raises:
+        ConfigError: the spec contradicts the run's options.
+        DataError: the data cannot be had, or are not what the run expects.
+    """
+    rows = _read(spec, task, config, labelled=labelled)
+    if "test" in spec.options:
+        if "split" in spec.options or rows.test is not None:
+            raise refusal(
+                ConfigError,
+                "--data: test= names a test part, but the data say themselves which examples are for the test. Leave "
+                "one of them out.",
+            )
+        rest = {name: value for name, value in spec.options.items() if name != "test"}
+        own = PrivateSpec(spec.text, spec.kind, spec.options["test"], rest)
+        test = _read(own, task, config, labelled=True)
+        if test.test is not None:
+            raise refusal(ConfigError, "--data: test= names data with a test part of their own. Name one without.")
+        rows = replace(rows, test=test)
+    check_rows(rows, task)
+    return rows
+
+
 def _read(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, labelled: bool) -> PrivateRows:
     if spec.kind in ("csv", "parquet"):
         return read_table(spec, task, config, labelled=labelled)
@@ -240,32 +265,43 @@ def _read(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, labelled: bo
 def _split(
     rows: PrivateRows, spec: PrivateSpec, member: Membership, task: TaskInfo, config: RunConfig
 ) -> PrivateClient:
-    """Return the client's splits, seeded by the run's seed and the client's name; tables are prepared."""
+    """Return the client's splits, which follow from the run's seed and the client's name; tables are prepared."""
     dealt, split = _divided(rows, member, task, config)
     dtype = getattr(torch, config.model.dtype)
-    hashes = hash_split(rows, split)
-    is_scaled = target_scale(config.data, task) != "none"
-    # Statistics of a table's columns are computed in float64, whatever the model's precision.
-    data = make_splits(dealt, split, task, torch.float64 if rows.columns or is_scaled else dtype)
-    if scaling := own_target_scaling(data, task, config.data):
-        data = scaled_client(data, scaling)
+    hashes = hash_split(rows, dealt.table.division, split)
     if not rows.columns:
-        return PrivateClient(task, in_precision(data, dtype), hashes=hashes)
-    preparation = fit_preparation(rows.columns, _policy(spec, config.data), one_tensor(data.support.inputs).numpy())
-    data = data.with_splits(lambda part: _prepared(part, rows.columns, preparation, task, dtype))
-    return PrivateClient(task, data, preparation, hashes)
+        is_scaled = target_scale(config.data, task) != "none"
+        data = make_splits(dealt, split, task, torch.float64 if is_scaled else dtype)
+        return PrivateClient(task, in_precision(_scaled(data, task, config), dtype), hashes=hashes)
+    preparation = fit_preparation(rows.columns, _policy(spec, config.data), rows.inputs, split.support)
+    support, validation, tested = (
+        prepared_examples(part, numbers, preparation, task, dtype)
+        for part, numbers in ((rows, split.support), (rows, split.validation), (rows.test or rows, split.test))
+    )
+    data = _scaled(ClientData(dealt.client_id, dealt.group, support, validation, tested), task, config)
+    return PrivateClient(task, data.with_splits(lambda part: _targets_in(part, dtype)), preparation, hashes)
+
+
+def _scaled(data: ClientData, task: TaskInfo, config: RunConfig) -> ClientData:
+    scaling = own_target_scaling(data, task, config.data)
+    return scaled_client(data, scaling) if scaling else data
+
+
+def _targets_in(examples: Examples, dtype: torch.dtype) -> Examples:
+    """Return examples with values to predict of a type; class numbers stay what they are."""
+    return replace(examples, targets=cast_tree(examples.targets, dtype, target_name))
 
 
 def _divided(rows: PrivateRows, member: Membership, task: TaskInfo, config: RunConfig) -> tuple[DealtClient, SplitRows]:
     """Return what the client has been dealt, and the rows of its splits."""
     if rows.targets is None:
         raise refusal(DataError, "expected labels, but there are none; a client without cannot be trained or judged")
-    dealt = DealtClient(
-        member.client_id, member.group or "participating", Table(rows.inputs, rows.targets), np.arange(len(rows))
-    )
-    if rows.test is not None and rows.test.targets is not None:
-        test = Table(rows.test.inputs, rows.test.targets)
-        dealt = DealtClient(dealt.client_id, dealt.group, dealt.table, dealt.rows, test, np.arange(len(test)))
+    table = Table(rows.inputs, rows.targets, division=divide(rows))
+    dealt = DealtClient(member.client_id, member.group or "participating", table, np.arange(len(rows)))
+    test = rows.test
+    if test is not None and test.targets is not None:
+        own_test = Table(test.inputs, test.targets)
+        dealt = replace(dealt, test_table=own_test, test_rows=np.arange(len(own_test)))
     if problem := too_small(dealt):
         raise refusal(
             DataError, f"expected enough examples to train on and to be judged on, but the client {problem}; add some"
@@ -283,35 +319,38 @@ def _few(split: SplitRows, dealt: DealtClient, task: TaskInfo, config: RunConfig
     return replace(split, support=split.support[few.rows])
 
 
-def _prepared(
-    examples: Examples, columns: Sequence[Column], preparation: Preparation, task: TaskInfo, dtype: torch.dtype
-) -> Examples:
-    told = [told_column(column, index) for index, column in enumerate(columns) for _ in range(column.width)]
-    inputs = cast(preparation.apply(one_tensor(examples.inputs).numpy()), dtype, told.__getitem__)
-    if task.kind == "classification":
-        return Examples(inputs, examples.targets)
-    return Examples(inputs, cast(one_tensor(examples.targets).numpy(), dtype, target_name))
-
-
 def _policy(spec: PrivateSpec, config: DataConfig) -> Policy:
     run_scaling = declared_scaling(config)
     if run_scaling is None and awaits_statistics(config):  # until they are there, columns stay as they are
         width = sum(not column.categories for column in declared_columns(config))
         run_scaling = (0.0,) * width, (1.0,) * width
     scale = spec.choice("scale", SCALES, "run" if run_scaling else "none")
-    return Policy(spec.choice("missing", MISSING, "error"), scale, run_scaling)
+    missing = read_missing(spec)
+    return Policy(missing.default, scale, run_scaling, missing.own)
 
 
-def _prepared_elsewhere(spec: PrivateSpec) -> PrivateSpec:
+def _check_undivided(spec: PrivateSpec) -> None:
+    """Refuse a test part beside examples of which none is trained on."""
+    if "test" in spec.options:
+        raise ConfigError("--data: test= divides examples to train on, but here none are. Leave it out.")
+
+
+def _prepared_elsewhere(spec: PrivateSpec, preparation: Preparation, config: DataConfig) -> PrivateSpec:
     """Return the spec for reading alone: what is missing is filled in and scaled as the personal model says."""
-    if typed := [name for name in ("missing", "scale") if name in spec.options]:
+    if typed := [name for name in ("missing", "indicator", "scale") if name in spec.options]:
         raise refusal(
             ConfigError,
             f"--data: {typed[0]}= contradicts the personal model, which brings its own preparation. Leave it out.",
         )
     if spec.kind not in ("csv", "parquet"):
         raise refusal(ConfigError, "--data names no table, but the personal model was made of one. Name a table.")
-    return PrivateSpec(spec.text, spec.kind, spec.argument, {**spec.options, "missing": "zero"})
+    read = {"missing": "zero"}
+    if preparation.indicated and not config.feature_names:
+        read = {
+            "missing": write_names(["zero", *(f"{name}:zero" for name in preparation.indicated)]),
+            "indicator": "yes",
+        }
+    return PrivateSpec(spec.text, spec.kind, spec.argument, {**spec.options, **read})
 
 
 def _check_filled(rows: PrivateRows, preparation: Preparation) -> None:
@@ -333,7 +372,7 @@ def _preparation_without_support(rows: PrivateRows, spec: PrivateSpec, config: D
     if policy.needs_support:
         raise refusal(
             ConfigError,
-            "--data: missing=mean|median and scale=local need this client's support data, which `nufed personalize` "
-            "keeps with its model. Predict with a personal model.",
+            "--data: missing=mean|median|mode and scale=local need this client's support data, which `nufed "
+            "personalize` keeps with its model. Predict with a personal model.",
         )
-    return fit_preparation(rows.columns, policy, rows.inputs)
+    return fit_preparation(rows.columns, policy, rows.inputs, np.arange(0))

@@ -5,12 +5,13 @@ training or adaptation; it is kept with a personal model, because predictions mu
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from nufed.common.data.pool import Array
+from nufed.common.data.pool import Array, Rows
+from nufed.common.data.private.missing import COMPUTED
 from nufed.common.data.private.rows import refusal, shown_names, told_column
 from nufed.common.data.private.task import NOISE, Column
 from nufed.common.errors import ConfigError, DataError
@@ -23,46 +24,61 @@ class Policy:
     """What is to be done.
 
     Attributes:
-        missing: one of `table.MISSING`.
+        missing: one of `missing.MISSING`.
         scale: one of `table.SCALES`.
         run_scaling: (means, scales) of the columns without categories, that the run gives; None if it gives none.
+        own: column -> what is done where its cells are empty, if it is not `missing`.
     """
 
     missing: str
     scale: str
     run_scaling: Scaling | None = None
+    own: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def needs_support(self) -> bool:
         """Whether statistics of the client's support split are used."""
-        return self.missing in ("mean", "median") or self.scale == "local"
+        return bool({self.missing, *self.own.values()}.intersection(COMPUTED)) or self.scale == "local"
+
+    def of(self, column: Column) -> str:
+        """Return what is done where a column's cells are empty."""
+        return self.own.get(column.name, self.missing)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """x ↦ (x with `fill` for NaN - shift) / scale, for each of D inputs.
+    """x ↦ (x with `fill` for NaN - shift) / scale, for each of D inputs; an indicator is 1 where another is NaN.
 
     Attributes:
         fill: [D]; NaN leaves an empty cell empty.
         shift: [D].
         scale: [D], above 0.
+        flags: [D] the position of the input whose emptiness an indicator tells, -1 for an input of its own; or empty,
+            without indicators. What stands in an indicator's place before is not looked at.
+        indicated: the columns that have an indicator.
     """
 
     fill: tuple[float, ...]
     shift: tuple[float, ...]
     scale: tuple[float, ...]
+    flags: tuple[int, ...] = ()
+    indicated: tuple[str, ...] = ()
 
     def apply(self, inputs: Array) -> Array:
         """Return prepared inputs, float64 [N, D]."""
         filled = np.where(np.isnan(inputs), np.array(self.fill), inputs)
         with np.errstate(over="ignore"):  # what becomes infinite is refused by column (common/data/cast.py)
             prepared: Array = (filled - np.array(self.shift)) / np.array(self.scale)
+        for position, source in enumerate(self.flags):
+            if source >= 0:
+                prepared[:, position] = np.isnan(inputs[:, source])
         return prepared
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; null stands for NaN."""
         fill = [None if np.isnan(value) else value for value in self.fill]
-        return {"fill": fill, "shift": list(self.shift), "scale": list(self.scale)}
+        values = {"fill": fill, "shift": list(self.shift), "scale": list(self.scale)}
+        return {**values, "flags": list(self.flags), "indicated": list(self.indicated)} if self.flags else values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preparation":
@@ -74,96 +90,109 @@ class Preparation:
         try:
             fill = tuple(np.nan if value is None else float(value) for value in values["fill"])
             shift, scale = (tuple(map(float, values[key])) for key in ("shift", "scale"))
-        except (KeyError, TypeError) as error:
+            flags, indicated = tuple(map(int, values.get("flags", ()))), tuple(map(str, values.get("indicated", ())))
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no preparation: {error}") from error
-        if not len(fill) == len(shift) == len(scale):
+        if not len(fill) == len(shift) == len(scale) or len(flags) not in (0, len(fill)):
             raise ValueError("no preparation: lengths differ")
-        return cls(fill, shift, scale)
+        if any(not -1 <= flag < len(fill) for flag in flags):
+            raise ValueError("no preparation: an indicator of no input")
+        return cls(fill, shift, scale, flags, indicated)
 
 
-def fit_preparation(columns: Sequence[Column], policy: Policy, support: Array) -> Preparation:
+def fit_preparation(columns: Sequence[Column], policy: Policy, inputs: Array, support: Rows) -> Preparation:
     """Return the preparation that a policy makes of a client's support split.
 
     Args:
         columns: of the table.
         policy: what is to be done.
-        support: [N, D] inputs with NaN where a cell is empty; not looked at unless `policy.needs_support`.
+        inputs: [N, D] with NaN where a cell is empty; not looked at unless `policy.needs_support`.
+        support: [M] rows of the support split.
 
     Raises:
         ConfigError: the policy needs the run's means and scales, and there are none.
-        DataError: a column has no value that its mean or median could be computed of.
+        DataError: a column has no value that its mean, median or mode could be computed of.
     """
-    if "run" in (policy.missing, policy.scale) and policy.run_scaling is None:
+    if policy.run_scaling is None and ("run" in (policy.missing, policy.scale) or "run" in policy.own.values()):
         raise refusal(
             ConfigError,
             "--data: scale=run and missing=run need the run's data.feature-means and data.feature-scales, but it has "
             "none. Ask the server's side for them, or choose another.",
         )
-    fill = _fill(columns, policy, support)
-    filled = np.where(np.isnan(support), fill, support)
-    shift, scale = _scaling(columns, policy, filled)
-    return Preparation(tuple(fill.tolist()), tuple(shift.tolist()), tuple(scale.tolist()))
-
-
-def _fill(columns: Sequence[Column], policy: Policy, support: Array) -> Array:
-    width = sum(column.width for column in columns)
-    if policy.missing in ("error", "drop"):
-        return np.full(width, np.nan)
-    fill = np.zeros(width)
-    if policy.missing == "run" and policy.run_scaling:
-        fill[_is_number(columns)] = policy.run_scaling[0]
-    if policy.missing not in ("mean", "median"):
-        return fill
-    _check_known(columns, policy, support)
-    first = 0
-    for column in columns:
-        part = slice(first, first + column.width)
-        fill[part] = _center(support[:, part], policy.missing, is_category=bool(column.categories))
-        first += column.width
-    return fill
-
-
-def _center(values: Array, missing: str, *, is_category: bool) -> Array:
-    """Return the mean or median; of categories, [N, k] one-hot, the shares or the most frequent one."""
-    known = values[~np.isnan(values).any(1)]
-    if missing == "mean":
-        return _mean_and_deviation(known)[0]
-    if not is_category:
-        median: Array = np.median(known, axis=0)
-        return median
-    most_frequent: Array = np.eye(values.shape[1])[int(known.sum(0).argmax())]
-    return most_frequent
-
-
-def _check_known(columns: Sequence[Column], policy: Policy, support: Array) -> None:
-    starts = np.cumsum([0, *(column.width for column in columns)])[:-1]
-    gone = [
-        told_column(column, index)
-        for index, (column, start) in enumerate(zip(columns, starts, strict=True))
-        if bool(np.isnan(support[:, start]).all())
-    ]
+    starts = np.cumsum([0, *(column.width for column in columns)])
+    run_values = iter(zip(*policy.run_scaling, strict=True) if policy.run_scaling else ())
+    numbers = np.zeros((3, int(starts[-1])))  # fill, shift, scale
+    numbers[2] = 1.0
+    gone: list[str] = []
+    for index, (column, start) in enumerate(zip(columns, starts, strict=False)):
+        part = slice(start, start + column.num_values)
+        mean, deviation = (0.0, 1.0) if column.categories else next(run_values, (0.0, 1.0))
+        # One column at a time in float64, so that the support split is not held a second time.
+        values = inputs[support, part].astype(np.float64) if policy.needs_support else np.zeros((0, column.num_values))
+        fill = _fill(column, policy, values, mean)
+        numbers[0, part] = fill
+        if bool(np.isnan(fill).any()) and policy.of(column) in COMPUTED:
+            gone.append(told_column(column, index))
+        if not column.categories and policy.scale != "none":
+            filled = np.where(np.isnan(values), fill, values)
+            numbers[1:, part] = np.array([mean, deviation] if policy.scale == "run" else _own_scaling(filled))[:, None]
     if gone:
         raise refusal(
             DataError,
-            f"expected a value to compute the {policy.missing} of, but no row of the support split has one in "
+            f"expected a value to compute what is missing of, but no row of the support split has one in "
             f"{shown_names(gone)}; choose missing=zero or missing=run",
         )
+    fills, shifts, scales = (tuple(row.tolist()) for row in numbers)
+    return Preparation(fills, shifts, scales, *_flags(columns, starts))
 
 
-def _scaling(columns: Sequence[Column], policy: Policy, support: Array) -> tuple[Array, Array]:
-    """Return (shift, scale) [D]; categories keep their 0 and 1, and a column that never varies is only shifted.
+def _flags(columns: Sequence[Column], starts: Array) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return where each input's indicator looks, and the columns that have one."""
+    indicated = tuple(column.name for column in columns if column.indicator)
+    flags = np.full(int(starts[-1]), -1)
+    for column, start in zip(columns, starts, strict=False):
+        if column.indicator:
+            flags[start + column.num_values] = start
+    return (tuple(flags.tolist()) if indicated else ()), indicated
+
+
+def _fill(column: Column, policy: Policy, values: Array, run_mean: float) -> Array:
+    """Return what fills an empty cell of a column, [k]; NaN where nothing does.
+
+    Args:
+        column: of k inputs, one for each category or one for a number.
+        policy: what is to be done.
+        values: [M, k] of the support split, NaN where a cell is empty.
+        run_mean: the run's, 0 of categories.
+    """
+    how = policy.of(column)
+    if how in ("error", "drop"):
+        return np.full(column.num_values, np.nan)
+    if how not in COMPUTED:
+        return np.full(column.num_values, run_mean if how == "run" else 0.0)
+    known = values[~np.isnan(values).any(1)]
+    if not len(known):
+        return np.full(column.num_values, np.nan)
+    if how == "mean":
+        return _mean_and_deviation(known)[0]
+    if column.categories:
+        most_frequent: Array = np.eye(column.num_values)[int(known.sum(0).argmax())]
+        return most_frequent
+    if how == "median":
+        median: Array = np.median(known, axis=0)
+        return median
+    found, counts = np.unique(known, return_counts=True)
+    return found[[int(counts.argmax())]]
+
+
+def _own_scaling(values: Array) -> tuple[float, float]:
+    """Return (shift, scale) of a column [M, 1]; one that never varies is only shifted.
 
     A column varies if its deviation is more than float32's rounding of its own values: the deviation of 0.1, 0.1, 0.1
     is 1.4e-17 in float64, and dividing by it would make the next patient's 0.2 a 7e15.
     """
-    numbers = _is_number(columns)
-    shift, scale = np.zeros(len(numbers)), np.ones(len(numbers))
-    if policy.scale == "run" and policy.run_scaling:
-        shift[numbers], scale[numbers] = policy.run_scaling
-    if policy.scale == "local" and numbers.any():
-        shift[numbers], deviation = _mean_and_deviation(support[:, numbers])
-        scale[numbers] = np.where(deviation > NOISE * np.abs(support[:, numbers]).max(0), deviation, 1.0)
-    return shift, scale
+    (shift,), (deviation,) = _mean_and_deviation(values)
+    return float(shift), float(deviation) if deviation > NOISE * np.abs(values).max() else 1.0
 
 
 def _mean_and_deviation(values: Array) -> tuple[Array, Array]:
@@ -174,8 +203,3 @@ def _mean_and_deviation(values: Array) -> tuple[Array, Array]:
         return mean, deviation
     largest = np.maximum(np.abs(values).max(0), 1.0)
     return (values / largest).mean(0) * largest, (values / largest).std(0) * largest
-
-
-def _is_number(columns: Sequence[Column]) -> Array:
-    """Return [D], whether each input is a column without categories."""
-    return np.repeat([not column.categories for column in columns], [column.width for column in columns])

@@ -8,28 +8,50 @@ import csv
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nufed.common.data.pool import Array
 from nufed.common.data.private.cells import Cells
+from nufed.common.data.private.dialect import Dialect, read_dialect
 from nufed.common.data.private.rows import listed, refusal
 from nufed.common.data.private.spec import PrivateSpec
 from nufed.common.errors import ConfigError, DataError
 
-Part = dict[int, Cells]
-"""Position of a column -> its cells, of some rows."""
+_CELLS_AT_ONCE = 2**18
+"""As texts, which take ten times the memory of the numbers that they become."""
 
-_ROWS_AT_ONCE = 65_536
 _LARGEST_EXPANSION, _ALWAYS_ALLOWED = 1000, 2**28
 
 
-class TableFile:
-    """An open table; holds the columns' names and gives their cells once."""
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a table.
 
-    def __init__(self, header: Sequence[str], parts: Callable[[Sequence[int]], Iterator[Part]]) -> None:
-        """Keep both."""
+    Attributes:
+        numbers: [M] of the rows in the file, from 1.
+        cells: position of a column -> its M cells.
+        num_bad: rows among them or before them that cannot be read, and were left out.
+    """
+
+    numbers: Array
+    cells: dict[int, Cells]
+    num_bad: int = 0
+
+
+class TableFile:
+    """An open table; holds the columns' names and how it is written, and gives the cells once."""
+
+    def __init__(
+        self, header: Sequence[str], parts: Callable[[Sequence[int]], Iterator[Part]], dialect: Dialect
+    ) -> None:
+        """Keep them."""
         self.header = tuple(name.strip() for name in header)
         self.parts = parts
+        self.dialect = dialect
 
 
 @contextmanager
@@ -37,7 +59,7 @@ def open_table(spec: PrivateSpec) -> Iterator[TableFile]:
     """Yield the file that a spec of kind csv or parquet names.
 
     Raises:
-        ConfigError: sep= is no separator.
+        ConfigError: an option that says how the file is written is refused.
         DataError: the file cannot be read, now or while its parts are taken.
     """
     path = spec.path
@@ -54,34 +76,45 @@ def open_table(spec: PrivateSpec) -> Iterator[TableFile]:
 
 @contextmanager
 def _open_csv(spec: PrivateSpec) -> Iterator[TableFile]:
-    separator = {"tab": "\t"}.get(given := spec.options.get("sep", ","), given)
-    if len(separator) != 1 or separator in '"\r\n ':
-        raise ConfigError(f"--data: sep={given!r} is refused: expected one character, or tab.")
-    with _explained(spec), spec.path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
-        header = next((line for line in lines if line), None)
-        if header is None:
+    dialect = read_dialect(spec)
+    with _explained(spec), spec.path.open(encoding=dialect.encoding, newline="") as file:
+        for _ in range(dialect.skip):
+            file.readline()
+        lines = csv.reader(file, delimiter=dialect.separator, skipinitialspace=True, strict=True)
+        rows: Iterator[list[str]] = (line for line in lines if line)
+        first = next(rows, None)
+        if first is None:
             raise refusal(DataError, "expected a table with a header line, but the file is empty; check --data")
-        yield _named(header, lambda wanted: _csv_parts(lines, len(header), wanted), spec)
+        # The byte-order mark of an encoding that does not take it for one.
+        first[0] = first[0].removeprefix("\ufeff")
+        header = first
+        if not dialect.has_header:
+            header, rows = [str(number) for number in range(1, len(first) + 1)], itertools.chain([first], rows)
+        yield _named(header, lambda wanted: _csv_parts(rows, len(header), wanted, dialect), spec, dialect)
 
 
-def _csv_parts(lines: Iterator[list[str]], width: int, wanted: Sequence[int]) -> Iterator[Part]:
-    rows = (line for line in lines if line)
+def _csv_parts(rows: Iterator[list[str]], width: int, wanted: Sequence[int], dialect: Dialect) -> Iterator[Part]:
     number = 0
-    while part := list(itertools.islice(rows, _ROWS_AT_ONCE)):
-        for row in part:
-            number += 1
-            if len(row) != width:
+    at_once = max(1, _CELLS_AT_ONCE // width)
+    while part := list(itertools.islice(rows, at_once)):
+        numbers = np.arange(number + 1, number + len(part) + 1)
+        number += len(part)
+        fits = np.array([len(row) == width for row in part])
+        if not fits.all():
+            if not dialect.drops_bad:
+                first = int(np.flatnonzero(~fits)[0])
                 raise refusal(
                     DataError,
                     "expected as many fields in each row as in the header, but that is not so; correct the file, or "
-                    "sep= of --data",
+                    "sep= of --data, or leave such rows out with bad=drop",
                     "row %d has %d fields, the header %d",
-                    number,
-                    len(row),
+                    numbers[first],
+                    len(part[first]),
                     width,
                 )
-        yield {position: [row[position] for row in part] for position in wanted}
+            part = [row for row in part if len(row) == width]
+        cells: dict[int, Cells] = {position: [row[position] for row in part] for position in wanted}
+        yield Part(numbers[fits], cells, int((~fits).sum()))
 
 
 @contextmanager
@@ -100,14 +133,16 @@ def _open_parquet(spec: PrivateSpec) -> Iterator[TableFile]:
 
         def parts(wanted: Sequence[int]) -> Iterator[Part]:
             _check_expansion(spec.path, 8 * num_rows * len(wanted))
-            rows = 0
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[names[position] for position in wanted]):
+            rows, at_once = 0, max(1, _CELLS_AT_ONCE // max(1, len(wanted)))
+            for batch in file.iter_batches(at_once, columns=[names[position] for position in wanted]):
+                numbers = np.arange(rows + 1, rows + len(batch) + 1)
                 rows += len(batch)
-                yield {position: _texts(batch.column(names[position]), position) for position in wanted}
+                cells = {position: _texts(batch.column(names[position]), position) for position in wanted}
+                yield Part(numbers, cells)
             if rows != num_rows:
                 raise refusal(DataError, f"expected {num_rows} rows in a parquet file that says so, but got {rows}")
 
-        yield _named(names, parts, spec)
+        yield _named(names, parts, spec, read_dialect(spec))
 
 
 _OPEN = {"csv": _open_csv, "parquet": _open_parquet}
@@ -162,8 +197,10 @@ def _short_time(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _named(header: Sequence[str], parts: Callable[[Sequence[int]], Iterator[Part]], spec: PrivateSpec) -> TableFile:
-    table = TableFile(header, parts)
+def _named(
+    header: Sequence[str], parts: Callable[[Sequence[int]], Iterator[Part]], spec: PrivateSpec, dialect: Dialect
+) -> TableFile:
+    table = TableFile(header, parts, dialect)
     names = table.header
     if twice := sorted({name for name in names if names.count(name) > 1 or not name}):
         raise refusal(
@@ -185,7 +222,7 @@ def _explained(spec: PrivateSpec) -> Iterator[None]:
     except (DataError, ConfigError):
         raise
     except Exception as error:  # damaged files raise anything
-        hint = ", and sep= of --data" if spec.kind == "csv" else ""
+        hint = ", and sep= and encoding= of --data" if spec.kind == "csv" else ""
         raise refusal(
             DataError,
             f"expected a {spec.kind} file, but it cannot be read ({type(error).__name__}); this client's own "

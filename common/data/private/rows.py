@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from nufed.common.data.division import Names
 from nufed.common.data.pool import Array
 from nufed.common.data.private.task import Column
 from nufed.common.errors import LISTED, DataError, NufedError
@@ -31,6 +32,9 @@ class PrivateRows:
         numbers: [N] position of each example in what was read, from 1.
         columns: of a table; empty otherwise.
         test: examples that the source itself keeps for the test; None leaves that to the run's fractions.
+        groups: of each example, which all go to one split; None where examples do not belong together.
+        parts: [N] positions in `membership.PARTS` of the split that the source itself says; None if it says none.
+        users: whose each example is, in data of several clients; None in data of one.
     """
 
     inputs: Array
@@ -38,6 +42,21 @@ class PrivateRows:
     numbers: Array
     columns: tuple[Column, ...] = ()
     test: "PrivateRows | None" = field(default=None)
+    groups: Names | None = None
+    parts: Array | None = None
+    users: Names | None = None
+
+    def take(self, rows: Array) -> "PrivateRows":
+        """Return the examples at `rows` [M], in that order; the source's own test part stays as it is."""
+
+        def of(values: Array | None) -> Array | None:
+            return None if values is None else values[rows]
+
+        groups, users = (names and names.take(rows) for names in (self.groups, self.users))
+        return PrivateRows(
+            *(self.inputs[rows], of(self.targets), self.numbers[rows], self.columns, self.test),
+            *(groups, of(self.parts), users),
+        )
 
     def __len__(self) -> int:
         """Return N."""

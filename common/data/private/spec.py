@@ -12,15 +12,21 @@ from urllib.parse import unquote
 from nufed.common.data.private.task import split_names
 from nufed.common.errors import ConfigError, nearest_match_hint
 
-_TABLE = ("label", "labels", "categories", "ignore", "missing", "scale", "na")
+_TABLE = (
+    *("label", "labels", "categories", "ignore", "missing", "indicator", "scale", "na", "bad"),
+    *("group", "split", "test"),
+)
 KINDS: dict[str, tuple[str, ...]] = {
-    "csv": (*_TABLE, "sep"),
+    "csv": (*_TABLE, "sep", "encoding", "decimal", "thousands", "skip", "header"),
     "parquet": _TABLE,
-    "images": ("size", "gray"),
-    "npz": ("user",),
-    "python": (),
+    "images": ("size", "gray", "group", "test"),
+    "npz": ("user", "test"),
+    "python": ("test",),
 }
 """The options that each kind of data takes."""
+
+USERS = {kind: (*options, "user") for kind, options in KINDS.items() if kind in ("csv", "parquet", "images")}
+"""The options of data of several clients, in which `user` says whose each example is."""
 
 _EXAMPLES = {
     "csv": "csv:patients.csv?label=disease",
@@ -72,15 +78,19 @@ class PrivateSpec:
         return value
 
 
-def parse_spec(text: str) -> PrivateSpec:
+def parse_spec(text: str, kinds: Mapping[str, tuple[str, ...]] = KINDS) -> PrivateSpec:
     """Return the parts of a spec.
+
+    Args:
+        text: as typed.
+        kinds: options that each kind takes, `KINDS` or `USERS`.
 
     Raises:
         ConfigError: it has no such form, or an option is unknown or stands twice.
     """
     kind, colon, rest = text.partition(":")
-    if kind not in KINDS or not colon:
-        known = ", ".join([*_EXAMPLES.values(), "digits#3/20"])
+    if kind not in kinds or not colon:
+        known = ", ".join([*(_EXAMPLES[name] for name in kinds), "digits#3/20"])
         raise ConfigError(f"Expected --data of a known kind, got {text!r}. Type it like one of: {known}.")
     argument, _, query = rest.partition("?")
     if not argument:
@@ -90,8 +100,8 @@ def parse_spec(text: str) -> PrivateSpec:
         name, equals, value = part.partition("=")
         if not equals or not value:
             raise ConfigError(f"--data: expected option=value after ?, got {part!r}. Correct it.")
-        if name not in KINDS[kind]:
-            hint = nearest_match_hint(name, KINDS[kind]) if KINDS[kind] else f" {kind} takes none."
+        if name not in kinds[kind]:
+            hint = nearest_match_hint(name, kinds[kind])
             raise ConfigError(f"--data: {kind} has no option {name!r}.{hint}")
         if name in options:
             raise ConfigError(f"--data: the option {name!r} stands twice. Remove one.")

@@ -4,51 +4,62 @@ label=COL        what is predicted; several, comma-separated, for several values
 labels=names     the column holds names of the run's classes; `numbers`: their numbers from 0
 categories=…     columns that are encoded one-hot, as in `data.categories`, where the run does not say it
 ignore=A,B       columns that are no inputs, where the run does not name the inputs
-missing=error    refuses empty cells; mean, median, zero, run (the run's means) fill them in, drop leaves the rows out
+group=COL        rows of one group (a patient) all go to one split; several columns name a group together
+split=COL        says which split a row goes to: train (or support), validation, test
+missing=…        what is done with empty cells, `missing.py`; indicator=yes: columns with a policy of their own get a
+                 further input, 1 where the cell was empty
 scale=…          run (the run's means and scales), local (this client's), none; default: run where the run has them
-na=?             further spellings of a missing value, comma-separated; sep=; another separator (`tab` for a tab)
+na=?             further spellings of a missing value, comma-separated
 
-Numbers are numbers; whatever else a column holds must be declared as categories. What a cell means is in `cells.py`.
+Numbers are numbers; whatever else a column holds must be declared as categories. What a cell means is in `cells.py`,
+how a file is written in `dialect.py`.
 """
 
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nufed.common.config import DataConfig
+from nufed.common.data.division import joined_names
+from nufed.common.data.membership import PARTS
 from nufed.common.data.pool import Array
-from nufed.common.data.private.cells import Markers, NameColumn, NumberColumn
-from nufed.common.data.private.readers import TableFile, open_table
+from nufed.common.data.private.cells import Markers, NameColumn, NumberColumn, TextColumn
+from nufed.common.data.private.columns import check_width, composed, encode, input_columns, position_of
+from nufed.common.data.private.matrix import Matrix
+from nufed.common.data.private.missing import MISSING, Missing, read_missing
+from nufed.common.data.private.readers import Part, TableFile, open_table
 from nufed.common.data.private.rows import (
     PrivateRows,
     listed,
-    number_rows,
     refusal,
     shown_names,
     tell_here,
     told_column,
 )
 from nufed.common.data.private.spec import PrivateSpec
-from nufed.common.data.private.task import Column, canonical, declared_columns, parse_categories
+from nufed.common.data.private.task import Column, canonical
 from nufed.common.errors import LISTED, ConfigError, DataError
 from nufed.common.examples import TaskInfo
 
-MISSING = ("error", "mean", "median", "drop", "zero", "run")
 SCALES = ("none", "local", "run")
 
-_FIX = "correct the file (1234.5, not 1,234.5), or declare the column's values with categories=COLUMN:VALUE|VALUE"
+_FIX = (
+    "correct the file (1234.5, not 1,234.5), say how its numbers are written (decimal=, thousands=), declare the "
+    "column's values with categories=COLUMN:VALUE|VALUE, leave such rows out with bad=drop"
+)
+_SPLIT_NAMES = (*PARTS, "train")
 
 
 def read_table(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, labelled: bool) -> PrivateRows:
-    """Return the rows of a table: inputs float64 [N, *task.input_shape], NaN where a cell is empty.
+    """Return the rows of a table: inputs [N, *task.input_shape] of floats, NaN where a cell is empty.
 
     Args:
-        spec: of kind csv or parquet.
+        spec: of kind csv or parquet; with `user`, of several clients.
         task: what the run expects.
         config: names the columns and their categories, if the run does.
-        labelled: whether there must be labels.
+        labelled: whether there must be labels; without, nothing is to be divided, and groups are not looked at.
 
     Raises:
         ConfigError: an option contradicts the run or the file.
@@ -57,23 +68,21 @@ def read_table(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, labelle
     labels = spec.names("label")
     if labelled and not labels:
         raise refusal(ConfigError, "--data names no label. Type ?label=COLUMN behind the path.")
-    policy = spec.choice("missing", MISSING, "error")
-    markers = Markers(spec.names("na"))
+    if len(spec.names("split")) > 1 or len(spec.names("user")) > 1:
+        raise refusal(ConfigError, "--data: expected one column in split= and user=, got several. Name one.")
+    missing = read_missing(spec)
     with open_table(spec) as table:
-        columns = _columns(table.header, labels, spec, config)
-        _check_width(columns, task)
-        readers = [
-            *(_input_reader(column, told_column(column, index), markers) for index, column in enumerate(columns)),
-            *_label_readers(labels, spec, task, markers),
-        ]
-        found = _read(table, readers)
-    inputs = np.concatenate(
-        [_encode(values, column) for column, values in zip(columns, found[: len(columns)], strict=True)], axis=1
-    )
-    targets = None
-    if labels:
-        targets = found[-1] if task.kind == "classification" else np.stack(found[len(columns) :], axis=1)
-    return _without_missing(PrivateRows(inputs, targets, number_rows(inputs), columns), policy, task)
+        markers = Markers(spec.names("na"), table.dialect.numerals)
+        columns = input_columns(table.header, spec, config, missing)
+        check_width(columns, task)
+        readers = _Readers(
+            [_input_reader(column, told_column(column, index), markers) for index, column in enumerate(columns)],
+            _label_readers(labels, spec, task, markers),
+            _name_readers(spec, markers) if labelled else {},
+        )
+        reading = _Reading(readers, columns)
+        reading.read(table)
+    return _without_missing(_named(reading.rows(task), reading.names(), missing), missing, task)
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ class _Reader:
     """How one column is read, and what is said when it holds something else: `told` to the server, the name here."""
 
     name: str
-    cells: NumberColumn | NameColumn
+    cells: NumberColumn | NameColumn | TextColumn
     expected: str
     advice: str
 
@@ -115,176 +124,223 @@ def _label_readers(labels: Sequence[str], spec: PrivateSpec, task: TaskInfo, mar
     return [_Reader(labels[0], NameColumn(known, markers), expected, "correct these values, or the declaration")]
 
 
+def _name_readers(spec: PrivateSpec, markers: Markers) -> "dict[str, list[_Reader]]":
+    """Return the readers of the columns that name the group, the split and the user of a row."""
+    readers = {
+        kind: [_Reader(name, TextColumn(markers), "", "") for name in spec.names(kind)] for kind in ("group", "user")
+    }
+    readers["split"] = [
+        _Reader(
+            name,
+            NameColumn(_SPLIT_NAMES, markers),
+            f"{', '.join(_SPLIT_NAMES)} in the column that split= names",
+            "correct these values",
+        )
+        for name in spec.names("split")
+    ]
+    return readers
+
+
 def _check_markers(names: Sequence[str], markers: Markers, what: str) -> None:
     """Refuse a spelling of what is missing that is also the name of something."""
     if markers.names.intersection(map(canonical, names)):
         raise refusal(ConfigError, f"--data: na= names {what}, which would be lost. Leave that spelling out.")
 
 
-def _read(table: TableFile, readers: Sequence[_Reader]) -> list[Array]:
-    """Return the values of each reader's column, float64 [N].
+@dataclass(frozen=True)
+class _Readers:
+    """Those of the inputs, of the labels, and by what they say, of the columns that name groups, splits and users."""
 
-    Raises:
-        DataError: a column holds something else; the first of them is named.
-    """
-    positions = [_position(table.header)[_composed(reader.name)] for reader in readers]
-    parts: list[list[Array]] = [[] for _ in readers]
-    num_rows = 0
-    for part in table.parts(sorted(set(positions))):
-        for values, reader, position in zip(parts, readers, positions, strict=True):
-            values.append(reader.cells.read(part[position], num_rows + 1))
-        num_rows += len(part[positions[0]])
-    for reader in readers:
-        if refused := reader.cells.refused.count:
-            raise refusal(
-                DataError,
-                f"expected {reader.expected}, but {refused} of {num_rows} values are others; {reader.advice}, or the "
-                "spelling of what is missing with na=; this client's own log has the first",
-                "row %d has %r in column %r",
-                reader.cells.refused.row,
-                reader.cells.refused.cell,
-                reader.name,
-            )
-    return [np.concatenate([np.zeros(0), *values]) for values in parts]
+    inputs: Sequence[_Reader]
+    labels: Sequence[_Reader]
+    names: Mapping[str, Sequence[_Reader]]
+
+    @property
+    def all(self) -> list[_Reader]:
+        """Return all of them, in this order."""
+        return [*self.inputs, *self.labels, *itertools.chain.from_iterable(self.names.values())]
 
 
-def _encode(values: Array, column: Column) -> Array:
-    """Return a column as inputs, float64 [N, width], NaN where a cell is empty."""
-    if not column.categories:
-        return values[:, None]
-    empty = np.isnan(values)
-    encoded: Array = np.eye(len(column.categories))[np.where(empty, 0, values).astype(np.int64)]
-    encoded[empty] = np.nan
-    return encoded
+class _Reading:
+    """Reads a table; holds what has been read of it."""
+
+    def __init__(self, readers: _Readers, columns: Sequence[Column]) -> None:
+        """Begin with no row."""
+        self._readers, self._columns = readers, tuple(columns)
+        self._inputs = Matrix(sum(column.width for column in columns))
+        self._others: list[Array] = []
+        self._numbers: list[Array] = []
+
+    def read(self, table: TableFile) -> None:
+        """Read all rows, leaving out those that cannot be read where bad=drop says so.
+
+        Raises:
+            DataError: a column holds something else than was declared; the first of them is named.
+        """
+        positions = [position_of(table.header)[composed(reader.name)] for reader in self._readers.all]
+        num_rows = num_short = num_unreadable = 0
+        for part in table.parts(sorted(set(positions))):
+            unreadable = self._add(part, positions)
+            num_rows += len(part.numbers) + part.num_bad
+            num_short, num_unreadable = num_short + part.num_bad, num_unreadable + unreadable
+        drops = table.dialect.drops_bad
+        for reader in self._readers.all:
+            refused = reader.cells.refused
+            if refused.count and not (drops and isinstance(reader.cells, NumberColumn)):
+                raise refusal(
+                    DataError,
+                    f"expected {reader.expected}, but {refused.count} of {num_rows} values are others; "
+                    f"{reader.advice}, or the spelling of what is missing with na=; this client's own log has the "
+                    "first",
+                    "row %d has %r in column %r",
+                    refused.row,
+                    refused.cell,
+                    reader.name,
+                )
+        if num_short + num_unreadable:
+            _tell_dropped(num_rows, num_short, num_unreadable)
+
+    def rows(self, task: TaskInfo) -> PrivateRows:
+        """Return the rows that were read."""
+        num_labels = len(self._readers.labels)
+        targets: Array | None = self._joined()[:, :num_labels]
+        if not num_labels:
+            targets = None
+        elif task.kind == "classification":
+            targets = self._joined()[:, 0]
+        numbers = np.concatenate([np.zeros(0, np.int64), *self._numbers])
+        return PrivateRows(self._inputs.close(), targets, numbers, self._columns)
+
+    def names(self) -> dict[str, list[tuple[_Reader, Array]]]:
+        """Return, of group, user and split, the reader of each column that says it, with its codes [N]."""
+        codes = iter(self._joined()[:, len(self._readers.labels) :].T)
+        return {kind: [(reader, next(codes)) for reader in readers] for kind, readers in self._readers.names.items()}
+
+    def _joined(self) -> Array:
+        """Return the values of labels and names, [N, columns]."""
+        width = len(self._readers.all) - len(self._columns)
+        self._others = [np.concatenate([np.zeros((0, width)), *self._others])]
+        return self._others[0]
+
+    def _add(self, part: Part, positions: Sequence[int]) -> int:
+        """Keep the rows of a part that can be read; return how many cannot."""
+        values = [
+            reader.cells.read(part.cells[position], part.numbers)
+            for reader, position in zip(self._readers.all, positions, strict=True)
+        ]
+        unreadable = np.zeros(len(part.numbers), dtype=bool)
+        for one in values:
+            unreadable |= np.isinf(one)
+        if unreadable.any():
+            values = [one[~unreadable] for one in values]
+        num_inputs = len(self._columns)
+        inputs = [encode(one, column) for one, column in zip(values[:num_inputs], self._columns, strict=True)]
+        self._inputs.append(np.concatenate(inputs, axis=1))
+        others = values[num_inputs:]
+        self._others.append(np.stack(others, axis=1) if others else np.zeros((len(inputs[0]), 0)))
+        self._numbers.append(part.numbers[~unreadable])
+        return int(unreadable.sum())
 
 
-def _composed(name: str) -> str:
-    """Return a column's name with composed characters, whichever way the system that wrote it had them."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _position(header: Sequence[str]) -> dict[str, int]:
-    return {_composed(name): position for position, name in enumerate(header)}
-
-
-def _columns(found: Sequence[str], labels: Sequence[str], spec: PrivateSpec, config: DataConfig) -> tuple[Column, ...]:
-    """Return the columns that are inputs: those that the run names, or all that are neither label nor ignored."""
-    given, ignored = parse_categories(spec.options.get("categories", ""), "--data: categories"), spec.names("ignore")
-    run_categories = parse_categories(config.categories)
-    if declared := declared_columns(config):
-        _check_against_run(declared, given, ignored)
-        columns = declared
-    else:
-        given = run_categories or given
-        columns = tuple(
-            Column(name, given.get(name, ()), declared=name in run_categories)
-            for name in found
-            if name not in {*labels, *ignored}
-        )
-    names = {column.name for column in columns}
-    _check_found(found, [column.name for column in columns if column.declared], [*labels, *ignored, *given], spec)
-    if [name for name in labels if name in names] + [name for name in given if name not in names]:
+def _tell_dropped(num_rows: int, num_short: int, num_unreadable: int) -> None:
+    if num_short + num_unreadable == num_rows:
         raise refusal(
-            ConfigError,
-            "--data names a column as an input and as something else (label=, ignore=, categories=). Correct it.",
-            "label=%s ignore=%s categories=%s",
-            listed(labels),
-            listed(ignored),
-            listed(list(given)),
+            DataError, f"expected rows that can be read, but bad=drop leaves none of {num_rows}; check --data"
         )
-    if not columns:
-        raise refusal(DataError, "expected columns beside the label, but there are none; check --data")
-    return columns
-
-
-def _check_found(found: Sequence[str], of_run: Sequence[str], own: Sequence[str], spec: PrivateSpec) -> None:
-    """Refuse a file that lacks columns; those that the run names are told, those of --data counted."""
-    there = _position(found)
-    missing = [name for name in dict.fromkeys(of_run) if _composed(name) not in there]
-    lost = [name for name in dict.fromkeys(own) if _composed(name) not in there and name not in missing]
-    if not missing and not lost:
-        return
-    told = [f"the run's {shown_names(missing)}"] * bool(missing) + [f"{len(lost)} that --data names"] * bool(lost)
-    raise refusal(
-        DataError,
-        f"expected the columns that the run and --data name, but the file's header lacks {' and '.join(told)}; give "
-        "the file a header line, rename its columns or correct --data. This client's own log has both lists",
-        "%s lacks %s; it has %s",
-        spec.path,
-        listed([*missing, *lost]),
-        listed(found),
+    tell_here(
+        "bad=drop leaves out %d of %d rows, which cannot be read: %d have another number of fields than the header, %d "
+        "have something else where a number is declared",
+        num_short + num_unreadable,
+        num_rows,
+        num_short,
+        num_unreadable,
     )
 
 
-def _check_against_run(declared: Sequence[Column], given: dict[str, tuple[str, ...]], ignored: Sequence[str]) -> None:
-    categories = {column.name: column.categories for column in declared}
-    for name, values in given.items():
-        if categories.get(name) != values:
-            raise refusal(
-                ConfigError,
-                "--data: categories= contradicts the run's data.feature-names and data.categories. Leave it out.",
-                "the run says of %r: %s",
-                name,
-                "|".join(categories.get(name, ())) or "that it has no categories",
-            )
-    if ignored:
-        raise refusal(ConfigError, "--data: ignore= contradicts the run, which names its inputs itself. Leave it out.")
-
-
-def _check_width(columns: Sequence[Column], task: TaskInfo) -> None:
-    width = sum(column.width for column in columns)
-    if (width,) != task.input_shape:
-        described = ", ".join(f"{column.name!r} ({column.width})" for column in columns[:LISTED])
-        raise refusal(
-            DataError,
-            f"expected inputs of shape {list(task.input_shape)}, as the run has them, but {len(columns)} columns "
-            f"become {width} inputs; check the columns, categories= and ignore= of --data",
-            "columns and the inputs that each becomes: %s",
-            described,
-        )
-
-
-def _without_missing(rows: PrivateRows, policy: str, task: TaskInfo) -> PrivateRows:
-    """Return the rows that the policy keeps; labels, where there are any, are all there."""
-    empty = np.isnan(rows.inputs)
-    labels = np.zeros(len(rows)) if rows.targets is None else rows.targets
-    unknown: Array = np.asarray(np.isnan(labels if labels.ndim == 2 else labels[:, None]).any(axis=1))
-    if policy == "drop":
-        kept = ~(unknown | empty.any(1))
-        if len(rows) and not kept.any():
+def _named(rows: PrivateRows, found: "Mapping[str, Sequence[tuple[_Reader, Array]]]", missing: Missing) -> PrivateRows:
+    """Return the rows with their groups, users and splits, which are all said."""
+    codes = [one for kind in found.values() for _, one in kind]
+    unknown = np.isnan(np.array(codes)).any(0) if codes else np.zeros(len(rows), dtype=bool)
+    if unknown.any():
+        if missing.default != "drop":
+            kinds = [kind for kind, columns in found.items() if any(np.isnan(one).any() for _, one in columns)]
             raise refusal(
                 DataError,
-                f"expected rows without empty cells, but missing=drop leaves none of {len(rows)}; fill some in",
+                f"expected a value in every cell of the columns that --data names with {'= and '.join(kinds)}=, but "
+                f"{int(unknown.sum())} of {len(rows)} rows lack one; fill them in, or leave these rows out "
+                "(missing=drop)",
+                "the first such row is row %d",
+                rows.numbers[np.flatnonzero(unknown)[0]],
             )
-        if not kept.all():
-            tell_here("missing=drop leaves out %d of %d rows, which have empty cells", int((~kept).sum()), len(rows))
-        targets = None if rows.targets is None else rows.targets[kept]
-        return _typed(PrivateRows(rows.inputs[kept], targets, rows.numbers[kept], rows.columns), task)
-    if unknown.any():
+        tell_here(
+            "missing=drop leaves out %d of %d rows, whose group, user or split is not said",
+            int(unknown.sum()),
+            len(rows),
+        )
+    kept = np.flatnonzero(~unknown)
+    names = {
+        kind: joined_names(
+            [reader.cells.names(one[kept]) for reader, one in columns if isinstance(reader.cells, TextColumn)]
+        )
+        for kind, columns in found.items()
+        if kind != "split" and columns
+    }
+    parts = [one[kept] for _, one in found.get("split", ())]
+    rows = rows.take(kept) if unknown.any() else rows
+    return replace(
+        rows,
+        groups=names.get("group"),
+        users=names.get("user"),
+        # "train" stands behind the other names and is the first of them.
+        parts=np.where(parts[0] == len(PARTS), 0, parts[0]).astype(np.int64) if parts else None,
+    )
+
+
+def _without_missing(rows: PrivateRows, missing: Missing, task: TaskInfo) -> PrivateRows:
+    """Return the rows that the policies keep; labels, where there are any, are all there."""
+    labels = np.zeros(len(rows)) if rows.targets is None else rows.targets
+    unknown: Array = np.asarray(np.isnan(labels if labels.ndim == 2 else labels[:, None]).any(axis=1))
+    if unknown.any() and missing.default != "drop":
         raise refusal(
             DataError,
             f"expected a label in every row, but {int(unknown.sum())} of {len(rows)} rows lack one; fill them in, or "
             "leave these rows out (missing=drop)",
             "the first row without a label is row %d",
-            int(np.flatnonzero(unknown)[0]) + 1,
+            int(rows.numbers[np.flatnonzero(unknown)[0]]),
         )
-    if policy == "error" and empty.any():
-        firsts = np.cumsum([0, *(column.width for column in rows.columns)])
-        counts = [int(empty[:, first].sum()) for first in firsts[:-1]]
-        gone = [(index, column) for index, column in enumerate(rows.columns) if counts[index]]
-        where = ", ".join(f"{told_column(column, index)} ({counts[index]})" for index, column in gone[:LISTED])
-        more = f" and {len(gone) - LISTED} more" if len(gone) > LISTED else ""
+    dropped, counts = unknown.copy(), {}
+    firsts = np.cumsum([0, *(column.width for column in rows.columns)])
+    for index, column in enumerate(rows.columns):
+        policy, empty = missing.of(column), np.isnan(rows.inputs[:, firsts[index]])
+        if policy == "drop":
+            dropped |= empty
+        elif policy == "error" and empty.any():
+            counts[index] = empty
+    _refuse_empty(rows, {index: int((empty & ~dropped).sum()) for index, empty in counts.items()})
+    if len(rows) and dropped.all():
         raise refusal(
             DataError,
-            f"expected a value in every cell, but of {len(rows)} rows some have none, by column: {where}{more}; fill "
-            f"them in, or choose what to do with missing= of --data: {', '.join(MISSING[1:])}",
-            "cells are empty in %s",
-            listed([column.name for _, column in gone]),
+            f"expected rows without empty cells, but missing=drop leaves none of {len(rows)}; fill some in",
         )
-    return _typed(rows, task)
-
-
-def _typed(rows: PrivateRows, task: TaskInfo) -> PrivateRows:
+    if dropped.any():
+        tell_here("missing=drop leaves out %d of %d rows, which have empty cells", int(dropped.sum()), len(rows))
+        rows = rows.take(np.flatnonzero(~dropped))
     if rows.targets is None or task.kind == "regression":
         return rows
-    return PrivateRows(rows.inputs, rows.targets.astype(np.int64), rows.numbers, rows.columns)
+    return replace(rows, targets=rows.targets.astype(np.int64))
+
+
+def _refuse_empty(rows: PrivateRows, counts: Mapping[int, int]) -> None:
+    """Refuse empty cells of columns that nothing is to be done with; `counts` are those of some columns."""
+    gone = [(rows.columns[index], index, count) for index, count in counts.items() if count]
+    if not gone:
+        return
+    where = ", ".join(f"{told_column(column, index)} ({count})" for column, index, count in gone[:LISTED])
+    more = f" and {len(gone) - LISTED} more" if len(gone) > LISTED else ""
+    raise refusal(
+        DataError,
+        f"expected a value in every cell, but of {len(rows)} rows some have none, by column: {where}{more}; fill "
+        f"them in, or choose what to do with missing= of --data: {', '.join(MISSING[1:])}",
+        "cells are empty in %s",
+        listed([column.name for column, _, _ in gone]),
+    )

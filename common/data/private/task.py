@@ -37,6 +37,7 @@ _PRIVATE_ONLY = (
     "class_names",
     "feature_names",
     "categories",
+    "indicators",
     "feature_means",
     "feature_scales",
 )
@@ -50,16 +51,23 @@ class Column:
         name: as in the file's header.
         categories: its values, one input each (1 where the row has that value, else 0); empty for a number.
         declared: whether the run names it; else its name stands in the client's file alone.
+        indicator: whether a further input, the last of the column's, is 1 where the cell is empty, else 0.
     """
 
     name: str
     categories: tuple[str, ...] = ()
     declared: bool = field(default=False, compare=False)
+    indicator: bool = False
+
+    @property
+    def num_values(self) -> int:
+        """Return the number of inputs that hold the column's value."""
+        return len(self.categories) or 1
 
     @property
     def width(self) -> int:
         """Return the number of inputs that the column becomes."""
-        return len(self.categories) or 1
+        return self.num_values + self.indicator
 
 
 def declared_task(config: DataConfig) -> TaskInfo:
@@ -103,14 +111,19 @@ def declared_columns(config: DataConfig) -> tuple[Column, ...]:
     """Return the columns of `data.feature-names` with the categories of `data.categories`; empty if none are named.
 
     Raises:
-        ConfigError: a name stands twice, or categories are given for a column that is not named.
+        ConfigError: a name stands twice, or categories or an indicator are given for a column that is not named.
     """
     names, categories = split_names(config.feature_names, "data.feature-names"), parse_categories(config.categories)
     if stray := [name for name in categories if names and name not in names]:
         raise ConfigError(
             f"data.categories names the column {stray[0]!r}, which data.feature-names does not list. Correct one."
         )
-    return tuple(Column(name, categories.get(name, ()), declared=True) for name in names)
+    indicators = split_names(config.indicators, "data.indicators")
+    if stray := [name for name in indicators if name not in names]:
+        raise ConfigError(
+            f"data.indicators names the column {stray[0]!r}, which data.feature-names does not list. Correct one."
+        )
+    return tuple(Column(name, categories.get(name, ()), declared=True, indicator=name in indicators) for name in names)
 
 
 def parse_categories(text: str, option: str = "data.categories") -> dict[str, tuple[str, ...]]:

@@ -93,7 +93,7 @@ def test_a_cell_as_a_number(cell, number):
     """`?` and -9 are what `na=` names; None is a value that the file itself lacks."""
     column = NumberColumn(Markers(["?", "-9"]))
 
-    [read] = column.read([cell], 1)
+    [read] = column.read([cell], np.array([1]))
 
     assert column.refused.count == 0
     assert np.array_equal(read, np.nan if number is None else number, equal_nan=True)
@@ -116,7 +116,7 @@ def test_a_marker_is_a_number_where_the_column_is(marker, cell, missing):
     """However it is written; neighbors that one float64 stands for stay two."""
     column = NumberColumn(Markers([marker]))
 
-    [number] = column.read([cell], 1)
+    [number] = column.read([cell], np.array([1]))
 
     assert bool(np.isnan(number)) == missing
     assert column.refused.count == 0
@@ -130,7 +130,7 @@ def test_what_only_resembles_a_number_is_refused(cell):
     """Python's float() would take some of them."""
     column = NumberColumn(Markers())
 
-    column.read(["1", cell], 5)
+    column.read(["1", cell], np.array([5, 6]))
 
     assert (column.refused.count, column.refused.row, column.refused.cell) == (1, 6, cell)
 
@@ -153,7 +153,7 @@ def test_a_cell_as_a_name(known, cell, name):
     """Sameness is of the text, digit by digit; 3.0 is what programs write for 3."""
     column = NameColumn(known, Markers(["?"]))
 
-    [code] = column.read([cell], 1)
+    [code] = column.read([cell], np.array([1]))
 
     if name is None:
         assert column.refused.count == 1
