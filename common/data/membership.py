@@ -4,8 +4,9 @@ What must stay together is a *unit*: the examples of one group (a patient), or e
 unit in [0, 1) twice; below the fraction of the test it is a test unit, else below that of the validation a validation
 unit. So a unit's place follows from the key and the unit alone, not from what else there is or in which order.
 
-Only where that leaves a class (or a client) without an example to train on or to be judged on, or the test with more
-than twice its share, the units nearest to the fraction change sides. Figures: docs/decisions/0013-splits-by-hash.md.
+Only where that leaves nothing to train on or to be judged on, or takes more than twice the share, the units nearest to
+the fraction change sides; and so that every class is in each split, where that can move at most one in a hundred.
+Figures: docs/decisions/0013-splits-by-hash.md.
 """
 
 import hashlib
@@ -24,6 +25,9 @@ PARTS = ("support", "validation", "test")
 """The splits, in the order of their numbers."""
 
 _LARGEST_SHARE = 2.0
+
+_UNITS_FOR_A_CLASS = 100
+"""A class of few units moves one of them when another comes: 1 % of a split of so many units for every class."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,18 @@ def _unit_strata(codes: NDArray[np.int64], strata: NDArray[np.int64], num: int) 
 
 
 def _below(ranks: NDArray[np.float64], classes: NDArray[np.int64], fraction: float) -> NDArray[np.bool_]:
-    """Return which units [U] are below the fraction, corrected class by class, and then for the client as a whole."""
-    chosen = ranks < fraction
+    """Return which units [U] are below the fraction, corrected for the client as a whole, and then class by class."""
     if fraction == 0 or len(ranks) < 2:
         return np.zeros(len(ranks), dtype=bool)
-    for name in np.unique(classes):
+    most = min(max(1, int(_LARGEST_SHARE * fraction * len(ranks))), len(ranks) - 1)
+    chosen = _corrected(ranks, ranks < fraction, 1, most)
+    names = np.unique(classes)
+    if len(names) * _UNITS_FOR_A_CLASS > chosen.sum():
+        return chosen
+    for name in names:
         own = np.flatnonzero(classes == name)
-        least = int(len(own) * fraction >= 1)
-        chosen[own] = _corrected(ranks[own], chosen[own], least, _most(len(own), fraction))
-    return _corrected(ranks, chosen, 1, _most(len(ranks), fraction))
-
-
-def _most(num: int, fraction: float) -> int:
-    return min(max(1, int(_LARGEST_SHARE * fraction * num)), max(num - 1, 1))
+        chosen[own] = _corrected(ranks[own], chosen[own], int(len(own) * fraction >= 1), max(len(own) - 1, 1))
+    return chosen
 
 
 def _corrected(ranks: NDArray[np.float64], chosen: NDArray[np.bool_], least: int, most: int) -> NDArray[np.bool_]:
