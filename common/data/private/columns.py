@@ -85,7 +85,8 @@ def encode(values: Array, column: Column) -> Array:
 
 def value_positions(columns: Sequence[Column]) -> list[int]:
     """Return the positions of the inputs that hold columns' values, and are no indicators."""
-    positions, first = [], 0
+    positions: list[int] = []
+    first = 0
     for column in columns:
         positions += range(first, first + column.num_values)
         first += column.width

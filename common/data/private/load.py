@@ -185,7 +185,7 @@ def own_statistics(member: Membership, config: RunConfig, settings: Settings, mi
     task = describe_task(config.data, settings, seed=config.seed)
     support = _divided(rows, member, task, config)[1].support
     targets = rows.targets[support] if shape.classes and rows.targets is not None else None
-    inputs = rows.inputs[np.ix_(support, value_positions(rows.columns))].astype(np.float64)
+    inputs = rows.inputs[support][:, value_positions(rows.columns)].astype(np.float64)
     return site_statistics(inputs, targets, shape)
 
 
