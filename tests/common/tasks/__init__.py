@@ -1,0 +1,1 @@
+"""Tasks and their losses, on models of every kind."""
