@@ -74,7 +74,8 @@ def evaluate(message: Message, context: Context) -> Message:
     place = attend(message, context)
     request = EvaluateRequest.from_records(message.content, expected_params(place))
     params = _on_device(request.params)
-    curves = {**adaptation_curves(place, params), **shot_curves(place, params, request.shots)}
+    curves = adaptation_curves(place, params, all_metrics=request.all_metrics)
+    curves |= shot_curves(place, params, request.shots)
     if request.final and (path := personal_path(context.node_config)):
         personalize_after_run(place, params, path)
     return Message(EvaluateReply(len(place.data.test), curves).to_records(), reply_to=message)

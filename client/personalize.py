@@ -1,8 +1,9 @@
 """Adaptation at test time: fine-tune the server's model on the support split, judge it on data it has not seen."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,28 +13,59 @@ from nufed.common.config import EvaluationConfig
 from nufed.common.examples import Batch, ClientData, Examples
 from nufed.common.meta.local_update import Stream, local_update
 from nufed.common.meta.objective import fine_tune
+from nufed.common.metrics.closing import Answers, closing_numbers
+from nufed.common.metrics.judged import judged
+from nufed.common.metrics.judging import Judging, compute_all, ignored_target, in_units, judging
+from nufed.common.metrics.track import MetricCurves
 from nufed.common.params import Params
 from nufed.common.rng import derive_seed, numpy_generator
-from nufed.common.task import judged_by_all
+from nufed.common.task import answers
 
-Curves = dict[str, list[float]]
+Curves = dict[str, Any]
+"""Lists of S + 1 numbers, and single numbers, by the names that messages have for them."""
+
+Split = Literal["test", "validation"]
 
 
-def adaptation_curves(place: Workplace, params: Mapping[str, Tensor]) -> Curves:
-    """Return losses and accuracies after s = 0 … S steps from `params` (docs/concepts/evaluation.md).
+def adaptation_curves(place: Workplace, params: Mapping[str, Tensor], *, all_metrics: bool = False) -> Curves:
+    """Return the loss and metrics after s = 0 … S steps from `params` (docs/concepts/evaluation.md).
+
+    Args:
+        place: the client.
+        params: the server's model.
+        all_metrics: report all of the run's metrics, and what they are compared with; else the primary one alone.
 
     Returns:
-        `test-loss`, `test-accuracy` and, where there is a validation split, `validation-loss` and
-        `validation-accuracy`: S+1 numbers each, means over examples. Accuracies are absent for regression; further
-        metrics of `nufed.common.metrics` are named likewise.
+        `test-loss`, `test-<metric>` and, where there is a validation split, `validation-loss` and
+        `validation-<metric>`: S+1 numbers each; with `all_metrics` what `closing_numbers` names beside them.
     """
-    judged = [name for name, examples in _held_out(place).items() if len(examples)]
+    by, scaling = judging(place.config.evaluation, place.task), place.data.target_scaling
+    computes = by.computes if all_metrics else by.on_the_way
     curves: Curves = {}
+    tracks: dict[Split, MetricCurves] = {}
+    for name, examples in _held_out(place).items():
+        if len(examples):
+            targets = in_units(examples.targets, scaling)
+            tracks[name], curves[f"{name}-loss"] = MetricCurves(computes, targets, ignored_target(place.task)), []
+    said: dict[str, Any] = {}
     for step, point in enumerate(adapted_points(place, params)):
-        for name in judged:
-            for measure, value in judge_split(place, point, name, step).items():
-                curves.setdefault(f"{name}-{measure}", []).append(value)
-    return curves
+        for name, track in tracks.items():
+            outputs, loss = _answers(place, point, name, step)
+            curves[f"{name}-loss"].append(loss)
+            track.add(in_units(outputs, scaling))
+            if all_metrics and name == "test" and step == place.config.evaluation.primary_step:
+                said = closing_numbers_of(place, by, outputs)
+    for name, track in tracks.items():
+        curves |= {f"{name}-{metric}": values for metric, values in track.curves().items()}
+    return {**curves, **said}
+
+
+def closing_numbers_of(place: Workplace, by: Judging, outputs: Tensor) -> dict[str, Any]:
+    """Return what a client's test results after s* steps are compared with, from its outputs there."""
+    seed = place.config.seed, place.data.client_id
+    answered = Answers(place.task, outputs, place.data.test.targets, place.data.target_scaling, seed)
+    counts = place.config.evaluation.report_counts
+    return dict(closing_numbers(by, answered, place.data.support.targets, counts=counts))
 
 
 def adapted_points(place: Workplace, params: Mapping[str, Tensor]) -> Iterator[Params]:
@@ -53,13 +85,23 @@ def adapted_points(place: Workplace, params: Mapping[str, Tensor]) -> Iterator[P
     return fine_tune(place.adaptation_loss, params, batches, step_size, method)
 
 
-def judge_split(place: Workplace, point: Params, name: Literal["test", "validation"], step: int) -> dict[str, float]:
+def judge_split(place: Workplace, point: Params, name: Split, step: int) -> dict[str, float]:
     """Return `loss` and all metrics of a model after so many steps, on one of a client's held-out splits."""
+    outputs, loss = _answers(place, point, name, step)
+    computes, scaling = judging(place.config.evaluation, place.task).computes, place.data.target_scaling
+    if bool(outputs.isnan().any()):
+        return {"loss": loss, **dict.fromkeys(computes, math.nan)}
+    targets = in_units(_held_out(place)[name].targets, scaling)
+    found = compute_all(computes, judged(in_units(outputs, scaling), targets, ignored_target(place.task)))
+    return {"loss": loss, **{metric: float(value) for metric, value in found.items()}}
+
+
+def _answers(place: Workplace, point: Params, name: Split, step: int) -> tuple[Tensor, float]:
     batch = replace(_held_out(place)[name].as_batch(), mask_seed=_draws_seed(place, name, step))
-    return judged_by_all(place.model, place.task, point, batch, place.adaptation_loss.traits)
+    return answers(place.model, place.task, point, batch, place.adaptation_loss.traits)
 
 
-def _held_out(place: Workplace) -> dict[Literal["test", "validation"], Examples]:
+def _held_out(place: Workplace) -> dict[Split, Examples]:
     return {"test": place.data.test, "validation": place.data.validation}
 
 

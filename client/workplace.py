@@ -19,6 +19,7 @@ from nufed.common.data.private.rows import refusal, tell_here
 from nufed.common.data.private.split import SplitHashes
 from nufed.common.errors import ConfigError, NufedError
 from nufed.common.examples import ClientData, Group, TaskInfo
+from nufed.common.metrics.trial import try_own_metrics
 from nufed.common.models import MODELS
 from nufed.common.settings import Settings
 from nufed.common.steps.compile_choice import settle_compile
@@ -127,6 +128,7 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
     with _of_the_run():
         training_loss, adaptation_loss = pair.losses(data, config.method)
     config = settle_compile(config, training_loss, num_here)
+    try_own_metrics(config.evaluation, pair.evaluation, task, data)
     return Workplace(config, task, data, pair.evaluation, training_loss, adaptation_loss, preparation, own, pair.frozen)
 
 

@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
-from nufed.common.errors import WireError
-from nufed.common.metrics import SPLITS, further_metrics
+from nufed.common.config import EvaluationConfig
+from nufed.common.errors import ConfigError, WireError
+from nufed.common.examples import TaskInfo
+from nufed.common.metric_looks import LOSS, Look
+from nufed.common.metrics import METRICS, SPLITS, judging
 from nufed.common.statistics import LARGEST
 from nufed.common.untrusted import shown, shown_names
 
@@ -32,6 +35,11 @@ LONGEST_NAME = 64
 
 LONGEST_CLIENT_ID = 128
 """Characters of a client's name."""
+
+BASELINE, INTERVAL, CONFUSION = "baseline-", "interval-", "test-confusion"
+"""What the last evaluation says beside curves: for each metric what the same answer to every example gets, and a 95 %
+interval of what the model got after s* steps; and, where the run asks for it, how many test examples of each class were
+taken for each, a row for each class."""
 
 MOST_OTHER_METRICS, MOST_OTHER_NUMBERS = 32, 256
 """Metrics beside those of the schema, and numbers in all of them together."""
@@ -82,17 +90,41 @@ class Quantity:
 
 @dataclass(frozen=True)
 class CurveShape:
-    """What the curves of an evaluation must be.
+    """What an evaluation must report.
 
     Attributes:
         length: S + 1.
-        has_accuracy: whether there are accuracies: for classification, and not for regression.
+        kind: the run's task.
+        looks: how numbers of the loss and of the run's metrics are read.
+        primary: what a reply must have beside the loss; may be `loss`.
         shots: numbers of support examples that there may be curves of their own for (nufed.common.shots).
+        num_classes: C where counts of C² kinds of right and wrong answers are asked for, else 0.
     """
 
     length: int
-    has_accuracy: bool
+    kind: str
+    looks: Mapping[str, Look]
+    primary: str = LOSS
     shots: tuple[int, ...] = ()
+    num_classes: int = 0
+
+
+def curve_shape(evaluation: EvaluationConfig, task: TaskInfo) -> CurveShape:
+    """Return what the evaluations of a run must report.
+
+    Raises:
+        ConfigError: a metric is unknown or not for the task, or counts are asked for that there are not.
+    """
+    by, num_classes = judging(evaluation, task), 0
+    if evaluation.report_counts:
+        num_classes = task.num_outputs if task.kind == "classification" else 0
+        if not 0 < num_classes**2 <= LONGEST_CURVE:
+            raise ConfigError(
+                f"evaluation.report-counts=true expects a classification of at most {math.isqrt(LONGEST_CURVE)} "
+                f"classes, and the task is {task.kind} with {task.num_outputs} outputs. Leave it false."
+            )
+    length = evaluation.num_adapt_steps + 1
+    return CurveShape(length, task.kind, by.looks, by.primary, evaluation.shot_sizes, num_classes)
 
 
 _EXAMPLES = Quantity("examples", 0, MOST_EXAMPLES, is_whole=True, is_required=True)
@@ -124,13 +156,13 @@ EVALUATE_REPLY: Schema = {
     "validation-loss": replace(_LOSSES, meaning="as `test-loss`; absent without a validation split"),
     "validation-accuracy": replace(_ACCURACIES, meaning="as `test-accuracy`"),
 }
-EVALUATE_REPLY = {
-    **EVALUATE_REPLY,
+_ANY_CURVES = {
     **{
-        f"{split}-{name}": Quantity(metric.meaning, metric.low, metric.high, may_diverge=True, is_curve=True)
-        for name, metric in further_metrics().items()
+        f"{split}-{name}": Quantity(metric.meaning, metric.look.low, metric.look.high, may_diverge=True, is_curve=True)
+        for name, metric in METRICS.items()
         for split in SPLITS
     },
+    **EVALUATE_REPLY,
 }
 STATISTICS_REPLY: Schema = {
     NUM_EXAMPLES: replace(_EXAMPLES, meaning="examples in the support split"),
@@ -185,16 +217,19 @@ def checked_curves(metrics: Mapping[str, object], shape: CurveShape | None) -> d
     Raises:
         WireError: with the first metric that does not fit.
     """
-    schema = EVALUATE_REPLY
-    if shape is not None:
-        if not shape.has_accuracy and (found := [name for name in metrics if name.endswith("-accuracy")]):
-            raise WireError(f"{shown(found[0])} was not expected: the run's task is regression")
-        schema = {name: _shaped(name, quantity, shape) for name, quantity in schema.items()}
-    accuracies = {name for name in schema if name.endswith("-accuracy")}
-    relaxed = {name: replace(each, may_diverge=name in accuracies or each.may_diverge) for name, each in schema.items()}
-    checked = checked_metrics(metrics, relaxed)
-    for name in sorted(accuracies & checked.keys()):
-        _check_divergence(name, checked[name], checked.get(name.replace("accuracy", "loss")), schema[name])
+    if shape is None:
+        return _checked(metrics, _ANY_CURVES, {"accuracy": METRICS["accuracy"].look})
+    for name in metrics:
+        split, _, metric = name.partition("-")
+        if split in SPLITS and metric in METRICS and shape.kind not in METRICS[metric].computes:
+            raise WireError(f"{shown(name)} was not expected: the run's task is {shape.kind}")
+    checked = _checked(metrics, _shaped(shape), shape.looks)
+    for name, value in checked.items():
+        if name.startswith(INTERVAL) and isinstance(value, list) and not value[0] <= value[1]:
+            raise WireError(f"{shown(name)}={value} is refused: expected its lower end first")
+    counts = checked.get(CONFUSION)
+    if isinstance(counts, list) and shape.num_classes and sum(counts) != checked[NUM_EXAMPLES]:
+        raise WireError(f"{CONFUSION} sums to {sum(counts)}, expected {NUM_EXAMPLES}={checked[NUM_EXAMPLES]}")
     return checked
 
 
@@ -239,12 +274,32 @@ def check_client_id(client_id: object) -> str:
     )
 
 
-def _shaped(name: str, quantity: Quantity, shape: CurveShape) -> Quantity:
-    if not quantity.is_curve:
-        return quantity
-    is_required = name == "test-loss" or (name == "test-accuracy" and shape.has_accuracy)
-    low = _LOWEST_LOSS if name.endswith("-loss") else quantity.low
-    return replace(quantity, low=low, length=shape.length, is_required=is_required)
+def _checked(metrics: Mapping[str, object], schema: Schema, looks: Mapping[str, Look]) -> dict[str, MetricValue]:
+    """Return metrics that fit a schema, whose curves are no numbers only where they may be."""
+    curves = {f"{split}-{name}": look for split in SPLITS for name, look in looks.items() if name != LOSS}
+    relaxed = {name: replace(each, may_diverge=name in curves or each.may_diverge) for name, each in schema.items()}
+    checked = checked_metrics(metrics, relaxed)
+    for name in sorted(curves.keys() & checked.keys()):
+        loss = checked.get(f"{name.partition('-')[0]}-{LOSS}")
+        _check_divergence(name, checked[name], loss, curves[name], schema[name])
+    return checked
+
+
+def _shaped(shape: CurveShape) -> Schema:
+    """Return what a reply of an evaluation may say in a run."""
+    schema: dict[str, Quantity] = {NUM_EXAMPLES: EVALUATE_REPLY[NUM_EXAMPLES]}
+    for name, look in shape.looks.items():
+        low = _LOWEST_LOSS if name == LOSS else look.low
+        curve = Quantity(name, low, look.high, may_diverge=name == LOSS, is_curve=True, length=shape.length)
+        for split in SPLITS:
+            is_required = split == "test" and name in (LOSS, shape.primary)
+            schema[f"{split}-{name}"] = replace(curve, is_required=is_required)
+        schema[BASELINE + name] = Quantity(name, low, look.high, may_diverge=True)
+        schema[INTERVAL + name] = Quantity(name, low, look.high, is_curve=True, length=2)
+    if shape.num_classes:
+        cells = shape.num_classes**2
+        schema[CONFUSION] = Quantity("", 0, MOST_EXAMPLES, is_whole=True, is_curve=True, length=cells)
+    return schema
 
 
 def _check_others(others: Mapping[str, object]) -> None:
@@ -290,13 +345,19 @@ def _number(name: str, value: object, expected: Quantity) -> int | float:
     raise WireError(f"{name}={shown(value)} is refused: expected {expected}")
 
 
-def _check_divergence(name: str, accuracy: MetricValue, loss: MetricValue | None, expected: Quantity) -> None:
-    """Refuse an accuracy that is no number where the loss is finite."""
-    accuracies = accuracy if isinstance(accuracy, list) else [accuracy]
+def _check_divergence(name: str, curve: MetricValue, loss: MetricValue | None, look: Look, expected: Quantity) -> None:
+    """Refuse a metric that is no number where the loss is one, unless it may be undefined there."""
+    numbers = curve if isinstance(curve, list) else [curve]
     losses = loss if isinstance(loss, list) else [loss]
-    for step, value in enumerate(accuracies):
+    for step, value in enumerate(numbers):
+        if math.isfinite(value):
+            continue
         has_diverged = step < len(losses) and (at := losses[step]) is not None and not math.isfinite(at)
-        if not math.isfinite(value) and not (has_diverged and math.isnan(value)):
+        if math.isnan(value):
+            fits = has_diverged or look.may_be_undefined
+        else:
+            fits = has_diverged and math.isinf(look.high if value > 0 else look.low)
+        if not fits:
             raise WireError(f"{name}[{step}]={value!r} is refused: expected {expected}")
 
 

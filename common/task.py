@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nufed.common import trees
 from nufed.common.examples import Batch, TaskInfo
-from nufed.common.metrics import measured
+from nufed.common.metrics import evaluate_metrics
+from nufed.common.metrics.judging import default_metrics
 from nufed.common.params import trained_parameters
 from nufed.common.rng import GLOBAL_STATE, derive_seed, seeded_generators, seeded_torch
 from nufed.common.tasks import Task, find_task
@@ -159,18 +160,25 @@ def judge(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch:
     return found["loss"], found.get("accuracy")
 
 
-@torch.no_grad()
 def judged_by_all(
     model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch, traits: Traits = UNKNOWN
 ) -> dict[str, float]:
-    """Return `loss` and all metrics of the task (`nufed.common.metrics`) of a model in evaluation mode.
+    """Return `loss` and the task's usual metrics (`nufed.common.metrics`) of a model in evaluation mode."""
+    outputs, loss = answers(model, task, params, batch, traits)
+    return {"loss": loss, **evaluate_metrics(default_metrics(task)[0], task, outputs, batch.targets)}
+
+
+@torch.no_grad()
+def answers(
+    model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch, traits: Traits = UNKNOWN
+) -> tuple[Tensor, float]:
+    """Return the outputs [B, ...] of a model in evaluation mode, and their mean loss.
 
     More than `traits.most_rows` examples are evaluated in parts.
     """
     loss_fn = make_loss(model, task, traits)
     outputs = torch.cat([loss_fn.outputs_of(params, part) for part in loss_fn.parts(batch)])
-    loss = float(loss_fn.meaning.loss(outputs, batch.targets, batch.weights))
-    return {"loss": loss, **measured(task.kind, outputs, batch.targets)}
+    return outputs, float(loss_fn.meaning.loss(outputs, batch.targets, batch.weights))
 
 
 class _InParts(torch.autograd.Function):

@@ -39,7 +39,7 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 NUMPY = "numpy.ndarray"
 """Flower's name for the bytes of a `.npy` file."""
 
-SERVER_ROUND, FINAL = "server-round", "final"
+SERVER_ROUND, FINAL, ALL_METRICS = "server-round", "final", "all-metrics"
 FROZEN = "frozen"
 """Key of the frozen part's hash in the config of every message that a server sends."""
 
@@ -193,23 +193,24 @@ class EvaluateRequest(TrainRequest):
     Attributes:
         shots: numbers of support examples to draw a further curve for.
         final: whether it is the model that the run ends with, of which a client may keep its adapted copy.
+        all_metrics: whether to report all of the run's metrics, and what they are compared with, or the primary alone.
     """
 
     final: bool = False
     shots: tuple[int, ...] = ()
+    all_metrics: bool = False
 
     def to_records(self) -> RecordDict:
         """Return the Flower records of this request."""
-        records = super().to_records()
-        if self.final:
-            records.config_records[CONFIG][FINAL] = 1
+        records, asked = super().to_records(), {FINAL: self.final, ALL_METRICS: self.all_metrics}
+        records.config_records[CONFIG].update({flag: 1 for flag, value in asked.items() if value})
         if self.shots:
             records.config_records[CONFIG][SHOTS] = list(self.shots)
         return records
 
     @classmethod
     def from_records(cls, records: RecordDict, reference: Mapping[str, Tensor] | None = None) -> "EvaluateRequest":
-        """Read a request back; servers that do not say so send no final model.
+        """Read a request back; servers that do not say so send no final model, and know no metrics but accuracy.
 
         Args:
             records: of the server, which is not believed either.
@@ -218,8 +219,9 @@ class EvaluateRequest(TrainRequest):
         Raises:
             WireError: it has no round, or no finite model like the client's.
         """
-        final = any(config.get(FINAL) == 1 for config in records.config_records.values())
-        return cls(_model(records, reference), _round(records), final, shots_asked_for(records))
+        said = list(records.config_records.values())
+        final, all_metrics = (any(config.get(flag) == 1 for config in said) for flag in (FINAL, ALL_METRICS))
+        return cls(_model(records, reference), _round(records), final, shots_asked_for(records), all_metrics)
 
 
 @dataclass(frozen=True)
@@ -264,8 +266,8 @@ class EvaluateReply:
 
     Attributes:
         num_examples: examples in the test split.
-        metrics: `test-loss`, `test-accuracy` (absent for regression), `validation-loss`, `validation-accuracy`:
-            lists over s = 0..S.
+        metrics: `test-loss`, `test-accuracy`, `validation-…`: lists over s = 0..S, and more at a run's end
+            (nufed.common.message_schema).
     """
 
     num_examples: int

@@ -7,135 +7,84 @@ over clients. All curves start from the server's model, never from a model that 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nufed.common.errors import WireError
 from nufed.common.examples import Group
-from nufed.common.metrics import further_curves
-from nufed.common.wire import ClientDescription, EvaluateReply
-from nufed.server.shot_curves import ShotCurves, shots_of_reply
+from nufed.common.metric_looks import LOSS, look_of, sign_of
+from nufed.server.client_curves import ACCURACY, ClientCurves
+from nufed.server.curve_means import (
+    Curve,
+    Floats,
+    as_curve,
+    finite,
+    mean_curve,
+    mean_of_finite,
+    spread,
+    stacked,
+    worst_decile,
+)
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
-
-Curve = tuple[float, ...]
-Measure = Literal["accuracy", "loss"]
-
-_KEYS = ("test-loss", "test-accuracy", "validation-loss", "validation-accuracy")
 
 _ROUNDING = 1e-12  # error of a mean of numbers in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientCurves:
-    """One client's curves: element s is after s fine-tuning steps on its support split.
-
-    A client has diverged at s if its test loss there is not finite. Its accuracy is NaN then: of outputs that are NaN,
-    the largest is the first, so that what was counted is how many examples belong to class 0.
+class Detail:
+    """How a metric beside the primary one is spread over a group's clients; element s is after s steps.
 
     Attributes:
-        client_id: stable name.
-        group: `participating` or `new`.
-        num_support: examples that were adapted on.
-        num_validation: examples of the validation split.
-        num_test: examples that were judged on.
-        test_loss: mean over test examples, [S+1].
-        test_accuracy: share of test examples, in [0, 1], [S+1]; None for regression.
-        validation_loss: as `test_loss` on the validation split; None if it is empty.
-        validation_accuracy: as `test_accuracy` on the validation split; None if it is empty, or for regression.
-        metrics: curves of further metrics (`nufed.common.metrics`), e.g. `test-top-5`.
-        shots: after fine-tuning on so many support examples instead of all.
+        better: whether more of it is better, `higher`, or less, `lower`.
+        num_clients: clients that reported it.
+        num_undefined: how many of them for whom it is undefined, and who count in no mean.
+        worst_decile: mean over the ⌈0.1 n⌉ clients that are worst at s; NaN where a client has diverged.
+        spread: standard deviation over clients.
     """
 
-    client_id: str
-    group: Group
-    num_support: int
-    num_test: int
-    test_loss: Curve
-    test_accuracy: Curve | None = None
-    validation_loss: Curve | None = None
-    validation_accuracy: Curve | None = None
-    num_validation: int = 0
-    metrics: Mapping[str, Curve] = field(default_factory=dict)
-    shots: Mapping[int, ShotCurves] = field(default_factory=dict)
-
-    @classmethod
-    def from_reply(
-        cls,
-        description: ClientDescription,
-        reply: EvaluateReply,
-        *,
-        num_adapt_steps: int,
-        measure: Measure = "loss",
-    ) -> "ClientCurves":
-        """Return the curves that a client answered with.
-
-        Args:
-            description: who the client is.
-            reply: what it answered.
-            num_adapt_steps: S; every curve must have S + 1 elements.
-            measure: what the task is judged by, which the reply must have.
-
-        Raises:
-            WireError: a curve that is needed is missing, or a curve has another length or is no list.
-        """
-        length = num_adapt_steps + 1
-        further = further_curves()
-        curves = {key: _curve(reply, key, description.client_id, length) for key in (*_KEYS, *further)}
-        test_loss = curves["test-loss"]
-        if test_loss is None or curves[f"test-{measure}"] is None:
-            missing = "test-loss" if test_loss is None else f"test-{measure}"
-            raise WireError(
-                f"client {description.client_id!r} answered without {missing!r}; expected a list of {length} numbers; "
-                "the client runs another app or version"
-            )
-        return cls(
-            client_id=description.client_id,
-            group=description.group,
-            num_support=description.num_support,
-            num_validation=description.num_validation,
-            num_test=description.num_test,
-            test_loss=test_loss,
-            test_accuracy=_where_finite(curves["test-accuracy"], test_loss),
-            validation_loss=curves["validation-loss"],
-            validation_accuracy=_where_finite(curves["validation-accuracy"], curves["validation-loss"]),
-            metrics={key: found for key in further if (found := curves[key]) is not None},
-            shots=shots_of_reply(reply.metrics),
-        )
-
-    def has_diverged(self, step: int) -> bool:
-        """Return whether fine-tuning has left the finite numbers after `step` steps."""
-        return not math.isfinite(self.test_loss[step])
+    better: str
+    num_clients: int
+    num_undefined: tuple[int, ...]
+    worst_decile: Curve
+    spread: Curve
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupCurves:
     """A group's curves: element s is after s fine-tuning steps.
 
-    Means and spread are over the clients that have not diverged at s, and NaN where none is left.
+    Means and spread are over the clients that have not diverged at s and for whom the metric is defined, and NaN where
+    none is left.
 
     Attributes:
         num_clients: clients in the group that answered.
         num_diverged: how many of them have diverged at s.
-        measure: what `worst_decile`, `spread`, `gain` and `area` are about; `loss` for regression.
-        accuracy: A(s), unweighted mean over clients; None for regression.
-        accuracy_weighted: mean weighted by test examples, bounded as in training (`weights.py`); None for regression.
+        num_undefined: for how many of the others the measure is undefined at s.
+        measure: the primary metric, which `worst_decile`, `spread`, `gain` and `area` are about; may be `loss`.
+        better: whether more of it is better, `higher`, or less, `lower`.
+        accuracy: A(s), unweighted mean over clients; None where they are not judged by it.
+        accuracy_weighted: mean weighted by test examples, bounded as in training (`weights.py`).
         loss: unweighted mean over clients.
         loss_weighted: likewise.
         worst_decile: W(s), mean over the ⌈0.1 n⌉ clients that are worst at s; NaN where a client has diverged.
         spread: standard deviation over clients (n - 1 in the denominator; 0 for one client).
-        gain: A(s*) - A(0), or how far the loss fell from 0 to s* for regression: positive is better. Over the clients
-            that have diverged at neither.
-        area: mean over s = 0..S of A(s), or of the loss for regression.
+        gain: A(s*) - A(0), or how far the measure fell from 0 to s* where less is better: positive is better. Over the
+            clients that have a number at both.
+        area: mean over s = 0..S of the measure.
         validation_accuracy: unweighted mean over the clients that have a validation split; None without any.
         validation_loss: likewise.
-        metrics: unweighted means of further metrics over the clients that have them; absent without any.
+        metrics: unweighted means of further metrics over the clients that have them, e.g. `test-auroc`.
+        details: metric -> how the test split's numbers are spread, for what is not the measure.
+        baselines: metric, or `loss` -> mean over clients of what the same answer to every example gets.
+        intervals: metric -> of the clients that were judged on few examples the number, and half the width of the 95 %
+            interval of the metric after s* steps, median over these clients.
     """
 
     num_clients: int
     num_diverged: tuple[int, ...]
-    measure: Measure
+    num_undefined: tuple[int, ...] = ()
+    measure: str
+    better: str = ""
     accuracy: Curve | None
     accuracy_weighted: Curve | None
     loss: Curve
@@ -147,19 +96,36 @@ class GroupCurves:
     validation_accuracy: Curve | None
     validation_loss: Curve | None
     metrics: Mapping[str, Curve] = field(default_factory=dict)
+    details: Mapping[str, Detail] = field(default_factory=dict)
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Curve:
+        """Return the mean of the measure over clients."""
+        if self.measure == LOSS:
+            return self.loss
+        found = self.accuracy if self.measure == ACCURACY else self.metrics.get(f"test-{self.measure}")
+        return found if found is not None else self.loss
+
+    @property
+    def sign(self) -> float:
+        """Return 1 where more of the measure is better, else -1."""
+        return sign_of(self.better or look_of(self.measure).better)
 
     def to_json(self) -> dict[str, Any]:
         """Return the curves as JSON values; `nufed.common.durable_file.json_ready` turns NaN into null."""
-        values = asdict(self)
-        return values if self.metrics else {key: value for key, value in values.items() if key != "metrics"}
+        optional = ("metrics", "details", "baselines", "intervals")
+        return {key: value for key, value in asdict(self).items() if value or key not in optional}
 
 
-def group_curves(
+def group_curves(  # noqa: PLR0913 - all but two by name
     clients: Iterable[ClientCurves],
     group: Group,
     *,
     primary_step: int,
-    measure: Measure | None = None,
+    measure: str | None = None,
+    betters: Mapping[str, str] | None = None,
     max_weight: float = DEFAULT_MAX_WEIGHT,
 ) -> GroupCurves | None:
     """Return the curves of the clients of one group, or None if none of them answered.
@@ -170,120 +136,114 @@ def group_curves(
         clients: curves of equal length, of any groups.
         group: which clients to take.
         primary_step: s*, the step that the gain is quoted at.
-        measure: what the task is judged by; None takes accuracy if any of the clients has one.
+        measure: the primary metric; None takes accuracy if any of the clients has one, else the loss.
+        betters: metric -> whether more of it is better, `higher`, or less, `lower`; for those that come along it is
+            known.
         max_weight: in the weighted means, a client counts at most this many times the median client.
     """
     members = sorted((client for client in clients if client.group == group), key=lambda client: client.client_id)
     if not members:
         return None
     if measure is None:
-        measure = "loss" if all(client.test_accuracy is None for client in members) else "accuracy"
+        measure = LOSS if all(client.test_accuracy is None for client in members) else ACCURACY
     with np.errstate(invalid="ignore", over="ignore"):  # shows as NaN or infinite, not as a warning
         limit = weight_limit((client.num_test for client in members), max_weight)
-        return _summarize(members, primary_step, measure, limit)
+        return _summarize(members, primary_step, measure, (betters or {}, limit))
 
 
 def rounds_to_target(evaluations: Sequence[tuple[int, float]], target: float, window: int = 3) -> int | None:
     """Return the first evaluated round at which the mean of the last evaluations reaches the target, or None.
 
     Args:
-        evaluations: (round, accuracy at s*), in the order of rounds.
-        target: accuracy in [0, 1].
+        evaluations: (round, primary metric at s*), in the order of rounds; negative where less is better.
+        target: what is to be reached; negative likewise.
         window: evaluations in the mean; where there are fewer yet, all of them, so that round 0 can be the answer.
     """
     for end in range(1, len(evaluations) + 1):
-        recent = [accuracy for _, accuracy in evaluations[max(0, end - window) : end]]
+        recent = [value for _, value in evaluations[max(0, end - window) : end]]
         if math.fsum(value / len(recent) for value in recent) >= target - _ROUNDING:
             return evaluations[end - 1][0]
     return None
 
 
-def _summarize(members: Sequence[ClientCurves], primary_step: int, measure: Measure, limit: int) -> GroupCurves:
+def _summarize(
+    members: Sequence[ClientCurves], primary_step: int, measure: str, how: tuple[Mapping[str, str], int]
+) -> GroupCurves:
+    betters, limit = how
+    better = betters.get(measure) or look_of(measure).better
+    sign = sign_of(better)
     weights = np.array([min(client.num_test, limit) for client in members], dtype=np.float64)
-    losses = _finite(np.array([client.test_loss for client in members], dtype=np.float64))
-    accuracies = _stack([client.test_accuracy for client in members], losses) if measure == "accuracy" else None
-    judged, sign = (losses, -1.0) if accuracies is None else (accuracies, 1.0)
+    losses = finite(np.array([client.test_loss for client in members], dtype=np.float64))
+    diverged = np.isnan(losses)
+    has_accuracy = any(client.test_accuracy is not None for client in members)
+    accuracies = stacked([client.test_accuracy for client in members], losses) if has_accuracy else None
+    judged = losses if measure == LOSS else stacked([client.curve(measure) for client in members], losses)
+    assert judged is not None  # noqa: S101 - with `of`, it is an array
     both = judged[np.isfinite(judged[:, [0, primary_step]]).all(axis=1)]
     return GroupCurves(
         num_clients=len(members),
-        num_diverged=tuple(int(count) for count in np.isnan(losses).sum(axis=0)),
+        num_diverged=tuple(int(count) for count in diverged.sum(axis=0)),
+        num_undefined=_num_undefined(judged, diverged),
         measure=measure,
-        accuracy=_mean(accuracies),
-        accuracy_weighted=_mean(accuracies, weights),
-        loss=_tuple(_mean_of_finite(losses)),
-        loss_weighted=_tuple(_mean_of_finite(losses, weights)),
-        worst_decile=_tuple(sign * _worst_decile(sign * judged)),
-        spread=_tuple(_spread(judged)),
-        gain=float(sign * (_mean_of_finite(both)[primary_step] - _mean_of_finite(both)[0])),
-        area=float(_mean_of_finite(judged).mean()),
-        validation_accuracy=_mean(_stack([client.validation_accuracy for client in members])),
-        validation_loss=_mean(_stack([client.validation_loss for client in members])),
+        better=better,
+        accuracy=mean_curve(accuracies),
+        accuracy_weighted=mean_curve(accuracies, weights),
+        loss=as_curve(mean_of_finite(losses)),
+        loss_weighted=as_curve(mean_of_finite(losses, weights)),
+        worst_decile=as_curve(sign * worst_decile(sign * judged, diverged)),
+        spread=as_curve(spread(judged)),
+        gain=float(sign * (mean_of_finite(both)[primary_step] - mean_of_finite(both)[0])),
+        area=float(mean_of_finite(judged).mean()),
+        validation_accuracy=mean_curve(stacked([client.validation_accuracy for client in members])),
+        validation_loss=mean_curve(stacked([client.validation_loss for client in members])),
         metrics=_further(members),
+        details=_details(members, measure, betters),
+        baselines=_baselines(members),
+        intervals=_intervals(members),
     )
+
+
+def _num_undefined(curves: Floats, diverged: Any) -> tuple[int, ...]:
+    return tuple(int(count) for count in (np.isnan(curves) & ~diverged).sum(axis=0))
 
 
 def _further(members: Sequence[ClientCurves]) -> dict[str, Curve]:
     curves = {key: [client.metrics.get(key) for client in members] for client in members for key in client.metrics}
-    return {key: mean for key, found in curves.items() if (mean := _mean(_stack(found))) is not None}
+    return {key: mean for key, found in curves.items() if (mean := mean_curve(stacked(found))) is not None}
 
 
-def _curve(reply: EvaluateReply, key: str, client_id: str, length: int) -> Curve | None:
-    value = reply.metrics.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) != length:
-        came = f"{len(value)} numbers" if isinstance(value, list) else f"{type(value).__name__} {value!r}"
-        raise WireError(
-            f"client {client_id!r} answered {key!r} with {came}; expected a list of {length} numbers "
-            "(num-adapt-steps + 1); start it with the server's options"
+def _details(members: Sequence[ClientCurves], measure: str, betters: Mapping[str, str]) -> dict[str, Detail]:
+    """Return how the metrics that are not the measure are spread, over the clients that report them."""
+    keys = dict.fromkeys(key for client in members for key in client.metrics if key.startswith("test-"))
+    names = [name for key in keys if (name := key.removeprefix("test-")) != measure]
+    found: dict[str, Detail] = {}
+    for name in names:
+        who = [client for client in members if client.curve(name) is not None]
+        losses = finite(np.array([client.test_loss for client in who], dtype=np.float64))
+        curves, diverged = stacked([client.curve(name) for client in who], losses), np.isnan(losses)
+        assert curves is not None  # noqa: S101 - with `of`, it is an array
+        better = betters.get(name) or look_of(name).better
+        sign = sign_of(better)
+        found[name] = Detail(
+            better=better,
+            num_clients=len(who),
+            num_undefined=_num_undefined(curves, diverged),
+            worst_decile=as_curve(sign * worst_decile(sign * curves, diverged)),
+            spread=as_curve(spread(curves)),
         )
-    return tuple(float(number) for number in value)
+    return found
 
 
-def _where_finite(curve: Curve | None, loss: Curve | None) -> Curve | None:
-    """Return an accuracy curve with NaN where the loss is not finite."""
-    if curve is None or loss is None:
-        return curve
-    return tuple(value if math.isfinite(of) else math.nan for value, of in zip(curve, loss, strict=True))
+def _baselines(members: Sequence[ClientCurves]) -> dict[str, float]:
+    names = dict.fromkeys(name for client in members for name in client.baselines)
+    found = {name: [client.baselines.get(name, math.nan) for client in members] for name in names}
+    return {name: float(mean_of_finite(np.array(values)[:, None])[0]) for name, values in found.items()}
 
 
-def _stack(curves: Sequence[Curve | None], of: NDArray[np.float64] | None = None) -> NDArray[np.float64] | None:
-    """Return the curves that there are, [n, S+1]; with `of`, all of them, NaN where there is none or `of` is NaN."""
-    if of is not None:
-        missing = (math.nan,) * of.shape[1]
-        rows = np.array([missing if curve is None else curve for curve in curves], dtype=np.float64)
-        return _finite(np.where(np.isnan(of), np.nan, rows))
-    present = [curve for curve in curves if curve is not None]
-    return _finite(np.array(present, dtype=np.float64)) if present else None
-
-
-def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.isfinite(values), values, np.nan)
-
-
-def _mean(curves: NDArray[np.float64] | None, weights: NDArray[np.float64] | None = None) -> Curve | None:
-    return None if curves is None else _tuple(_mean_of_finite(curves, weights))
-
-
-def _mean_of_finite(curves: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-    """Return the mean over the clients that have a number at s; NaN where none has."""
-    present = np.isfinite(curves)
-    shares = present if weights is None else present * weights[:, None]
-    return np.asarray((np.where(present, curves, 0.0) * shares).sum(axis=0) / shares.sum(axis=0))
-
-
-def _worst_decile(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean over the ⌈0.1 n⌉ smallest scores at each s; NaN where any client's is."""
-    worst = np.sort(scores, axis=0)[: math.ceil(len(scores) / 10)]
-    return np.where(np.isnan(scores).any(axis=0), np.nan, worst.mean(axis=0))
-
-
-def _spread(curves: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the standard deviation over the clients that have a number at s; 0 for one, NaN for none."""
-    means, count = _mean_of_finite(curves), np.isfinite(curves).sum(axis=0)
-    squares = np.where(np.isfinite(curves), (curves - means) ** 2, 0.0).sum(axis=0)
-    return np.where(count > 0, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
-
-
-def _tuple(values: NDArray[np.float64]) -> Curve:
-    return tuple(float(value) for value in values)
+def _intervals(members: Sequence[ClientCurves]) -> dict[str, dict[str, float]]:
+    names = dict.fromkeys(name for client in members for name in client.intervals)
+    widths = {name: [each.intervals[name] for each in members if name in each.intervals] for name in names}
+    return {
+        name: {"num_clients": len(ends), "half_width": float(np.median([(high - low) / 2 for low, high in ends]))}
+        for name, ends in widths.items()
+    }

@@ -1,15 +1,22 @@
-"""clients.csv: one line per client with its adaptation curve; where it diverged, the cells are empty."""
+"""clients.csv: one line per client with its adaptation curves.
+
+Columns are `<metric>_<s>` and `validation_<metric>_<s>`, s = 0..S; `baseline_<metric>`, what the same answer to every
+example gets; `interval_low_<metric>` and `interval_high_<metric>`, 95 %, of the metric after s* steps where it was
+found on few examples; and `count_<class>_<class taken for>` where a run asks for it. Cells are empty where a client has
+diverged, and where a metric is undefined.
+"""
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from nufed.common.errors import RunError
 from nufed.common.examples import Group
-from nufed.common.metrics import further_curves
-from nufed.server.adaptation_curves import ClientCurves, Curve
+from nufed.server.client_curves import ClientCurves
+from nufed.server.curve_means import Curve
 
 CLIENTS = "clients.csv"
 _SIZES = ("num_support", "num_validation", "num_test")
@@ -19,12 +26,14 @@ _CURVES = {
     "validation_accuracy": "validation_accuracy",
     "validation_loss": "validation_loss",
 }
+_STEP = re.compile(r"(.+)_(\d+)")
+_NO_CURVES = ("baseline_", "interval_", "count_")
 
 
 def clients_csv(clients: Sequence[ClientCurves]) -> str:
-    """Return one line per client; curves that no client has make no columns.
+    """Return one line per client; what no client has makes no columns.
 
-    Cells are empty where a client has no such curve, and where its numbers are not finite because it diverged.
+    Cells are empty where a client has no such curve, and where its numbers are not finite.
     """
     curves_by_name: dict[str, list[Curve | None]] = {
         name: [getattr(client, attribute) for client in clients] for name, attribute in _CURVES.items()
@@ -35,14 +44,17 @@ def clients_csv(clients: Sequence[ClientCurves]) -> str:
     columns = {
         name: _columns(curves) for name, curves in curves_by_name.items() if any(curve is not None for curve in curves)
     }
+    singles = _singles(clients)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     header = ["client_id", "group", *_SIZES]
-    writer.writerow([*header, *(f"{name}_{step}" for name, rows in columns.items() for step in range(len(rows[0])))])
+    steps = [f"{name}_{step}" for name, rows in columns.items() for step in range(len(rows[0]))]
+    writer.writerow([*header, *steps, *singles])
     for index, client in enumerate(clients):
         sizes = [getattr(client, size) for size in _SIZES]
+        numbers = [x for rows in columns.values() for x in rows[index]]
         writer.writerow(
-            [client.client_id, client.group, *sizes, *(x for rows in columns.values() for x in rows[index])]
+            [client.client_id, client.group, *sizes, *numbers, *(cells[index] for cells in singles.values())]
         )
     return text.getvalue()
 
@@ -59,21 +71,53 @@ def read_clients_csv(text: str) -> list[ClientCurves]:
         raise RunError(f"Expected the clients' curves in {CLIENTS}, but {error}. Run it again.") from error
 
 
+def curves_of_row(row: Mapping[str, str]) -> dict[str, Curve]:
+    """Return the curves of one line by column name without the step, e.g. `validation_loss`, `balanced_accuracy`.
+
+    Raises:
+        ValueError: a cell is no number.
+    """
+    cells: dict[str, dict[int, str]] = {}
+    for column, cell in row.items():
+        if column and not column.startswith(_NO_CURVES) and (found := _STEP.fullmatch(column)):
+            cells.setdefault(found[1], {})[int(found[2])] = cell
+    return {
+        name: tuple(float(steps[step] or "nan") for step in range(len(steps)))
+        for name, steps in cells.items()
+        if name == "loss" or any(steps.values())
+    }
+
+
+def metric_of(column: str) -> tuple[str, str]:
+    """Return split and metric that a column's name without the step is about, e.g. `test` and `balanced-accuracy`."""
+    split, name = ("validation", column[11:]) if column.startswith("validation_") else ("test", column)
+    return split, name.replace("_", "-")
+
+
 def _client(row: dict[str, str]) -> ClientCurves:
-    test_loss = _curve(row, "loss")
-    if test_loss is None:
+    curves = curves_of_row(row)
+    if "loss" not in curves:
         raise KeyError("loss_0")
+    intervals = {
+        name: (low, high)
+        for name, low in _numbers(row, "interval_low_").items()
+        if (high := _numbers(row, "interval_high_").get(name)) is not None
+    }
+    counts = [int(cell) for column, cell in row.items() if column and column.startswith("count_") and cell]
     return ClientCurves(
         client_id=row["client_id"],
         group=cast("Group", row["group"]),
         num_support=int(row["num_support"]),
         num_validation=int(row["num_validation"]),
         num_test=int(row["num_test"]),
-        test_loss=test_loss,
-        test_accuracy=_curve(row, "accuracy"),
-        validation_loss=_curve(row, "validation_loss"),
-        validation_accuracy=_curve(row, "validation_accuracy"),
-        metrics={key: curve for key in further_curves() if (curve := _curve(row, _column(key))) is not None},
+        test_loss=curves["loss"],
+        test_accuracy=curves.get("accuracy"),
+        validation_loss=curves.get("validation_loss"),
+        validation_accuracy=curves.get("validation_accuracy"),
+        metrics={"-".join(metric_of(name)): curve for name, curve in curves.items() if name not in _CURVES},
+        baselines=_numbers(row, "baseline_"),
+        intervals=intervals,
+        confusion=tuple(counts),
     )
 
 
@@ -82,12 +126,31 @@ def _column(key: str) -> str:
     return key.removeprefix("test-").replace("-", "_")
 
 
-def _curve(row: dict[str, str], name: str) -> Curve | None:
-    cells: list[str] = []
-    while (cell := row.get(f"{name}_{len(cells)}")) is not None:
-        cells.append(cell)
-    has_numbers = any(cells) or (name == "loss" and cells)
-    return tuple(float(cell or "nan") for cell in cells) if has_numbers else None
+def _singles(clients: Sequence[ClientCurves]) -> dict[str, list[float | str]]:
+    """Return the columns that hold one number for each client."""
+    columns: dict[str, list[float | str]] = {}
+    for name in dict.fromkeys(name for client in clients for name in client.baselines):
+        columns[f"baseline_{_column(name)}"] = [_cell(client.baselines.get(name, math.nan)) for client in clients]
+    for name in dict.fromkeys(name for client in clients for name in client.intervals):
+        for number, end in enumerate(("low", "high")):
+            columns[f"interval_{end}_{_column(name)}"] = [
+                _cell(client.intervals[name][number]) if name in client.intervals else "" for client in clients
+            ]
+    size = math.isqrt(max((len(client.confusion) for client in clients), default=0))
+    for cell in range(size * size):
+        columns[f"count_{cell // size}_{cell % size}"] = [
+            client.confusion[cell] if len(client.confusion) == size * size else "" for client in clients
+        ]
+    return columns
+
+
+def _numbers(row: Mapping[str, str], prefix: str) -> dict[str, float]:
+    """Return metric -> number of the columns that begin so, of the cells that are not empty."""
+    return {
+        column.removeprefix(prefix).replace("_", "-"): float(cell)
+        for column, cell in row.items()
+        if column and column.startswith(prefix) and cell
+    }
 
 
 def _columns(curves: Sequence[Curve | None]) -> list[Sequence[float | str]]:

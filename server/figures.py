@@ -12,7 +12,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nufed.common.config import RunConfig
-from nufed.server.adaptation_curves import Curve, GroupCurves
+from nufed.common.metric_looks import look_of
+from nufed.server.adaptation_curves import GroupCurves
+from nufed.server.curve_means import Curve
 
 # Okabe and Ito (2008): told apart with any kind of color vision, and in gray by lightness and marker.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -62,43 +64,57 @@ def curves_figure(
     """
     final = participating or new
     measure = final.measure if final else "accuracy"
-    scale = 100.0 if measure == "accuracy" else 1.0
+    scale = 100.0 if look_of(measure).is_share else 1.0
     figure = ShownFigure(figsize=(11, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     progress, adaptation = figure.subplots(1, 2)
     figure.suptitle(title_of(config), fontsize=12, parse_math=False)
-    _draw_progress(progress, evaluations, config, scale)
+    _draw_progress(progress, evaluations, config, (measure, scale, final.sign if final else 1.0))
     _draw_adaptation(adaptation, {"participating": participating, "new": new}, config, scale)
     for axes in (progress, adaptation):
         _dress(axes, measure)
     return figure
 
 
-def _draw_progress(axes: Axes, evaluations: Sequence[tuple[int, Curve]], config: RunConfig, scale: float) -> None:
+def _draw_progress(
+    axes: Axes, evaluations: Sequence[tuple[int, Curve]], config: RunConfig, shown: tuple[str, float, float]
+) -> None:
+    """Draw what evaluations on the way have found.
+
+    Args:
+        axes: where.
+        evaluations: (round, mean curve over s).
+        config: the run's options.
+        shown: what is drawn, its scale, and 1 where more of it is better, else -1.
+    """
+    measure, scale, sign = shown
     last = config.evaluation.num_adapt_steps
     middle = min(config.method.num_inner_steps or 1, last)
     looks = {0: (ORANGE, "o"), middle: (GREEN, "s"), last: (BLUE, "^")}
     rounds = [done for done, _ in evaluations]
-    for step, (color, marker) in sorted(looks.items(), reverse=scale > 1):
+    for step, (color, marker) in sorted(looks.items(), reverse=sign > 0):
         means = _finite([scale * curve[step] for _, curve in evaluations])
         axes.plot(rounds, means, color=color, marker=marker, label=_after(step, config), **_STYLE)
     axes.set_title("Progress of the participating clients")
     axes.set_xlabel("round k")
     if evaluations:
-        axes.legend(title="accuracy after" if scale > 1 else "loss after", frameon=False)
+        axes.legend(title=f"{measure} after", frameon=False)
 
 
 def _draw_adaptation(axes: Axes, groups: Mapping[str, GroupCurves | None], config: RunConfig, scale: float) -> None:
     for (name, group), (color, marker) in zip(groups.items(), ((BLUE, "o"), (ORANGE, "s")), strict=True):
         if group is None:
             continue
-        means = scale * _finite(group.accuracy or group.loss)
+        means = scale * _finite(group.mean)
         spread, worst = scale * _finite(group.spread), scale * _finite(group.worst_decile)
         steps = range(len(means))
         label = f"{name}, mean of {group.num_clients}"
         axes.fill_between(steps, means - spread, means + spread, color=color, alpha=0.15, linewidth=0)
         axes.plot(steps, means, color=color, marker=marker, label=label, **_STYLE)
         axes.plot(steps, worst, color=color, linestyle=":", linewidth=1.8, label=f"{name}, worst tenth")
+        if (baseline := group.baselines.get(group.measure)) is not None:
+            level = scale * _finite([baseline])[0]
+            axes.axhline(level, color=color, linestyle="-.", linewidth=1.0, label=f"{name}, without a model", zorder=1)
     if nu := config.method.num_inner_steps:
         axes.axvline(nu, color="0.45", linestyle="--", linewidth=1.2, label=f"trained for: ν = {nu}", zorder=1)
     axes.set_title("Adaptation of the final model (band: ±1 sd over clients)")
@@ -114,10 +130,11 @@ def _finite(values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _dress(axes: Axes, measure: str) -> None:
-    axes.set_ylabel("test accuracy (%)" if measure == "accuracy" else "test loss")
+    axes.set_ylabel(f"test {measure} (%)" if look_of(measure).is_share else f"test {measure}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0.0), min(high, 101.0) if measure == "accuracy" else high)  # a band can leave the range
+    lowest = max(low, 0.0) if measure == "loss" or look_of(measure).low >= 0 else low
+    axes.set_ylim(lowest, min(high, 101.0) if look_of(measure).is_share else high)  # a band can leave the range
     axes.grid(visible=True, color="0.88", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

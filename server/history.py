@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nufed.common.errors import RunError
-from nufed.server.adaptation_curves import Curve
+from nufed.server.curve_means import Curve
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class History:
 
     Attributes:
         totals: sums over the rounds done.
-        evaluations: (round, mean adaptation curve of the participating clients), in the order of rounds; accuracy, or
-            loss for regression.
+        evaluations: (round, mean adaptation curve of the participating clients), in the order of rounds; of the
+            primary metric.
     """
 
     totals: Totals = Totals()

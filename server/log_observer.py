@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nufed.common.config import RunConfig
-from nufed.server.progress_lines import describe_run, number, round_line
+from nufed.server.progress_lines import describe_run, mean_of, measures_of, round_line, said
 
 _log = logging.getLogger("flwr")
 
@@ -39,7 +39,8 @@ class LogObserver:
         for name in ("participating", "new"):
             if not (group := summary.get(name)):
                 continue
-            measure, curve = group["measure"], group[group["measure"]]
-            before, after = (number(value, measure) for value in (curve[0], curve[-1]))
-            self.say(f"{group['num_clients']} {name} clients: {measure} {before} → {after} after fine-tuning")
+            last = len(mean_of(group)) - 1
+            for measure in measures_of(group):
+                change = f"{said(group, 0, measure)} → {said(group, last, measure)}"
+                self.say(f"{group['num_clients']} {name} clients: {measure} {change} after fine-tuning")
         self.say(f"{summary['status']}: {summary['rounds']} rounds, {summary['seconds']:.1f} s, {folder.absolute()}")

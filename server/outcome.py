@@ -19,7 +19,7 @@ from nufed.common.config import RunConfig
 from nufed.common.errors import RunError
 from nufed.common.examples import Group
 from nufed.common.json_text import parse_object
-from nufed.server.adaptation_curves import ClientCurves
+from nufed.server.client_curves import ClientCurves
 from nufed.server.clients_table import CLIENTS, read_clients_csv
 from nufed.server.shots import SHOTS_TABLE, with_shots
 

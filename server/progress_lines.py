@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nufed.common.config import RunConfig
+from nufed.common.metric_looks import look_of
 
 
 def describe_run(config: RunConfig) -> str:
@@ -24,10 +25,53 @@ def last_evaluation(record: Mapping[str, Any]) -> str:
     participating = evaluation and evaluation.get("participating")
     if not participating:
         return ""
-    curve, name = participating["accuracy"], "accuracy"
-    if curve is None:
-        curve, name = participating["loss"], "loss"
-    return f"{name} {number(curve[0], name)} → {number(curve[-1], name)}"
+    curve = mean_of(participating)
+    return f"{participating['measure']} {said(participating, 0)} → {said(participating, len(curve) - 1)}"
+
+
+def mean_of(group: Mapping[str, Any], measure: str = "") -> list[float | None]:
+    """Return the means over clients after s = 0..S steps of a metric, or of the measure of a group of summary.json."""
+    name = measure or group["measure"]
+    found: list[float | None] | None = group.get(name) if name in ("loss", "accuracy") else None
+    return found if found is not None else list((group.get("metrics") or {}).get(f"test-{name}") or ())
+
+
+def measures_of(group: Mapping[str, Any]) -> list[str]:
+    """Return what a group of summary.json is judged by: the measure first, then metrics, but for single outputs'."""
+    names = [key.removeprefix("test-") for key in group.get("metrics") or {} if key.startswith("test-")]
+    whole = [name for name in names if not name.rpartition("-")[2].isdigit()]
+    accuracy = ["accuracy"] if group.get("accuracy") else []
+    return list(dict.fromkeys([group["measure"], *accuracy, *whole]))
+
+
+def said(group: Mapping[str, Any], step: int, measure: str = "") -> str:
+    """Return a group's mean after a step as it is shown; `undefined` where no client has such a number."""
+    name = measure or group["measure"]
+    return _number_of(mean_of(group, name)[step], name, group, step, any_diverged=False)
+
+
+def worst_said(group: Mapping[str, Any], step: int, measure: str = "") -> str:
+    """Return the mean of a group's worst tenth after a step as it is shown; `diverged` where one client has."""
+    name = measure or group["measure"]
+    numbers = group if name == group["measure"] else (group.get("details") or {}).get(name) or {}
+    curve = numbers.get("worst_decile")
+    return _number_of(curve[step], name, group, step, any_diverged=True) if curve else ""
+
+
+def num_undefined(group: Mapping[str, Any], step: int, measure: str = "") -> int:
+    """Return for how many of a group's clients a metric is undefined after a step."""
+    name = measure or group["measure"]
+    numbers = group if name == group["measure"] else (group.get("details") or {}).get(name) or {}
+    counts = numbers.get("num_undefined")
+    return int(counts[step]) if counts else 0
+
+
+def _number_of(value: float | None, name: str, group: Mapping[str, Any], step: int, *, any_diverged: bool) -> str:
+    if value is None or value != value:
+        counts = group.get("num_diverged")
+        has_diverged = counts is None or counts[step] >= (1 if any_diverged else group["num_clients"])
+        return "diverged" if has_diverged else "undefined"
+    return number(value, name)
 
 
 def round_line(record: Mapping[str, Any], num_rounds: int) -> str:
@@ -48,9 +92,4 @@ def number(value: float | None, measure: str) -> str:
     """Return a share such as an accuracy in percent, else four digits; `diverged` for what is no finite number."""
     if value is None or value != value:
         return "diverged"
-    if measure == "loss":
-        return f"{value:.4g}"
-    from nufed.common.metrics import ACCURACY, further_metrics  # loads PyTorch, which is loaded once there are numbers
-
-    known = {"accuracy": ACCURACY, **further_metrics()}.get(measure)
-    return f"{100 * value:.1f} %" if known and known.is_share else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if look_of(measure).is_share else f"{value:.4g}"

@@ -6,7 +6,8 @@ from typing import Any
 
 from nufed.common.events import RoundClosed
 from nufed.common.message_schema import MetricValue
-from nufed.server.adaptation_curves import ClientCurves, Curve
+from nufed.server.client_curves import ClientCurves
+from nufed.server.curve_means import Curve
 from nufed.strategy.results import RoundResult
 
 _CURVES = ("accuracy", "loss")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord
@@ -17,20 +17,17 @@ from nufed.common.config import RunConfig
 from nufed.common.data import shared_scaling, task_of_run
 from nufed.common.data.private.task import check_is_scaled
 from nufed.common.durable_file import write_text
-from nufed.common.errors import DivergedError, NothingTrainedError, NufedError, RunError, WireError
+from nufed.common.errors import DivergedError, NothingTrainedError, NufedError, RunError
 from nufed.common.examples import Group
-from nufed.common.message_schema import NUM_EXAMPLES, CurveShape
+from nufed.common.message_schema import CurveShape, curve_shape
 from nufed.common.meta.estimators import find_estimator
+from nufed.common.metric_looks import Look
 from nufed.common.params import Params
 from nufed.common.settings import process_settings
 from nufed.common.shots import SHOTS, shots_request
-from nufed.common.wire import FINAL, FROZEN, EvaluateReply
-from nufed.server.adaptation_curves import (
-    ClientCurves,
-    GroupCurves,
-    Measure,
-    group_curves,
-)
+from nufed.common.wire import ALL_METRICS, FINAL, FROZEN
+from nufed.server.adaptation_curves import GroupCurves, group_curves
+from nufed.server.client_curves import ACCURACY, ClientCurves, curves_of_replies
 from nufed.server.history import History
 from nufed.server.hostile import check_same_attack
 from nufed.server.options import ServerOptions
@@ -51,7 +48,7 @@ from nufed.server.shots import shots_summary
 from nufed.server.starting import starting_point
 from nufed.server.summary import curves_json, progress_curve, run_summary
 from nufed.strategy.meta_fedavg import MetaFedAvg
-from nufed.strategy.results import EvaluatedGroup, EvaluationResult
+from nufed.strategy.results import EvaluatedGroup
 from nufed.strategy.robust_options import check_config
 
 __all__ = ["Run", "ServerOptions"]
@@ -99,8 +96,7 @@ class Run:
             min_reply_fraction=config.federation.min_reply_fraction,
             reply_grace=config.federation.reply_grace,
         )
-        self._shape: CurveShape | None = None  # until the task is known
-        self.measure: Measure = "accuracy"  # until the task is known
+        self._shape = CurveShape(config.evaluation.num_adapt_steps + 1, "", {}, ACCURACY)  # until the task is known
         self.events = RunEvents(options.events, config, self._num_rounds)
         told = self.strategy.telling
         told.events, told.check = options.events, self._check_goes_on
@@ -168,6 +164,15 @@ class Run:
         """The server updates to make; none where nothing is aggregated, and each client trains alone to be judged."""
         return 0 if self.config.federation.training == "local" else self.config.federation.num_rounds
 
+    @property
+    def measure(self) -> str:
+        """The primary metric, once the task is known."""
+        return self._shape.primary
+
+    @property
+    def _looks(self) -> Mapping[str, Look]:
+        return self._shape.looks
+
     def _start(self) -> _State:
         """Return the initial model, or where the folder to resume stands."""
         find_estimator(self.config.method.estimator)
@@ -175,9 +180,7 @@ class Run:
         if (threads := process_settings().num_threads) != torch.get_num_threads():
             torch.set_num_threads(threads)
         task = task_of_run(self.config, process_settings())
-        evaluation = self.config.evaluation
-        self._shape = CurveShape(evaluation.num_adapt_steps + 1, task.kind == "classification", evaluation.shot_sizes)
-        self.measure = "accuracy" if task.kind == "classification" else "loss"
+        self._shape = curve_shape(self.config.evaluation, task)
         if self.options.resume:
             check_same_attack(self.options.resume, self.options.hostile)
         start = starting_point(self.config, task, self.options.resume)
@@ -188,7 +191,7 @@ class Run:
         """Return what clients are told with a message: the frozen part's hash, and whether the model is the last."""
         told = ConfigRecord({FROZEN: self._frozen} if self._frozen else {})
         if final:
-            told.update({FINAL: 1, **shots_request(self.config.evaluation)})
+            told.update({FINAL: 1, ALL_METRICS: 1, **shots_request(self.config.evaluation)})
         return told
 
     def _folder(self, at_round: int) -> RunFolder:
@@ -294,7 +297,8 @@ class Run:
                 config=self._told(final=final),
                 shape=self._shape,
             )
-        curves, problems = self._client_curves(result)
+        described = {name: member.description for name, member in self.strategy.members.items()}
+        curves, problems = curves_of_replies(result, described, self._shape)
         groups = {name: curves_json(self._group(curves, name)) for name in GROUPS}
         self.events.evaluated(round_done, groups, curves, seconds=result.seconds, final=final)
         record = {"participating": groups["participating"], "problems": problems, "seconds": result.seconds}
@@ -305,21 +309,9 @@ class Run:
     ) -> _State:
         """Return the state with the curves of an evaluation, and its mean in the history."""
         participating, history = self._group(curves, "participating"), state.history
-        if participating and (curve := progress_curve(participating)):
-            history = history.after_evaluation(round_done, curve)
+        if participating:
+            history = history.after_evaluation(round_done, progress_curve(participating))
         return replace(state, history=history, curves=curves, problems=problems)
-
-    def _client_curves(self, result: EvaluationResult) -> tuple[list[ClientCurves], dict[str, str]]:
-        """Return the curves of the clients that answered with curves, and why the others did not, by client id."""
-        curves, problems, steps = [], dict(result.problems), self.config.evaluation.num_adapt_steps
-        for client_id, metrics in result.client_metrics.items():
-            reply = EvaluateReply(int(cast("int", metrics[NUM_EXAMPLES])), metrics)
-            try:
-                description = self.strategy.members[client_id].description
-                curves.append(ClientCurves.from_reply(description, reply, num_adapt_steps=steps, measure=self.measure))
-            except WireError as error:
-                problems[client_id] = str(error)
-        return curves, problems
 
     def _finish(self, folder: RunFolder, state: _State) -> None:
         """Write what a run leaves whose final evaluation is done.
@@ -355,7 +347,12 @@ class Run:
         summary = run_summary(self.config, state.round, state.history, groups, evaluation)
         summary |= {"status": status, "reason": str(cause) or None if cause else None}
         if evaluation:
-            summary |= shots_summary(self._honest(curves), self.config.evaluation, self.measure)
+            summary |= shots_summary(
+                self._honest(curves),
+                self.config.evaluation,
+                self.measure,
+                lower_is_better=self._looks[self.measure].better == "lower",
+            )
         folder.write_summary(summary)
         if status != "nothing-trained" and not self.options.is_disposable:
             self._draw(folder, state, groups, summary)
@@ -387,6 +384,7 @@ class Run:
             group,
             primary_step=self.config.evaluation.primary_step,
             measure=self.measure,
+            betters={name: look.better for name, look in self._looks.items()},
             max_weight=self.config.federation.max_weight,
         )
 

@@ -24,7 +24,7 @@ from nufed.common.events.event import PhaseName
 from nufed.common.examples import Group
 from nufed.common.params import Params
 from nufed.common.untrusted import printable
-from nufed.server.adaptation_curves import ClientCurves
+from nufed.server.client_curves import ClientCurves
 from nufed.server.events_file import EventsFile
 from nufed.server.outcome import Status
 from nufed.server.round_record import client_scores, event_fields, group_metrics

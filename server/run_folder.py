@@ -39,8 +39,8 @@ from nufed.common.durable_file import (
 )
 from nufed.common.errors import RunError
 from nufed.common.params import Params
-from nufed.server.adaptation_curves import ClientCurves
 from nufed.server.checkpoint import CHECKPOINT, Origin, load_checkpoint, save_checkpoint
+from nufed.server.client_curves import ClientCurves
 from nufed.server.clients_table import CLIENTS, clients_csv
 from nufed.server.hostile import ENVIRONMENT, Hostile
 from nufed.server.outcome import SUMMARY

@@ -15,8 +15,9 @@ import numpy as np
 
 from nufed.common.config import EvaluationConfig
 from nufed.common.errors import RunError
+from nufed.common.metric_looks import look_of
 from nufed.common.shots import SHOTS
-from nufed.server.adaptation_curves import ClientCurves
+from nufed.server.client_curves import ClientCurves
 from nufed.server.shot_curves import ShotCurves
 
 SHOTS_TABLE = "shots.csv"
@@ -37,7 +38,7 @@ def shots_summary(
         measure: what `worst_decile` is about.
         lower_is_better: whether its smallest value is the best; None is for the loss alone.
     """
-    lower = measure == "loss" if lower_is_better is None else lower_is_better
+    lower = look_of(measure).better == "lower" if lower_is_better is None else lower_is_better
     found: dict[str, Any] = {}
     for group in ("participating", "new"):
         members = [client for client in clients if client.group == group]

@@ -6,17 +6,17 @@ from typing import Any
 
 from nufed.common.config import RunConfig
 from nufed.common.examples import Group
-from nufed.server.adaptation_curves import Curve, GroupCurves, rounds_to_target
+from nufed.server.adaptation_curves import GroupCurves, rounds_to_target
+from nufed.server.curve_means import Curve
 from nufed.server.history import History
 from nufed.server.outcome import MOST_DIVERGED, FinalEvaluation
 
 
-def progress_curve(group: GroupCurves) -> Curve | None:
+def progress_curve(group: GroupCurves) -> Curve:
     """Return the curve that progress is told by: NaN where most clients have diverged, so that it reaches no target."""
-    curve = group.accuracy if group.measure == "accuracy" else group.loss
     most = MOST_DIVERGED * group.num_clients
-    return curve and tuple(
-        math.nan if diverged > most else value for value, diverged in zip(curve, group.num_diverged, strict=True)
+    return tuple(
+        math.nan if diverged > most else value for value, diverged in zip(group.mean, group.num_diverged, strict=True)
     )
 
 
@@ -28,9 +28,11 @@ def run_summary(
     evaluation: FinalEvaluation | None,
 ) -> dict[str, Any]:
     """Return the content of summary.json but for how the run ended."""
-    step, target = config.evaluation.primary_step, config.evaluation.target_accuracy
-    at_step = [(done, curve[step]) for done, curve in history.evaluations]
-    are_accuracies = all(group is None or group.measure == "accuracy" for group in groups.values())
+    step = config.evaluation.primary_step
+    judged = next((group for group in groups.values() if group is not None), None)
+    measure, sign = (judged.measure, judged.sign) if judged else ("", 1.0)
+    target = config.evaluation.target(measure)
+    at_step = [(done, sign * curve[step]) for done, curve in history.evaluations]
     totals = vars(history.totals)
     return {
         "status": "complete",
@@ -39,8 +41,10 @@ def run_summary(
         "primary_step": step,
         "num_inner_steps": config.method.num_inner_steps,
         **{group: curves_json(curves) for group, curves in groups.items()},
-        "target_accuracy": target or None,
-        "rounds_to_target": rounds_to_target(at_step, target) if target and are_accuracies else None,
+        "primary_metric": measure or None,
+        "target_metric": target or None,
+        "target_accuracy": config.evaluation.target_accuracy or (target if measure == "accuracy" else 0) or None,
+        "rounds_to_target": rounds_to_target(at_step, sign * target) if target else None,
         "costs": {name: totals[name] for name in ("gradient_evaluations", "hvps", "bytes_up", "bytes_down")},
         "problems": {name: totals[name] for name in ("rejected", "failed", "missing")},
         "final_evaluation": evaluation.to_json() if evaluation else None,

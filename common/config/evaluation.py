@@ -23,8 +23,16 @@ class EvaluationConfig(Section):
     interval: int = Field(
         10, ge=0, le=10_000_000, description="rounds between evaluations; 0 evaluates at the end only"
     )
-    target_accuracy: float = Field(
-        0.0, ge=0, le=1, description="accuracy at s* whose first round is reported; 0 reports none"
+    metrics: str = Field("auto", min_length=1, max_length=500, description="what models are judged by, e.g. auto,f1")
+    primary_metric: str = Field(
+        "auto", min_length=1, max_length=100, description="the metric that single numbers, targets and tuning are about"
+    )
+    target_metric: float = Field(
+        0.0, ge=-1e9, le=1e9, description="primary metric at s* whose first round is reported; 0 reports none"
+    )
+    target_accuracy: float = Field(0.0, ge=0, le=1, description="target-metric where the primary metric is accuracy")
+    report_counts: bool = Field(
+        False, description="have clients report how many test examples of each class they take for each"
     )
     shots: str = Field(
         "",
@@ -56,3 +64,16 @@ class EvaluationConfig(Section):
                 f"num-adapt-steps={self.num_adapt_steps}; raise num-adapt-steps or lower primary-step"
             )
         return self
+
+    @model_validator(mode="after")
+    def _there_is_one_target(self) -> Self:
+        if self.target_metric and self.target_accuracy and self.target_metric != self.target_accuracy:
+            raise ValueError(
+                f"target-accuracy={self.target_accuracy:g} contradicts target-metric={self.target_metric:g}; leave one "
+                "of them out"
+            )
+        return self
+
+    def target(self, measure: str) -> float:
+        """Return the target of what a run is judged by; 0 for none."""
+        return self.target_metric or (self.target_accuracy if measure == "accuracy" else 0.0)

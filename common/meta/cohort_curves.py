@@ -1,17 +1,35 @@
 """Adaptation curves of several clients at once: plain gradient steps on the support split, judged on other examples."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nufed.common.examples import TaskInfo
-from nufed.common.metrics import METRICS
+from nufed.common.metrics.judged import Judged
+from nufed.common.metrics.judging import compute_all
+from nufed.common.metrics.registry import Compute
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
 from nufed.common.tasks import find_task
 from nufed.common.trees import one_tensor
+
+
+@dataclass(frozen=True)
+class JudgeBy:
+    """What clients are judged by.
+
+    Attributes:
+        task: what outputs and targets are.
+        computes: the metrics by name.
+        in_units: turns outputs and targets into those that metrics are computed from.
+    """
+
+    task: TaskInfo
+    computes: Mapping[str, Compute]
+    in_units: Callable[[Tensor], Tensor]
+
 
 MOST_PRODUCTS = 2**26
 """Inner products of inputs that are kept: N (N + T) numbers grow with the square of a client's examples."""
@@ -96,27 +114,25 @@ def products_pay(kernel: DenseKernel, num_support: int, num_judged: int, num_ste
 
 
 def judge_outputs(
-    task: TaskInfo, outputs: Iterator[Tensor], targets: Tensor, weights: Sequence[Tensor]
+    outputs: Iterator[Tensor], targets: Tensor, weights: Sequence[Tensor], by: JudgeBy
 ) -> list[Judgement]:
-    """Return losses and the task's metrics on each split.
+    """Return losses and metrics on each split.
 
     Args:
-        task: what the outputs mean.
         outputs: [m, T, K] for each s.
         targets: [m, T] class numbers, or [m, T, K] values.
         weights: for each split [m, T], 1/T_i for its examples and 0 for all others.
+        by: what they are judged by.
     """
-    metrics, meaning = METRICS.get(task.kind, {}), find_task(task)
     losses: list[list[Tensor]] = [[] for _ in weights]
-    found: list[dict[str, list[Tensor]]] = [{name: [] for name in metrics} for _ in weights]
-    sizes = [(split > 0).sum(1) for split in weights]
+    found: list[dict[str, list[Tensor]]] = [{name: [] for name in by.computes} for _ in weights]
+    counted, shown, meaning = [split > 0 for split in weights], by.in_units(targets), find_task(by.task)
     for out in outputs:
-        each = meaning.losses(out, targets)
-        measures = {name: metric.of_each(out, targets).double() for name, metric in metrics.items()}
+        each, values = meaning.losses(out, targets), by.in_units(out)
         for number, split in enumerate(weights):
             losses[number].append((each * split).sum(1))
-            for name, values in measures.items():
-                found[number][name].append((values * (split > 0)).sum(1) / sizes[number])
+            for name, metric in compute_all(by.computes, Judged(values, shown, counted[number])).items():
+                found[number][name].append(metric)
     return [
         Judgement(torch.stack(loss), {name: torch.stack(values) for name, values in measures.items()})
         for loss, measures in zip(losses, found, strict=True)

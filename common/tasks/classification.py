@@ -24,7 +24,7 @@ def build(info: TaskInfo) -> Task:
         losses=smoothed if smoothing else _cross_entropies,
         predictions=lambda outputs: outputs.softmax(-1),
         check_targets=lambda targets: check_classes(targets, info.num_outputs),
-        default_metrics=("accuracy",),
+        default_metrics=("accuracy", "balanced-accuracy"),
         primary_metric="accuracy",
         output_shape=(info.num_outputs,),
         target_shape=(),

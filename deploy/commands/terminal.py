@@ -12,7 +12,6 @@ from typing import Any, Protocol, Self
 import typer
 from rich.console import Console
 from rich.progress import Progress, TaskID
-from rich.table import Table
 from rich.text import Text
 
 from nufed.common.config import RunConfig
@@ -20,6 +19,14 @@ from nufed.common.errors import LISTED, ConfigError
 from nufed.common.untrusted import escaped
 from nufed.deploy.commands.heartbeat import Heartbeat
 from nufed.deploy.commands.option_groups import option
+from nufed.deploy.commands.result_tables import (
+    clients_table,
+    few_line,
+    headline,
+    steps_shown,
+    summary_table,
+    turned_summary,
+)
 from nufed.deploy.commands.shots_table import shots_table
 from nufed.deploy.commands.tables import PIPE_WIDTH, fits, print_table
 from nufed.deploy.round_bar import round_bar
@@ -157,12 +164,14 @@ class TerminalObserver:
         self._stop()
         self._heartbeat.now("")
         if (table := summary_table(summary)) is not None:
-            self.say("After s fine-tuning steps (worst: mean of the worst tenth of the clients):")
+            self.say(headline(summary))
             if fits(table, self._console):
                 self._console.print(table)
             else:
                 print_table(self._console, *turned_summary(summary), right=2)
-        if (few := shots_table(summary, _shot_steps(summary), number)) is not None:
+            if each := clients_table(summary, folder):
+                print_table(self._console, *each, right=2)
+        if (few := shots_table(summary, steps_shown(summary), number)) is not None:
             self.say("With few support examples, of each class where there are classes:")
             self._console.print(few)
         for line in closing_lines(summary, folder):
@@ -216,51 +225,15 @@ class JsonObserver:
         self._console.print(Text(text), soft_wrap=True)
 
 
-def summary_table(summary: Mapping[str, Any]) -> Table | None:
-    """Return the final numbers: one row per group, accuracy (or loss) after 0, 1, ν, s* and S steps; None without any.
-
-    Columns `worst` are the mean over the worst tenth of the clients, before and after S steps.
-    """
-    groups = {name: summary[name] for name in ("participating", "new") if summary.get(name)}
-    if not groups:
-        return None
-    measure = next(iter(groups.values()))["measure"]
-    last = len(next(iter(groups.values()))[measure]) - 1
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(f"test {measure}\nof clients", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
-    steps = _steps_shown(summary, last)
-    for step in steps:
-        table.add_column(f"s = {step}\n{_step_names(step, summary, last)}", justify="right", no_wrap=True)
-    for step in (0, last):
-        table.add_column(f"s = {step}\nworst", justify="right", no_wrap=True)
-    for name, group in groups.items():
-        means = [number(group[measure][step], measure) for step in steps]
-        diverged = [group.get("num_diverged", [0] * (last + 1))[step] for step in steps]
-        worst = [number(group["worst_decile"][step], measure) for step in (0, last)]
-        table.add_row(name, str(group["num_clients"]), *means, *worst)
-        for key, curve in (group.get("metrics") or {}).items():
-            if key.startswith("test-"):
-                further = key.removeprefix("test-")
-                table.add_row(f"  {further}", "", *(number(curve[step], further) for step in steps))
-        if any(diverged):
-            table.add_row("  of them diverged", "", *map(str, diverged))
-    return table
-
-
-def _shot_steps(summary: Mapping[str, Any]) -> list[int]:
-    """Return the fine-tuning steps that are shown of few examples: those of the table above it."""
-    group = next((summary[name] for name in ("participating", "new") if summary.get(name)), None)
-    return _steps_shown(summary, len(group[group["measure"]]) - 1) if group else []
-
-
 def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """Return the last lines of a run's output: status, target, replies that were not used, and the folder."""
     lines = [*_ending(summary, folder)]
-    if summary.get("target_accuracy"):
+    lines += few_line(summary)
+    measure = summary.get("primary_metric") or "accuracy"
+    if target := summary.get("target_metric") or (summary.get("target_accuracy") if measure == "accuracy" else None):
         reached = summary["rounds_to_target"]
         when = f"after round {reached}" if reached is not None else f"in none of {summary['rounds']} rounds"
-        lines.append(f"accuracy {number(summary['target_accuracy'], 'accuracy')} reached {when}")
+        lines.append(f"{measure} {number(target, measure)} reached {when}")
     if problems := {name: count for name, count in summary.get("problems", {}).items() if count}:
         lines.append("replies not used: " + ", ".join(f"{count} {name}" for name, count in problems.items()))
     if problems.get("rejected"):
@@ -295,37 +268,3 @@ def _ending(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
 def _going_on(folder: Path, what: str = "go on") -> str:
     """Return how a run can be resumed; its options are in its folder, and what else was typed has to be typed again."""
     return f"To {what}, type --resume {folder} in place of --out and the run's options."
-
-
-def turned_summary(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of `summary_table` for a narrow terminal: a column for each group."""
-    groups = {name: summary[name] for name in ("participating", "new") if summary.get(name)}
-    measure = next(iter(groups.values()))["measure"]
-    last = len(next(iter(groups.values()))[measure]) - 1
-    rows = [["clients", *(str(group["num_clients"]) for group in groups.values())]]
-    for step in _steps_shown(summary, last):
-        name = f"s = {step} {_step_names(step, summary, last).replace('= ', '')}".strip()
-        rows.append([name, *(number(group[measure][step], measure) for group in groups.values())])
-        for key in dict.fromkeys(key for group in groups.values() for key in group.get("metrics") or {}):
-            if key.startswith("test-"):
-                further = key.removeprefix("test-")
-                curves = [(group.get("metrics") or {}).get(key) for group in groups.values()]
-                rows.append([f"  {further}", *(number(curve[step], further) if curve else "" for curve in curves)])
-        diverged = [group.get("num_diverged", [0] * (last + 1))[step] for group in groups.values()]
-        if any(diverged):
-            rows.append(["  diverged", *map(str, diverged)])
-    for step in (0, last):
-        worst = (number(group["worst_decile"][step], measure) for group in groups.values())
-        rows.append([f"s = {step} worst", *worst])
-    return [f"test {measure}", *groups], rows
-
-
-def _steps_shown(summary: Mapping[str, Any], last: int) -> list[int]:
-    return sorted({0, min(1, last), min(summary["num_inner_steps"], last), summary["primary_step"], last})
-
-
-def _step_names(step: int, summary: Mapping[str, Any], last: int) -> str:
-    if step == 0:
-        return "before"
-    named = {"ν": summary["num_inner_steps"], "s*": summary["primary_step"], "S": last}
-    return " = ".join(name for name, value in named.items() if value == step)

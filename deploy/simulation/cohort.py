@@ -4,6 +4,7 @@ Server, strategy and codec see what they see everywhere: messages out, a reply f
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
@@ -16,7 +17,7 @@ from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
 from nufed.common.params import Params
 from nufed.common.settings import process_settings
-from nufed.common.wire import TrainRequest, shots_asked_for
+from nufed.common.wire import EvaluateRequest
 from nufed.deploy.simulation.cohort_clients import Answer, Assignment, Cohort
 from nufed.deploy.simulation.in_process import InProcessGrid
 from nufed.deploy.simulation.simulated_grid import ClientTurn
@@ -74,12 +75,12 @@ class CohortGrid(InProcessGrid):
                 context = self._context(message.metadata.dst_node_id)
                 place = workplace(context.run_config, context.node_config, settings)
                 request = decoder.decode(message.content)
-                shots = shots_asked_for(message.content)
             except NufedError:
                 raise
             except Exception:  # noqa: BLE001, S112 - whatever it is, it is raised again and answered for in the client's own turn
                 continue
-            assignments.append(Assignment(number, place, request.params, request.round, shots))
+            work = Assignment(number, place, request.params, request.round, request.shots, request.all_metrics)
+            assignments.append(work)
         return assignments
 
 
@@ -90,8 +91,8 @@ class _Decoder:
         self._device = device
         self._models: dict[tuple[tuple[str, int], ...], Params] = {}
 
-    def decode(self, content: RecordDict) -> TrainRequest:
-        """Return a request with its model on the device.
+    def decode(self, content: RecordDict) -> EvaluateRequest:
+        """Return a request, to train or to evaluate, with its model on the device.
 
         Raises:
             WireError: it is not a request.
@@ -100,10 +101,10 @@ class _Decoder:
         key = tuple((name, id(array.data)) for name, array in arrays.items())  # the contents outlive this object
         if key in self._models:
             config_only = RecordDict({**content.config_records, "arrays": ArrayRecord()})
-            return TrainRequest(self._models[key], TrainRequest.from_records(config_only).round)
-        request = TrainRequest.from_records(content)
+            return replace(EvaluateRequest.from_records(config_only), params=self._models[key])
+        request = EvaluateRequest.from_records(content)
         self._models[key] = {name: tensor.to(self._device) for name, tensor in request.params.items()}
-        return TrainRequest(self._models[key], request.round)
+        return replace(request, params=self._models[key])
 
 
 def simulate_as_cohort(

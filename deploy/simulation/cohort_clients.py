@@ -52,6 +52,7 @@ class Assignment:
         params: the server's model, on the client's device.
         round: k.
         shots: numbers of support examples to draw a further curve for.
+        all_metrics: of an evaluation, whether it is to report all of the run's metrics.
     """
 
     number: int
@@ -59,6 +60,7 @@ class Assignment:
     params: Params
     round: int
     shots: tuple[int, ...] = ()
+    all_metrics: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,8 @@ def _train_with(kernel: CohortKernel) -> Compute:
 def _evaluate_with(kernel: DenseKernel) -> Compute:
     def evaluate(chunk: Chunk) -> list[EvaluateReply]:
         params = stack_params([each.params for each in chunk])
-        curves = cohort_curves(kernel, [each.place for each in chunk], params)
+        places, all_metrics = [each.place for each in chunk], chunk[0].all_metrics
+        curves = cohort_curves(kernel, places, params, all_metrics=all_metrics)
         replies: list[dict[str, MetricValue]] = [{**own} for own in curves]
         for shots in zip(*(shots_of(each.place, chunk[0].shots) for each in chunk), strict=True):
             of_shot = cohort_curves(kernel, [shot.place for shot in shots], params)

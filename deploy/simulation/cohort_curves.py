@@ -1,43 +1,76 @@
 """Adaptation curves of several clients as one batched computation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from nufed.client.personalize import Curves, adaptation_batches
+from nufed.client.personalize import Curves, adaptation_batches, closing_numbers_of
 from nufed.client.workplace import Workplace
 from nufed.common.examples import Examples
 from nufed.common.meta.cohort_curves import (
+    JudgeBy,
     Judgement,
     judge_outputs,
     outputs_through_products,
     outputs_while_adapting,
     products_pay,
 )
+from nufed.common.metrics.judging import in_units, judging
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
 from nufed.common.trees import cat, one_tensor
 
 
-def cohort_curves(kernel: DenseKernel, places: Sequence[Workplace], params: Stacked) -> list[Curves]:
+def cohort_curves(
+    kernel: DenseKernel, places: Sequence[Workplace], params: Stacked, *, all_metrics: bool = False
+) -> list[Curves]:
     """Return what `adaptation_curves` does for each client, up to rounding.
 
     Args:
         kernel: of the clients' models.
         places: clients of one configuration, each with support examples.
         params: the server's models, stacked in the order of the clients.
+        all_metrics: report all of the run's metrics, and what they are compared with; else the primary one alone.
     """
     splits = [(place.data.test, place.data.validation) for place in places]
     judged = _pad([_join(*pair) for pair in splits])
     sizes = torch.tensor([[len(split) for split in pair] for pair in splits], device=judged.shares.device)
-    outputs = _outputs(kernel, places, params, one_tensor(judged.inputs))
-    targets = one_tensor(judged.targets)
-    results = judge_outputs(places[0].task, outputs, targets, _split_weights(sizes, judged.shares))
+    evaluation, task = places[0].config.evaluation, places[0].task
+    by, kept = judging(evaluation, task), _Kept(evaluation.primary_step if all_metrics else -1)
+    outputs = kept.watching(_outputs(kernel, places, params, one_tensor(judged.inputs)))
+    judge_by = JudgeBy(task, by.computes if all_metrics else by.on_the_way, _in_units(places))
+    results = judge_outputs(outputs, one_tensor(judged.targets), _split_weights(sizes, judged.shares), judge_by)
     curves: list[Curves] = [{} for _ in places]
     for name, column, result in zip(("test", "validation"), sizes.T.tolist(), results, strict=True):
         _enter(curves, name, result, column)
+    for place, own, out, size in zip(places, curves, kept.outputs, sizes[:, 0].tolist(), strict=False):
+        if size:
+            own.update(closing_numbers_of(place, by, out[:size]))
     return curves
+
+
+class _Kept:
+    """Holds the outputs after one of the steps."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self.outputs: Sequence[Tensor] = ()
+
+    def watching(self, outputs: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yield the outputs after each step; keep those that are wanted."""
+        for step, out in enumerate(outputs):
+            if step == self._step:
+                self.outputs = list(out)
+            yield out
+
+
+def _in_units(places: Sequence[Workplace]) -> Callable[[Tensor], Tensor]:
+    """Return what turns outputs and targets [m, T, K] into the units that the clients' targets came in."""
+    scalings = [place.data.target_scaling for place in places]
+    if all(scaling is None for scaling in scalings):
+        return lambda numbers: numbers
+    return lambda numbers: torch.stack([in_units(own, scaling) for own, scaling in zip(numbers, scalings, strict=True)])
 
 
 def _outputs(kernel: DenseKernel, places: Sequence[Workplace], params: Stacked, inputs: Tensor) -> Iterator[Tensor]:

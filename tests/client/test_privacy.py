@@ -135,8 +135,8 @@ def test_the_search_would_find_them(deployed, monkeypatch):
 
     for leak in (data.test.inputs[3].flatten(), data.support.targets.flatten()):
 
-        def leaky(place, params, leak=leak):
-            return {**honest(place, params), "extra": leak.double().tolist()}
+        def leaky(place, params, leak=leak, **options):
+            return {**honest(place, params, **options), "extra": leak.double().tolist()}
 
         monkeypatch.setattr(nufed.client.app, "adaptation_curves", leaky)
         sent = everything_that_leaves(run, node_config)
@@ -189,7 +189,7 @@ def test_what_a_library_raises_is_told_without_its_words(tmp_path, monkeypatch, 
     """Its words may quote what it failed on; they are in the client's own log."""
     run, spec = csv(tmp_path)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError("could not use Ann-Smith-77")
 
     monkeypatch.setattr(nufed.client.app, "adaptation_curves", fail)
@@ -205,7 +205,7 @@ def test_what_a_library_raises_is_told_without_its_words(tmp_path, monkeypatch, 
 def test_a_simulated_client_says_all(monkeypatch):
     """It has no data of its own, and whoever simulates wants to know."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError("in words")
 
     monkeypatch.setattr(nufed.client.app, "adaptation_curves", fail)

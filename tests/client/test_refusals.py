@@ -372,7 +372,7 @@ def params_of(run, node):
 
 
 def failing(error: Exception):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     return fail

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from nufed.common.config import EvaluationConfig
 from nufed.common.errors import WireError
+from nufed.common.examples import TaskInfo
 from nufed.common.message_schema import (
     EVALUATE_REPLY,
     MOST_OTHER_METRICS,
@@ -13,10 +15,10 @@ from nufed.common.message_schema import (
     SCHEMAS,
     STATISTICS_REPLY,
     TRAIN_REPLY,
-    CurveShape,
     check_client_id,
     checked_curves,
     checked_metrics,
+    curve_shape,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +88,8 @@ def test_whole_numbers_become_integers():
 
 
 CURVES = {"num-examples": 3, "test-loss": [1.0, 0.5], "test-accuracy": [0.0, 1.0]}
-SHAPE = CurveShape(2, has_accuracy=True)
+S_OF_ONE = {"num_adapt_steps": 1, "primary_step": 1}
+SHAPE = curve_shape(EvaluationConfig(**S_OF_ONE), TaskInfo("classification", (2,), 3))
 
 
 def test_curves_of_the_run_pass():
@@ -142,7 +145,60 @@ def test_a_loss_may_be_rounded_to_just_below_0():
 
 def test_a_regression_has_no_accuracy():
     with pytest.raises(WireError, match="regression"):
-        checked_curves(CURVES, CurveShape(2, has_accuracy=False))
+        checked_curves(CURVES, curve_shape(EvaluationConfig(**S_OF_ONE), TaskInfo("regression", (2,), 1)))
+
+
+ILL = curve_shape(
+    EvaluationConfig(**S_OF_ONE, primary_metric="auroc", report_counts=True), TaskInfo("classification", (2,), 2)
+)
+CLOSING = {
+    "num-examples": 3,
+    "test-loss": [1.0, 0.5],
+    "test-auroc": [0.5, math.nan],
+    "validation-auroc": [math.nan, math.nan],
+    "test-specificity": [0.0, 1.0],
+    "baseline-loss": 0.7,
+    "baseline-auroc": math.nan,
+    "interval-specificity": [0.0, 0.3],
+    "test-confusion": [1, 0, 0, 2],
+}
+
+
+def test_what_a_client_says_at_the_end_passes_and_may_be_undefined_where_the_metric_may():
+    """A client of an earlier version lacks everything but the primary metric and the loss."""
+    old = {name: CLOSING[name] for name in ("num-examples", "test-loss", "test-auroc")}
+
+    assert repr(checked_curves(CLOSING, ILL)) == repr(CLOSING)
+    assert repr(checked_curves(old, ILL)) == repr(old)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"test-auroc": None},
+        {"test-auroc": [0.5, 1.5]},
+        {"test-auroc": [0.5, math.inf]},
+        {"test-auroc": [0.5]},
+        {"test-specificity": [-0.5, 0.5]},
+        {"test-accuracy": [math.nan, 0.5]},
+        {"test-r2": [0.5, 0.5]},
+        {"baseline-auroc": 2.0},
+        {"baseline-auroc": [0.5, 0.5]},
+        {"interval-specificity": [0.3, 0.0]},
+        {"interval-specificity": [0.0, math.nan]},
+        {"interval-specificity": [0.0, 0.5, 1.0]},
+        {"interval-specificity": [0.0, 1.5]},
+        {"test-confusion": [1, 0, 0, 3]},
+        {"test-confusion": [1, 0, 2]},
+        {"test-confusion": [4, 0, 0, -1]},
+        {"test-confusion": [0.5, 0.5, 1, 1]},
+    ],
+)
+def test_metrics_that_do_not_fit_the_run_are_refused(changed):
+    metrics = {name: value for name, value in {**CLOSING, **changed}.items() if value is not None}
+
+    with pytest.raises(WireError):
+        checked_curves(metrics, ILL)
 
 
 def test_apps_of_others_may_report_one_number():

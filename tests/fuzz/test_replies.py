@@ -10,15 +10,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nufed.common.config import EvaluationConfig
 from nufed.common.durable_file import json_ready
-from nufed.common.message_schema import CurveShape
+from nufed.common.examples import TaskInfo
+from nufed.common.message_schema import curve_shape
 from nufed.common.wire import ClientDescription, params_to_arrays
 from nufed.strategy import MetaFedAvg
 from nufed.strategy.results import average
 from tests.strategy.fake_grid import FakeGrid, client
 
 SENT = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(0.5)}
-SHAPE = CurveShape(2, has_accuracy=True)
+SHAPE = curve_shape(EvaluationConfig(num_adapt_steps=1, primary_step=1), TaskInfo("classification", (2,), 3))
 TRAINED = {"num-examples": 10, "loss": 1.0, "growth": 1.0, "gradient-evaluations": 4, "hvps": 3, "seconds": 0.1}
 JUDGED = {"num-examples": 5, "test-loss": [1.0, 0.5], "test-accuracy": [0.25, 0.5], "validation-loss": [1.0, 1.0]}
 MOST_SHOWN, MOST_KEPT = 1000, 20_000

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nufed.common.config import RunConfig
 from nufed.common.errors import WireError
 from nufed.common.wire import ClientDescription, EvaluateReply
-from nufed.server.adaptation_curves import ClientCurves, group_curves, rounds_to_target
+from nufed.server.adaptation_curves import group_curves, rounds_to_target
+from nufed.server.client_curves import ClientCurves
 from nufed.server.figures import draw_curves
 from nufed.server.history import History
 from nufed.server.summary import run_summary

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from nufed.common.config import RunConfig
-from nufed.server.adaptation_curves import ClientCurves, group_curves
+from nufed.server.adaptation_curves import group_curves
+from nufed.server.client_curves import ClientCurves
 from nufed.server.figures import draw_curves
 
 CONFIG = RunConfig().replace(evaluation__num_adapt_steps=1, evaluation__primary_step=1)

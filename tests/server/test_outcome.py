@@ -15,7 +15,8 @@ from nufed.deploy.commands.terminal import closing_lines, summary_table
 from nufed.deploy.experiments.cells import Cell, outcome_of, run_cell
 from nufed.deploy.experiments.finished import read_run
 from nufed.deploy.experiments.tuning import validation_score
-from nufed.server.adaptation_curves import ClientCurves, group_curves
+from nufed.server.adaptation_curves import group_curves
+from nufed.server.client_curves import ClientCurves
 from nufed.server.history import History
 from nufed.server.outcome import remedy
 from nufed.server.progress_lines import describe_run

@@ -12,8 +12,8 @@ import torch
 from nufed.common import __version__
 from nufed.common.config import RunConfig
 from nufed.common.errors import RunError
-from nufed.server.adaptation_curves import ClientCurves
 from nufed.server.checkpoint import CHECKPOINT, save_checkpoint
+from nufed.server.client_curves import ClientCurves
 from nufed.server.run_folder import RunFolder, load_model
 
 NOW = datetime(2026, 3, 1, 12, 30, 5, tzinfo=UTC)

@@ -13,6 +13,7 @@ from nufed.client.workplace import workplace
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, WireError
 from nufed.common.message_schema import CurveShape
+from nufed.common.metric_looks import look_of
 from nufed.common.models import build_model
 from nufed.common.params import model_params
 from nufed.common.settings import Settings
@@ -24,6 +25,7 @@ from nufed.server.shots import shots_summary
 from tests.client.deployed import ask
 from tests.common.data.parkinson import parkinson
 
+LOOKS = {name: look_of(name) for name in ("loss", "accuracy")}
 RUN = RunConfig().updated(
     {
         "data.num-clients": 4,
@@ -100,7 +102,7 @@ def test_a_deployed_client_draws_what_the_request_asks_for():
 
     asked, unasked = (ask("evaluate", RUN, NODE, params, shots=shots).content for shots in ((1, 5), ()))
 
-    reply = EvaluateReply.from_records(asked, CurveShape(4, has_accuracy=True, shots=(1, 5)))
+    reply = EvaluateReply.from_records(asked, CurveShape(4, "classification", LOOKS, "accuracy", shots=(1, 5)))
     assert reply.metrics["shot-1-num-examples"] < reply.metrics["shot-5-num-examples"] == 10
     assert len(reply.metrics["shot-5-test-accuracy"]) == 4
     assert not [name for name in unasked.metric_records["metrics"] if name.startswith("shot-")]
@@ -141,7 +143,7 @@ SHOT = {"shot-2-num-examples": 3, "shot-2-short": 0, "shot-2-test-loss": [1.0, 0
     ],
 )
 def test_a_reply_that_does_not_fit_is_refused(changes, words):
-    shape = CurveShape(2, has_accuracy=True, shots=(2,))
+    shape = CurveShape(2, "classification", LOOKS, "accuracy", shots=(2,))
     fits = EvaluateReply.from_records(RecordDict({"metrics": MetricRecord({**GOOD, **SHOT})}), shape)
     assert fits.metrics["shot-2-test-loss"] == [1.0, 0.6]
 
