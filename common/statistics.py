@@ -182,7 +182,7 @@ def pool(sites: Mapping[str, SiteStatistics], shape: StatisticsShape) -> PooledS
         if count and not names:
             parts = [(site.counts[index], site.means[index], site.deviations[index]) for site in told]
             mean, deviation = _merged(parts, count)
-            scale = deviation if deviation > NOISE * max(abs(mean), deviation) else max(1.0, abs(mean))
+            scale = _scale(mean, deviation)
         counts.append(count)
         means.append(mean)
         scales.append(scale)
@@ -220,6 +220,17 @@ def _check_counts(counts: Sequence[int], total: int, least: int, what: str) -> N
     is_whole = len(told) == len(counts) and bool(counts)
     if sum(told) > total or (is_whole and sum(told) != total) or any(0 < count < least for count in told):
         raise WireError(f"the counts of {what} are refused: they do not come to the {total} examples that are told")
+
+
+def mean_and_scale(values: Array) -> tuple[float, float]:
+    """Return the mean of values [N] and their deviation, or what divides them instead where they do not vary."""
+    mean, deviation = _mean_and_deviation(values)
+    return mean, _scale(mean, deviation)
+
+
+def _scale(mean: float, deviation: float) -> float:
+    """Return a deviation above the rounding of its mean; else 1, or as much as is above it."""
+    return deviation if deviation > NOISE * max(abs(mean), deviation) else max(1.0, abs(mean))
 
 
 def _told_numbers(values: Array, total: int, least: int) -> tuple[int, float, float]:

@@ -20,6 +20,7 @@ from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, NufedError, RunError
 from nufed.deploy.commands import check as check_cli
 from nufed.deploy.commands import dashboard as dashboard_cli
+from nufed.deploy.commands import draft as draft_cli
 from nufed.deploy.commands import experiment as experiment_cli
 from nufed.deploy.commands import federation as deploy_cli
 from nufed.deploy.commands import personal as personal_cli
@@ -282,6 +283,7 @@ def _list(what: str, descriptions: Mapping[str, str]) -> None:
 
 deploy_cli.register(app)
 check_cli.register(app)
+draft_cli.register(app)
 experiment_cli.register(app)
 personal_cli.register(app)
 runs_cli.register(app)
