@@ -11,6 +11,7 @@ from nufed.common.data.few_examples import keep_few
 from nufed.common.data.input_scaling import may_scale_inputs, scale_inputs
 from nufed.common.data.pool import DealtFederation, Pool, SourceRequest
 from nufed.common.data.private.preparation import Preparation
+from nufed.common.data.private.simulated import is_own_file
 from nufed.common.data.private.task import PRIVATE, check_declared, declared_task
 from nufed.common.data.registry import find_source
 from nufed.common.data.target_scaling import TargetScaling, declared_target_scaling, scale_targets, target_scale
@@ -116,7 +117,7 @@ def shared_scaling(config: DataConfig, settings: Settings, *, seed: int) -> Shar
     """
     way = target_scale(config, describe_task(config, settings, seed=seed))
     declared = declared_target_scaling(config)
-    if config.source == PRIVATE or ((way != "run" or declared) and not may_scale_inputs(config)):
+    if config.source == PRIVATE or is_own_file(config) or ((way != "run" or declared) and not may_scale_inputs(config)):
         return SharedScaling(declared)
     dealt = _deal(config, seed, settings)
     targets = dealt.target_scaling() if dealt.target_scaling else None
@@ -129,6 +130,8 @@ def _deal(config: DataConfig, seed: int, settings: Settings) -> DealtFederation:
     source, argument = find_source(config.source)
     loaded = source.load(SourceRequest(config, seed, settings, argument))
     dealt = deal(loaded, config, seed) if isinstance(loaded, Pool) else loaded
+    if dealt.is_prepared:
+        return transform_clients(dealt, config, seed)
     few = keep_few(transform_clients(dealt, config, seed), config, seed)
     return scale_targets(scale_inputs(few, config), config)
 

@@ -128,6 +128,7 @@ class DealtFederation:
         num_total: clients, new ones included.
         make_client: partition id and type of the inputs -> that client's data.
         notes: what a reader of the run should know.
+        is_prepared: whether each client comes scaled, and cut down to few examples, as it is when it is deployed.
         target_scaling: of all clients' values to predict; None where each has its own, or they are as they came.
         preparation: of all clients' inputs; None, or returns None, where they are as they came.
     """
@@ -136,5 +137,6 @@ class DealtFederation:
     num_total: int
     make_client: Callable[[int, torch.dtype], ClientData]
     notes: tuple[str, ...] = ()
+    is_prepared: bool = False
     target_scaling: "Callable[[], TargetScaling] | None" = None
     preparation: "Callable[[], Preparation | None] | None" = None

@@ -6,6 +6,7 @@ from functools import partial
 
 from nufed.common.data import digits, npz, quadratic, sinusoid, user_defined, vision
 from nufed.common.data.pool import DealtFederation, Pool, SourceRequest
+from nufed.common.data.private import simulated
 from nufed.common.data.private.task import PRIVATE
 from nufed.common.errors import ConfigError, nearest_match_hint
 from nufed.common.examples import TaskInfo
@@ -33,6 +34,8 @@ def _vision(name: str, description: str) -> Source:
     return Source(description, partial(vision.load, name), partial(vision.describe, name))
 
 
+_TABLE = "PATH?label=COLUMN&user=COLUMN"
+
 SOURCES: dict[str, Source] = {
     "digits": Source("1797 handwritten digits of 8 x 8 pixels, comes with scikit-learn", digits.load, digits.describe),
     "mnist": _vision("mnist", "70000 handwritten digits of 28 x 28 pixels"),
@@ -41,6 +44,11 @@ SOURCES: dict[str, Source] = {
     "cifar10": _vision("cifar10", "60000 color photographs of 32 x 32 pixels, 10 classes"),
     "cifar100": _vision("cifar100", "60000 color photographs of 32 x 32 pixels, 100 classes"),
     "npz": Source("a NumPy archive with x, y and optionally user", npz.load, npz.describe, "PATH"),
+    "csv": Source(
+        "a table of all clients; options as of a client's --data", simulated.load, simulated.describe, _TABLE
+    ),
+    "parquet": Source("likewise in parquet", simulated.load, simulated.describe, _TABLE),
+    "images": Source("a folder of all clients' images, each in a folder", simulated.load, simulated.describe, "FOLDER"),
     "sinusoid": Source("a sine wave for each client, to regress on", sinusoid.load, sinusoid.describe),
     "quadratic": Source("a known quadratic loss for each client", quadratic.load, quadratic.describe),
     "python": Source("a federation made by your own function", user_defined.load, None, "module:function"),

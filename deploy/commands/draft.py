@@ -25,7 +25,7 @@ _COMMENTS = {
     "class-names": "in the order of their numbers; add classes that other sites have",
     "num-outputs": "values that are predicted for each example, or classes that are numbers",
     "input-shape": "of one example",
-    "feature-means": "of the columns without categories, over these examples; scale = \"federated\" makes them of all sites'",
+    "feature-means": 'of columns without categories, of these examples; scale = "federated" makes them of all sites\'',
     "feature-scales": "their deviations",
     "target-means": "of what is predicted, over these examples",
     "target-scales": "their deviations",
@@ -44,7 +44,9 @@ def register(app: typer.Typer) -> None:
 def draft_command(
     data: Annotated[
         str,
-        typer.Option(help="data that lie here: csv:FILE?label=COLUMN, parquet:FILE?label=COLUMN or images:FOLDER", metavar="SPEC"),
+        typer.Option(
+            help="data that lie here: csv:FILE?label=COLUMN, parquet:FILE?label=COLUMN or images:FOLDER", metavar="SPEC"
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="TOML file to write (default: standard output)", metavar="FILE")
@@ -75,14 +77,16 @@ def draft_command(
         typer.echo(text, nl=False)
         return
     write_text(out, text)
-    typer.echo(f"{out}: names of columns, categories and classes, means and deviations of {found.num_examples} examples")
+    typer.echo(
+        f"{out}: names of columns, categories and classes, means and deviations of {found.num_examples} examples"
+    )
 
 
 def _check_task(task: str | None) -> None:
     from nufed.common.config import DataConfig
 
     if task is not None:
-        DataConfig(task=task)  # type: ignore[arg-type]  # judged by the configuration
+        DataConfig(task=task)  # judged by the configuration
 
 
 def _check_reads_back(text: str) -> None:

@@ -55,6 +55,8 @@ def simulate_checked(
     find_engine(engine)
     if options.resume:
         check_resumable(options.resume, config)
+    else:
+        config, options = _settled(config, options)
     federation = prepare(config)
     for note in federation.notes:
         options.events.say(note)
@@ -66,6 +68,24 @@ def simulate_checked(
         attackers = ", ".join(sorted(hostile.clients.values()))
         options.events.say(f"attack {hostile.attack} by {attackers}: all means are of the others")
     simulate(config, options, engine=engine)
+
+
+def _settled(config: RunConfig, options: ServerOptions) -> tuple[RunConfig, ServerOptions]:
+    """Return the options with what follows from data of all clients: names, means, and how many clients there are."""
+    from nufed.common.data.private.simulated import is_own_file, settle, site_statistics_of
+    from nufed.common.data.private.task import awaits_statistics, statistics_shape
+    from nufed.deploy.commands.gathering import scaled_by
+    from nufed.server.statistics import StatisticsReport
+    from nufed.strategy.statistics import GatheredStatistics
+
+    if not is_own_file(config.data):
+        return config, options
+    config = settle(config)
+    options.events.say("what the data are (names, categories, classes, means) is written into the run's config.json")
+    if not awaits_statistics(config.data):
+        return config, options
+    gathered = GatheredStatistics(statistics_shape(config.data), site_statistics_of(config))
+    return scaled_by(StatisticsReport.of(gathered), config, options)
 
 
 def prepare(config: RunConfig) -> Federation:

@@ -242,3 +242,43 @@ def _parse_size(spec: PrivateSpec) -> tuple[int, int] | None:
     if not 1 <= len(parts) <= 2 or not all(part.isdecimal() and 0 < int(part) < 2**16 for part in parts):
         raise ConfigError(f"--data: size={text!r} is refused: expected HEIGHT,WIDTH in pixels, e.g. 28,28.")
     return int(parts[-1]), int(parts[0])
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, hidden ones apart, by name."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the images in a folder and below it; other files are counted in this machine's log."""
+    return _files(folder)
+
+
+def is_of_sites(folder: Path) -> bool:
+    """Return whether a folder holds a folder of classes for each site: images lie two folders down, none higher."""
+    return not any(
+        path.suffix.lower() in EXTENSIONS
+        for within in subfolders(folder)
+        for path in within.iterdir()
+        if path.is_file()
+    ) and any(subfolders(within) for within in subfolders(folder))
+
+
+def find_form(spec: PrivateSpec, folders: Sequence[Path]) -> tuple[int, int, int]:
+    """Return channels, height and width of the first image in some folders, as `size=` and `gray=` make it.
+
+    Raises:
+        DataError: there is no image, or it cannot be read.
+    """
+    first = next((files[0] for folder in folders if (files := _files(folder))), None)
+    if first is None:
+        raise refusal(DataError, "expected images in the folders of the classes, but there are none; check --data")
+    try:
+        with Image.open(first, formats=_FORMATS) as image:
+            mode = "RGB" if image.mode == "P" and "transparency" not in image.info else image.mode
+            size = image.size[::-1] if _is_turned(image) else image.size
+    except Exception as error:  # damaged files raise anything
+        raise _refused(first, "the first", "it cannot be decoded", "replace it") from error
+    width, height = _parse_size(spec) or size
+    is_color = mode == "RGB" and spec.options.get("gray") != "1"
+    return 3 if is_color else 1, height, width

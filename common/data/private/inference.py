@@ -1,4 +1,4 @@
-"""What a run would have to declare of data that lie here: columns, categories, classes, means; guessed from all of them.
+"""What a run would have to declare of data that lie here: columns, categories, classes and means, guessed from all.
 
 For `nufed draft`, which writes it for a person to look at, and for simulations, which hold everybody's data anyway.
 A deployed client infers nothing: the run declares what everybody's data are.
@@ -16,7 +16,7 @@ from nufed.common.data.private.images import find_form, image_files, is_of_sites
 from nufed.common.data.private.readers import open_table
 from nufed.common.data.private.rows import listed, refusal
 from nufed.common.data.private.spec import PrivateSpec
-from nufed.common.data.private.task import canonical, parse_categories, split_names
+from nufed.common.data.private.task import canonical, parse_categories
 from nufed.common.errors import ConfigError, DataError
 from nufed.common.statistics import mean_and_scale
 
@@ -112,13 +112,21 @@ class _Column:
 
 
 def _infer_table(spec: PrivateSpec, task: str | None) -> Inferred:
-    labels, aside = spec.names("label"), {name for kind in ("group", "split", "user", "ignore") for name in spec.names(kind)}
+    labels, aside = (
+        spec.names("label"),
+        {name for kind in ("group", "split", "user", "ignore") for name in spec.names(kind)},
+    )
     if not labels:
         raise refusal(ConfigError, "--data names no label. Type ?label=COLUMN behind the path.")
+    if both := [name for name in labels if name in aside]:
+        raise ConfigError(
+            f"--data names the column {both[0]!r} as the label and as something else (group=, split=, user=, ignore=). "
+            "Correct it."
+        )
     given = parse_categories(spec.options.get("categories", ""), "--data: categories")
     with open_table(spec) as table:
         markers = Markers(spec.names("na"), table.dialect.numerals)
-        wanted = [name for name in table.header if name not in aside or name in labels]
+        wanted = [name for name in table.header if name not in aside]
         columns = {name: _Column(name, markers) for name in wanted}
         if lacking := [name for name in labels if name not in columns]:
             raise ConfigError(
@@ -161,16 +169,16 @@ def _of_inputs(columns: Sequence[_Column], given: Mapping[str, tuple[str, ...]],
     }
 
 
-def _of_labels(
-    labels: Sequence[_Column], spec: PrivateSpec, task: str | None
-) -> tuple[dict[str, Any], dict[str, str]]:
+def _of_labels(labels: Sequence[_Column], spec: PrivateSpec, task: str | None) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what a run declares of what is predicted, and why."""
     numbered = spec.options.get("labels") == "numbers"
     kind, reason = (task, "as typed") if task else _guess(labels, numbered=numbered)
     text = [column.name for column in labels if not column.are_numbers]
     if kind != "classification":
         if text:
-            raise ConfigError(f"--data: the label {text[0]!r} holds text, which is nothing for {kind}. Name a column of numbers.")
+            raise ConfigError(
+                f"--data: the label {text[0]!r} holds text, which is nothing for {kind}. Name a column of numbers."
+            )
         scaling = [mean_and_scale(column.numbers) for column in labels] if kind == "regression" else []
         return {
             "task": kind,
@@ -186,8 +194,8 @@ def _of_labels(
         return {"task": kind, "num_outputs": int(label.numbers.max(initial=0)) + 1}, {"task": reason}
     if len(label.names) > MOST_CATEGORIES:
         raise ConfigError(
-            f"--data: the label {label.name!r} has more than {MOST_CATEGORIES} values, too many for classes. Name another "
-            "column, or type --task regression."
+            f"--data: the label {label.name!r} has more than {MOST_CATEGORIES} values, too many for classes. Name "
+            "another column, or type --task regression."
         )
     return {"task": kind, "class_names": label.sorted_names}, {"task": reason}
 

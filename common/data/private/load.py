@@ -39,7 +39,7 @@ from nufed.common.errors import ConfigError, DataError, NufedError, WireError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
 from nufed.common.message_schema import check_client_id
 from nufed.common.settings import Settings
-from nufed.common.statistics import SiteStatistics, site_statistics
+from nufed.common.statistics import SiteStatistics, StatisticsShape, site_statistics
 from nufed.common.trees import one_tensor
 
 _SLICE = re.compile(r"(?P<source>.+)#(?P<index>\d+)/(?P<count>\d+)")
@@ -111,7 +111,7 @@ def load_private(member: Membership, config: RunConfig, settings: Settings) -> P
     try:
         spec = parse_spec(member.spec)
         rows = read_rows(spec, task, config.data, labelled=True)
-        return _split(rows, spec, member, task, config)
+        return prepare_client(rows, spec, member, task, config)
     except NufedError as error:
         named = type(error)(f"client {member.client_id!r}: {error}")
         named.sendable = error.sendable
@@ -182,11 +182,17 @@ def own_statistics(member: Membership, config: RunConfig, settings: Settings, mi
     rows = read_private_rows(member.spec, config, settings)
     if not rows.columns:
         raise refusal(ConfigError, "expected a table, because statistics are of columns, but --data names none")
-    task = describe_task(config.data, settings, seed=config.seed)
+    return statistics_of(rows, member, describe_task(config.data, settings, seed=config.seed), config, shape)
+
+
+def statistics_of(
+    rows: PrivateRows, member: Membership, task: TaskInfo, config: RunConfig, shape: StatisticsShape
+) -> SiteStatistics:
+    """Return what a client with these rows tells of its columns."""
     support = _divided(rows, member, task, config)[1].support
     targets = rows.targets[support] if shape.classes and rows.targets is not None else None
-    inputs = rows.inputs[support][:, value_positions(rows.columns)].astype(np.float64)
-    return site_statistics(inputs, targets, shape)
+    values = rows.inputs[support][:, value_positions(rows.columns)].astype(np.float64)
+    return site_statistics(values, targets, shape)
 
 
 def _slice_of_source(
@@ -262,10 +268,10 @@ def _read(spec: PrivateSpec, task: TaskInfo, config: DataConfig, *, labelled: bo
     return read_function(spec, task)
 
 
-def _split(
+def prepare_client(
     rows: PrivateRows, spec: PrivateSpec, member: Membership, task: TaskInfo, config: RunConfig
 ) -> PrivateClient:
-    """Return the client's splits, which follow from the run's seed and the client's name; tables are prepared."""
+    """Return a client's splits, which follow from the run's seed and the client's name; tables are prepared."""
     dealt, split = _divided(rows, member, task, config)
     dtype = getattr(torch, config.model.dtype)
     hashes = hash_split(rows, dealt.table.division, split)

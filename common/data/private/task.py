@@ -21,6 +21,9 @@ from nufed.common.statistics import StatisticsShape
 PRIVATE = "private"
 """The `data.source` of a federation whose clients bring their own data."""
 
+OWN_FILES = ("csv", "parquet", "images")
+"""Kinds of files that a simulation may be made of, and whose content the options may describe as a server's do."""
+
 NOISE = 2.0**-23
 """Float32's rounding, relative to a value: what varies less than that does not vary."""
 
@@ -87,6 +90,8 @@ def check_declared(config: DataConfig) -> None:
     """
     if config.source == PRIVATE:
         declared_task(config)
+        return
+    if config.source.partition(":")[0] in OWN_FILES:
         return
     describes_itself = not config.source.startswith(_ARRAYS)
     counts_itself = describes_itself or config.task in ("classification", "regression")
