@@ -23,7 +23,11 @@ from nufed.common.settings import Settings
 from tests.client.deployed import ask
 
 ROOT = Path(__file__).parent.parent.parent
-MODULES = (*sorted((ROOT / "common/data/private").glob("*.py")), ROOT / "client/workplace.py")
+SIMULATED = {"inference.py", "simulated.py"}  # what a deployed client has no use for
+MODULES = (
+    *sorted(path for path in (ROOT / "common/data/private").glob("*.py") if path.name not in SIMULATED),
+    ROOT / "client/workplace.py",
+)
 """Where whatever is raised may be raised about a client's own data."""
 
 SECRET = "ann-smith"
@@ -294,6 +298,8 @@ ELSEWHERE = {
     *("_open_parquet", "read_images", "parts"),
     # Of statistics before round 1, which have tests of their own.
     *("own_statistics", "statistics_shape", "check_is_scaled"),
+    # Of drafts and simulations.
+    "find_form",
     # They pass on what others have worded.
     *("_of_the_run", "_explained", "load_private"),
     "Preparation.from_json",

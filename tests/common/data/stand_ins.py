@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from nufed.common.config import DataConfig
 from nufed.common.rng import numpy_generator
@@ -117,6 +119,31 @@ def _npz(root: Path, _monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return StandIn(config_for(f"npz:{root / 'made.npz'}", partition="by-user"), Settings(), len(labels))
 
 
+def _table(kind: str) -> Prepare:
+    """A csv or parquet file of eight sites, with numbers, names and an empty cell."""
+
+    def prepare(root: Path, _monkeypatch: pytest.MonkeyPatch) -> StandIn:
+        rng, num = numpy_generator(0, "stand-in", kind), 160
+        ages = np.where(np.arange(num) == 3, np.nan, rng.permutation(num))
+        names = {"sex": rng.choice(["f", "m"], num), "ill": rng.choice(["no", "yes"], num)}
+        frame = pd.DataFrame({"age": ages, **names, "site": np.repeat([f"site {index}" for index in range(8)], 20)})
+        path = root / f"all.{kind}"
+        frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+        return StandIn(config_for(f"{kind}:{path}?label=ill&missing=zero&user=site"), Settings(), num)
+
+    return prepare
+
+
+def _images(root: Path, _monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    for site in range(8):
+        for name in ("cat", "dog"):
+            folder = root / "all" / f"site {site}" / name
+            folder.mkdir(parents=True)
+            for number, pixels in enumerate(random_images(6, (4, 4), f"{site} {name}")):
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return StandIn(config_for(f"images:{root / 'all'}"), Settings(), 96)
+
+
 def _made(source: str) -> Prepare:
     return lambda _root, _monkeypatch: StandIn(config_for(source), Settings(), None)
 
@@ -146,6 +173,9 @@ STAND_INS: dict[str, Prepare] = {
     "cifar10": cifar_files("cifar-10-batches-py", 10),
     "cifar100": cifar_files("cifar-100-python", 100),
     "npz": _npz,
+    "csv": _table("csv"),
+    "parquet": _table("parquet"),
+    "images": _images,
     "python": _python,
 }
 
