@@ -124,7 +124,7 @@ def _table(kind: str) -> Prepare:
 
     def prepare(root: Path, _monkeypatch: pytest.MonkeyPatch) -> StandIn:
         rng, num = numpy_generator(0, "stand-in", kind), 160
-        ages = np.where(np.arange(num) == 3, np.nan, rng.permutation(num))
+        ages = np.where(np.arange(num) == 3, np.nan, 1 + rng.permutation(num))
         names = {"sex": rng.choice(["f", "m"], num), "ill": rng.choice(["no", "yes"], num)}
         frame = pd.DataFrame({"age": ages, **names, "site": np.repeat([f"site {index}" for index in range(8)], 20)})
         path = root / f"all.{kind}"
