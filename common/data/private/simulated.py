@@ -27,7 +27,6 @@ from nufed.common.data.private.spec import USERS, PrivateSpec, parse_spec
 from nufed.common.data.private.task import OWN_FILES, PRIVATE, declared_task, statistics_shape
 from nufed.common.errors import ConfigError, DataError, NufedError
 from nufed.common.examples import ClientData, Group, TaskInfo
-from nufed.common.message_schema import check_client_id
 from nufed.common.rng import numpy_generator
 
 if TYPE_CHECKING:
@@ -146,6 +145,8 @@ class _Sites:
 
     def _users(self) -> tuple[list[str], list[str]]:
         """Return the names of the users that have enough examples, and of the others."""
+        from nufed.common.message_schema import check_client_id
+
         if self._all is None:
             return [check_client_id(path.name) for path in subfolders(self.spec.path)], []
         users = self._all.users
