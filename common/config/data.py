@@ -80,6 +80,12 @@ class DataConfig(Section):
         description="shape of one input, e.g. 13 or 1,28,28, or of several, e.g. ids:16:integer;mask:16:boolean "
         "(source private); empty counts feature-names",
     )
+    target_shape: str = Field(
+        "",
+        pattern=rf"^({_SHAPE})?$",
+        json_schema_extra={LIST: "numbers"},
+        description="shape of one target (source private) of segmentation and tokens; empty takes it from the input",
+    )
     input_type: Literal["auto", "float", "integer"] = Field(
         "auto",
         description="what whole numbers in one array of inputs become: auto keeps them as ids where task=tokens",

@@ -3,7 +3,9 @@
 One table: `x` [N, ...] and `y` [N] (whole numbers are classes, floats values to predict), optionally `user` [N].
 Or three parts: `x_train`, `y_train`, optionally `user_train`; `x_test`, `y_test`, `user_test` on which clients are
 judged; `x_new`, `y_new`, `user_new` with users who are new clients. Users are names, or numbers into `user_names`
-(`user_new_names` for the new ones). `group` [N] (`group_train`, `group_test`, `group_new`), names or whole numbers,
+(`user_new_names` for the new ones). Several arrays in the place of `x`, called `x_NAME` (`x_train_NAME`, …), are the
+inputs that a model takes as `model(NAME=…)`; they keep their types. `data.task` says what `y` is where it is neither
+classes nor values. `group` [N] (`group_train`, `group_test`, `group_new`), names or whole numbers,
 says which examples go to one split of a client together. `class_names` and `feature_names` are used in outputs and
 messages.
 
@@ -12,21 +14,31 @@ Everything else is taken as it is: standardize tabular features before writing t
 those of the file. Archives are read without pickle, so opening one runs no code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from nufed.common.config import DataConfig
 from nufed.common.data.archive import open_archive
+from nufed.common.data.array_trees import ArrayTree, named_arrays, rows_of
 from nufed.common.data.pool import Array, Pool, SourceRequest, Table
-from nufed.common.data.raw import as_array, as_names, as_targets, check_inputs, class_notes, count_classes, image_layout
+from nufed.common.data.raw import as_names, class_notes, count_classes, image_layout
+from nufed.common.data.task_of_arrays import (
+    INFERRED,
+    input_form,
+    read_inputs,
+    read_targets,
+    task_of_arrays,
+    wanted_kind,
+)
 from nufed.common.errors import DataError
 from nufed.common.examples import TaskInfo, TaskKind
 
 Arrays = dict[str, Array]
 ReadTargets = Callable[[Array, str], Array]
-"""Targets as stored, what to call them -> class numbers [N] or values [N, K]."""
+"""Targets as stored, what to call them -> targets [N, ...]."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,9 @@ def describe(request: SourceRequest) -> TaskInfo:
     with open_archive(path, _MISSING) as archive:
         suffix = _suffixes(path, archive.names)[0]
         arrays = {name: archive.read(name) for name in archive.names if name.startswith(("y", "class_names"))}
-        layout = image_layout(archive.empty_like(f"x{suffix}"))
-    return _task(path, arrays, layout.shape[1:])
+        parts = input_names(archive.names, suffix)
+        layouts = {part: image_layout(archive.empty_like(name)) for part, name in parts.items()}
+    return _task(path, arrays, layouts.get("", layouts), request.config)
 
 
 def load(request: SourceRequest) -> Pool:
@@ -58,20 +71,21 @@ def load(request: SourceRequest) -> Pool:
     Raises:
         DataError: the file or an array is missing or malformed, or inputs lack values.
     """
-    path = _path(request)
-    parts = read_parts(path)
-    tables, task = parts.tables, _task(path, parts.arrays, parts.train.inputs.shape[1:])
+    path, kind = _path(request), wanted_kind(request.config)
+    parts = read_parts(path, lambda stored, what: read_targets(stored, kind, what)[1])
+    tables, task = parts.tables, _task(path, parts.arrays, parts.train.inputs, request.config)
     targets = [table.targets for table in tables.values()]
-    notes = class_notes(task, targets, request.config.source) if "class_names" not in parts.arrays else ()
+    is_told = "class_names" in parts.arrays or task.kind not in INFERRED
+    notes = () if is_told else class_notes(task, targets, request.config.source)
     return Pool(task, train=parts.train, test=tables.get("_test"), new=tables.get("_new"), notes=notes)
 
 
-def read_parts(path: Path, read_targets: ReadTargets = lambda stored, what: as_targets(stored, what)[1]) -> Parts:
+def read_parts(path: Path, targets_of: ReadTargets) -> Parts:
     """Return the archive at a path.
 
     Args:
         path: of the file.
-        read_targets: turns what stands in `y` into targets.
+        targets_of: turns what stands in `y` into targets.
 
     Raises:
         DataError: the file or an array is missing or malformed, or inputs lack values.
@@ -80,15 +94,42 @@ def read_parts(path: Path, read_targets: ReadTargets = lambda stored, what: as_t
         suffixes = _suffixes(path, archive.names)
         arrays = {name: archive.read(name) for name in archive.names}
     _check_user_arrays(path, arrays, suffixes)
-    parts = {suffix: _table(path, arrays, suffix, read_targets) for suffix in suffixes}
-    first = parts[suffixes[0]]
+    parts = {suffix: _table(path, arrays, suffix, targets_of) for suffix in suffixes}
+    first = _shapes(parts[suffixes[0]])
     for suffix, part in parts.items():
-        if part.inputs.shape[1:] != first.inputs.shape[1:]:
+        if (own := _shapes(part)) != first:
+            differs = next(name for name in (*first, *own) if first.get(name) != own.get(name))
             raise DataError(
-                f"expected x{suffix} in {path} to have inputs of shape {list(first.inputs.shape[1:])}, as the other "
-                f"part, but got {list(part.inputs.shape[1:])}; bring them to one shape"
+                f"expected {'_'.join(filter(None, (f'x{suffix}', differs)))} in {path} to have inputs of shape "
+                f"{first.get(differs)}, as the other part, but got {own.get(differs)}; bring them to one shape"
             )
     return Parts(parts, arrays)
+
+
+def _shapes(table: Table) -> dict[str, list[int]]:
+    return {place: list(array.shape[1:]) for place, array in named_arrays(table.inputs)}
+
+
+def input_names(names: Sequence[str], suffix: str) -> dict[str, str]:
+    """Return what each array of the inputs of a part is called in an archive, by the model's argument.
+
+    One array alone has the name "".
+    """
+    if f"x{suffix}" in names:
+        return {"": f"x{suffix}"}
+    prefix = f"x{suffix}_"
+    found = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+    return {part: name for part, name in found.items() if suffix or part.partition("_")[0] not in _PARTS}
+
+
+def inputs_in(path: Path, arrays: Arrays, suffix: str, features: tuple[str, ...] = ()) -> ArrayTree:
+    """Return the inputs of a part, checked: one array, or a dict of several.
+
+    Raises:
+        DataError: they are malformed, or lack values.
+    """
+    parts = {part: arrays[name] for part, name in input_names(list(arrays), suffix).items()}
+    return read_inputs(parts.get("", parts), f"x{suffix} in {path}", features)
 
 
 def names_in(path: Path, arrays: Arrays, key: str) -> tuple[str, ...]:
@@ -109,6 +150,7 @@ def names_in(path: Path, arrays: Arrays, key: str) -> tuple[str, ...]:
 
 
 _MISSING = "check the path"
+_PARTS = ("train", "test", "new")
 
 
 def _path(request: SourceRequest) -> Path:
@@ -117,12 +159,13 @@ def _path(request: SourceRequest) -> Path:
 
 def _suffixes(path: Path, names: list[str]) -> list[str]:
     """Return the endings of the array names of each part, the training part first."""
-    if {"x", "y"} <= set(names):
+    if "y" in names and input_names(names, ""):
         return [""]
-    if {"x_train", "y_train"} <= set(names):
+    if "y_train" in names and input_names(names, "_train"):
         suffixes = ["_train"]
         for suffix in ("_test", "_new"):
-            halves = [name for name in (f"x{suffix}", f"y{suffix}") if name in names]
+            given = [f"x{suffix}"] * bool(input_names(names, suffix))
+            halves = given + [f"y{suffix}"] * (f"y{suffix}" in names)
             if len(halves) == 1:
                 raise DataError(
                     f"expected x{suffix} and y{suffix} in {path}, but found only {halves[0]}; add the other"
@@ -153,23 +196,22 @@ def _check_user_arrays(path: Path, arrays: Arrays, suffixes: list[str]) -> None:
             )
 
 
-def _table(path: Path, arrays: Arrays, suffix: str, read_targets: ReadTargets) -> Table:
-    inputs = image_layout(as_array(arrays[f"x{suffix}"], f"x{suffix} in {path}"))
-    targets = read_targets(arrays[f"y{suffix}"], f"y{suffix} in {path}")
+def _table(path: Path, arrays: Arrays, suffix: str, targets_of: ReadTargets) -> Table:
+    targets = targets_of(arrays[f"y{suffix}"], f"y{suffix} in {path}")
     features = names_in(path, arrays, "feature_names") if "feature_names" in arrays else ()
-    check_inputs(inputs, f"x{suffix} in {path}", features if inputs.shape[1:] == (len(features),) else ())
-    users = arrays.get(f"user{suffix}")
+    inputs = inputs_in(path, arrays, suffix, features)
+    size, users = rows_of(inputs), arrays.get(f"user{suffix}")
     for name, array in ((f"y{suffix}", targets), (f"user{suffix}", users)):
-        if array is not None and len(array) != len(inputs):
+        if array is not None and len(array) != size:
             raise DataError(
-                f"expected as many rows in {name} as in x{suffix} of {path}, but got {len(array)} and {len(inputs)}; "
+                f"expected as many rows in {name} as in x{suffix} of {path}, but got {len(array)} and {size}; "
                 "write one of each for every example"
             )
     key = f"group{suffix}"
     groups = as_names(arrays[key], f"{key} in {path}") if key in arrays else None
-    if groups is not None and len(groups.codes) != len(inputs):
+    if groups is not None and len(groups.codes) != size:
         raise DataError(
-            f"expected as many rows in {key} as in x{suffix} of {path}, but got {len(groups.codes)} and {len(inputs)}; "
+            f"expected as many rows in {key} as in x{suffix} of {path}, but got {len(groups.codes)} and {size}; "
             "write one of each for every example"
         )
     table = Table(inputs, targets, groups=groups)
@@ -200,25 +242,30 @@ def _users(path: Path, arrays: Arrays, suffix: str) -> tuple[Array, tuple[str, .
     return np.searchsorted(known, users), tuple(map(str, known))
 
 
-def _task(path: Path, arrays: Arrays, input_shape: tuple[int, ...]) -> TaskInfo:
+def _task(path: Path, arrays: Arrays, inputs: ArrayTree, config: DataConfig) -> TaskInfo:
+    wanted = wanted_kind(config)
     kinds: dict[str, tuple[TaskKind, Array]] = {
-        name: as_targets(array, f"{name} in {path}")
+        name: read_targets(array, wanted, f"{name} in {path}")
         for name, array in arrays.items()
         if name in ("y", "y_train", "y_test", "y_new")
     }
     if len({(kind, targets.shape[1:]) for kind, targets in kinds.values()}) > 1:
         raise DataError(f"expected {', '.join(kinds)} in {path} to be of one kind and shape; convert them")
-    kind, targets = next(iter(kinds.values()))
+    kind, numbers = next(iter(kinds.values()))[0], [part for _, part in kinds.values()]
+    input_shape, input_spec = input_form(inputs, kind, config)
+    if kind not in INFERRED:
+        task = task_of_arrays(kind, inputs, numbers, config, f"y in {path}")
+        names = names_in(path, arrays, "class_names") if "class_names" in arrays else task.class_names
+        return replace(task, num_outputs=len(names) or task.num_outputs, class_names=names)
     if kind == "regression":
-        return TaskInfo(kind, tuple(input_shape), targets.shape[1])
-    numbers = [part for _, part in kinds.values()]
+        return TaskInfo(kind, input_shape, numbers[0].shape[1], input_spec=input_spec)
     if "class_names" not in arrays:
         num_classes = count_classes(numbers, f"y in {path}", "or give class_names, a name for each")
-        return TaskInfo(kind, tuple(input_shape), num_classes, tuple(map(str, range(num_classes))))
+        return TaskInfo(kind, input_shape, num_classes, tuple(map(str, range(num_classes))), input_spec)
     names = names_in(path, arrays, "class_names")
     if len(names) < 1 + max(int(part.max(initial=0)) for part in numbers):
         raise DataError(
             f"expected class numbers below {len(names)}, the length of class_names in {path}, but some are beyond; "
             "name every class"
         )
-    return TaskInfo(kind, tuple(input_shape), len(names), names)
+    return TaskInfo(kind, input_shape, len(names), names, input_spec)

@@ -10,7 +10,7 @@ from nufed.common.config.lists import read_names
 from nufed.common.data.array_trees import ArrayTree, as_array_tree, first_array, is_tree, spec_of
 from nufed.common.data.raw import as_array, as_targets, check_inputs, count_classes, image_layout
 from nufed.common.errors import DataError
-from nufed.common.examples import TaskInfo
+from nufed.common.examples import InputSpec, TaskInfo
 from nufed.common.tasks.own import PREFIX
 
 INFERRED = ("classification", "regression")
@@ -95,16 +95,22 @@ def task_of_arrays(kind: str, inputs: ArrayTree, parts: Sequence[ArrayTree], con
         num_outputs = len(names) or (config.num_outputs if kind not in INFERRED else 0) or _count(kind, parts, what)
     if kind == "classification":
         names = tuple(map(str, range(num_outputs)))
-    is_one = not is_tree(inputs)
-    keeps = config.input_type == "integer" or (config.input_type == "auto" and kind == "tokens")
+    input_shape, input_spec = input_form(inputs, kind, config)
     return TaskInfo(
         kind,
-        first_array(inputs).shape[1:] if is_one else (),
+        input_shape,
         num_outputs,
         tuple(names),
-        input_spec=spec_of(inputs, keep_integers=keeps),
+        input_spec=input_spec,
         target_shape=() if kind in INFERRED or is_tree(parts[0]) else tuple(shape),
     )
+
+
+def input_form(inputs: ArrayTree, kind: str, config: DataConfig) -> tuple[tuple[int, ...], InputSpec | None]:
+    """Return a task's `input_shape` and `input_spec` for inputs [N, ...]."""
+    keeps = config.input_type == "integer" or (config.input_type == "auto" and kind == "tokens")
+    shape = () if is_tree(inputs) else first_array(inputs).shape[1:]
+    return tuple(shape), spec_of(inputs, keep_integers=keeps)
 
 
 def _count(kind: str, parts: Sequence[ArrayTree], what: str) -> int:

@@ -24,6 +24,7 @@ from nufed.common.config import DataConfig
 from nufed.common.data.pool import DealtFederation
 from nufed.common.errors import ConfigError
 from nufed.common.examples import ClientData, Examples, TaskInfo
+from nufed.common.input_forms import described_inputs
 from nufed.common.rng import derive_seed, torch_generator
 from nufed.common.trees import one_tensor
 
@@ -88,6 +89,16 @@ def ring_names(num_classes: int, strength: float, generator: torch.Generator) ->
 
 
 def _check_fits(config: DataConfig, task: TaskInfo) -> None:
+    if config.transform in ("rotate", "two-groups") and task.input_spec is not None:
+        raise ConfigError(
+            f"data.transform={config.transform} needs inputs that are one tensor of numbers, but {config.source} has "
+            f"inputs {described_inputs(task)}; set data.transform=none."
+        )
+    if config.transform == "rotate" and task.kind == "segmentation":
+        raise ConfigError(
+            "data.transform=rotate would turn the images and not their masks (data.task=segmentation); set "
+            "data.transform=none."
+        )
     if config.transform == "rotate" and len(task.input_shape) != 3:
         raise ConfigError(
             f"data.transform=rotate needs images of shape [C, H, W], but {config.source} has inputs of shape "

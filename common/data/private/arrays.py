@@ -4,9 +4,9 @@ An archive is one of `common/data/npz.py`: `x` and `y`, or `x_train`, `y_train` 
 where it says who made each example, user=NAME says which of them this client is; where it has `group` (`group_train`,
 `group_test`), examples of one group stay together. `class_names` and `feature_names` in it must be the run's.
 
-A function is called with the run's `TaskInfo` and returns `(inputs [N, ...], targets [N] or [N, K])`, arrays or
-tensors, or `(inputs, targets, groups [N])`; targets may be None where they are not known. Targets of both are whole
-numbers (classes), floats (values to predict) or text (names of the run's classes); groups are whole numbers or text.
+A function is called with the run's `TaskInfo` and returns `(inputs [N, ...], targets [N, ...])` or `(inputs, targets,
+groups [N])`, arrays or tensors; inputs may be a dict or tuple of them, and targets None where they are not known.
+Targets are as the task has them, classes also as text (names of the run's classes); groups are whole numbers or text.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,14 @@ import numpy as np
 from nufed.common.config import DataConfig
 from nufed.common.data import npz
 from nufed.common.data.archive import open_archive
-from nufed.common.data.pool import Array, Table
+from nufed.common.data.array_trees import ArrayTree, rows_of, take_rows
+from nufed.common.data.pool import Table
 from nufed.common.data.private.cells import Markers, NameColumn
 from nufed.common.data.private.rows import PrivateRows, listed, number_rows, refusal, shown_names, tell_here
 from nufed.common.data.private.spec import PrivateSpec
 from nufed.common.data.private.task import canonical, split_names
-from nufed.common.data.raw import as_array, as_names, as_targets, check_inputs, image_layout, plain_array
+from nufed.common.data.raw import as_names, as_targets, plain_array
+from nufed.common.data.task_of_arrays import INFERRED, read_inputs, read_targets
 from nufed.common.errors import ConfigError, DataError, NufedError
 from nufed.common.examples import TaskInfo
 from nufed.common.user_code import load_function
@@ -87,16 +89,15 @@ def read_function(spec: PrivateSpec, task: TaskInfo) -> PrivateRows:
             type(made).__name__,
         )
     with _explained("examples from the function that --data names"):
-        inputs = image_layout(as_array(made[0], "the inputs"))
-        check_inputs(inputs, "the inputs")
+        inputs = read_inputs(made[0], "the inputs")
         targets = None if made[1] is None else _targets(made[1], "the targets", task)
         groups = None if len(made) == 2 else as_names(made[2], "the groups")
     for what, counted in (("target", targets), ("group", None if groups is None else groups.codes)):
-        if counted is not None and len(inputs) != len(counted):
+        if counted is not None and rows_of(inputs) != rows_of(counted):
             raise refusal(
                 DataError,
-                f"expected as many {what}s as inputs, but got {len(counted)} and {len(inputs)}; give every example one "
-                f"{what}",
+                f"expected as many {what}s as inputs, but got {rows_of(counted)} and {rows_of(inputs)}; give every "
+                f"example one {what}",
             )
     return PrivateRows(inputs, targets, number_rows(inputs), groups=groups)
 
@@ -117,8 +118,10 @@ def _explained(what: str) -> Iterator[None]:
         ) from error
 
 
-def _targets(values: Any, what: str, task: TaskInfo) -> Array:
-    """Return class numbers [N] or values [N, K]; text is the names of classes."""
+def _targets(values: Any, what: str, task: TaskInfo) -> ArrayTree:
+    """Return targets [N, ...] as the task has them; text is the names of classes."""
+    if task.kind not in INFERRED:
+        return read_targets(values, task.kind, what)[1]
     stored = plain_array(values, what)
     if task.kind == "regression" or stored.dtype.kind not in "US" or stored.ndim != 1:
         return as_targets(stored, what)[1]
@@ -158,18 +161,17 @@ def _own(table: Table, spec: PrivateSpec) -> Table:
         raise refusal(ConfigError, f"{given}. Type ?user=NAME behind the path; this client's own log has their names.")
     rows = np.flatnonzero(table.users == table.user_names.index(user))
     groups = None if table.groups is None else table.groups.take(rows)
-    return Table(table.inputs[rows], table.targets[rows], groups=groups)
+    return Table(take_rows(table.inputs, rows), take_rows(table.targets, rows), groups=groups)
 
 
-def _inputs_alone(path: Path) -> Array | None:
+def _inputs_alone(path: Path) -> ArrayTree | None:
     """Return `x` of an archive without `y`; None for any other file, which the ordinary way reads or refuses."""
     with open_archive(path, _MISSING) as archive:
-        if "x" not in archive.names or "y" in archive.names:
+        names = npz.input_names(archive.names, "").values()
+        if not names or "y" in archive.names:
             return None
-        stored = archive.read("x")
-    inputs = image_layout(as_array(stored, f"x in {path}"))
-    check_inputs(inputs, f"x in {path}")
-    return inputs
+        stored = {name: archive.read(name) for name in names}
+    return npz.inputs_in(path, stored, "")
 
 
 def _check_names(path: Path, arrays: npz.Arrays, task: TaskInfo, config: DataConfig) -> None:

@@ -6,16 +6,20 @@ What was found (values, names of columns, folders and users, positions, paths) i
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
+from nufed.common.data.array_trees import ArrayTree, is_tree, rows_of, spec_of, take_rows
 from nufed.common.data.division import Names
 from nufed.common.data.pool import Array
 from nufed.common.data.private.task import Column
+from nufed.common.data.task_of_arrays import INFERRED
 from nufed.common.errors import LISTED, DataError, NufedError
-from nufed.common.examples import TaskInfo
+from nufed.common.examples import InputSpec, TaskInfo, TensorSpec
+from nufed.common.input_forms import described_inputs
+from nufed.common.tasks import find_task
 
 _log = logging.getLogger("nufed.private")
 
@@ -27,8 +31,9 @@ class PrivateRows:
     """N examples of one client, not yet split, filled in or scaled.
 
     Attributes:
-        inputs: [N, ...]; uint8 with three or more dimensions are pixels; in a table NaN stands for what is missing.
-        targets: [N] class numbers or [N, K] values; None without labels.
+        inputs: [N, ...], one array or several; uint8 with three or more dimensions are pixels; in a table NaN stands
+            for what is missing.
+        targets: [N, ...], as the task has them; None without labels.
         numbers: [N] position of each example in what was read, from 1.
         columns: of a table; empty otherwise.
         test: examples that the source itself keeps for the test; None leaves that to the run's fractions.
@@ -37,8 +42,8 @@ class PrivateRows:
         users: whose each example is, in data of several clients; None in data of one.
     """
 
-    inputs: Array
-    targets: Array | None
+    inputs: ArrayTree
+    targets: ArrayTree | None
     numbers: Array
     columns: tuple[Column, ...] = ()
     test: "PrivateRows | None" = field(default=None)
@@ -53,19 +58,20 @@ class PrivateRows:
             return None if values is None else values[rows]
 
         groups, users = (names and names.take(rows) for names in (self.groups, self.users))
+        targets = None if self.targets is None else take_rows(self.targets, rows)
         return PrivateRows(
-            *(self.inputs[rows], of(self.targets), self.numbers[rows], self.columns, self.test),
+            *(take_rows(self.inputs, rows), targets, self.numbers[rows], self.columns, self.test),
             *(groups, of(self.parts), users),
         )
 
     def __len__(self) -> int:
         """Return N."""
-        return len(self.inputs)
+        return rows_of(self.inputs)
 
 
-def number_rows(inputs: Array) -> Array:
+def number_rows(inputs: ArrayTree) -> Array:
     """Return 1 … N."""
-    return np.arange(1, len(inputs) + 1)
+    return np.arange(1, rows_of(inputs) + 1)
 
 
 def tell_here(text: str, *values: Any) -> None:
@@ -101,8 +107,9 @@ def check_rows(rows: PrivateRows, task: TaskInfo) -> None:
     Raises:
         DataError: naming what differs: the shape, or how many labels are beyond the classes.
     """
-    shape = rows.inputs.shape[1:]
-    if shape != task.input_shape:
+    if is_tree(rows.inputs) or task.input_spec is not None:
+        _check_forms(rows.inputs, task)
+    elif (shape := rows.inputs.shape[1:]) != task.input_shape:
         raise refusal(
             DataError,
             f"expected inputs of shape {_dims(task.input_shape)}, as the run has them, but got {_dims(shape)}; bring "
@@ -110,10 +117,37 @@ def check_rows(rows: PrivateRows, task: TaskInfo) -> None:
         )
     if not len(rows):
         raise refusal(DataError, "expected examples, but there are none; check --data")
-    if rows.targets is not None:
+    if rows.targets is not None and task.kind in INFERRED:
         _check_targets(rows.targets, rows.numbers, task)
+    elif rows.targets is not None and not is_tree(rows.targets):
+        wanted, shape = find_task(task).target_shape, rows.targets.shape[1:]
+        if shape != wanted:
+            raise refusal(
+                DataError,
+                f"expected targets of shape {_dims(wanted)} for {task.kind}, as the run has them, but got "
+                f"{_dims(shape)}; bring them to that shape",
+            )
     if rows.test is not None:
         check_rows(rows.test, task)
+
+
+def _check_forms(inputs: ArrayTree, task: TaskInfo) -> None:
+    """Refuse inputs of other names, shapes or kinds of numbers than the run's; whole numbers may be booleans."""
+    wanted = task.input_spec or TensorSpec(task.input_shape)
+    found = spec_of(inputs, keep_integers=True) or TensorSpec(inputs.shape[1:])
+    if _loosely(found) != _loosely(wanted):
+        described = described_inputs(replace(task, input_spec=found))
+        raise refusal(
+            DataError,
+            f"expected inputs {described_inputs(task)}, as the run has them, but got {described}; bring the data to "
+            "that form",
+        )
+
+
+def _loosely(spec: InputSpec) -> InputSpec:
+    if isinstance(spec, TensorSpec):
+        return spec if spec.dtype != "boolean" else TensorSpec(spec.shape, "integer")
+    return tuple(part if isinstance(part, str) else _loosely(part) for part in spec)
 
 
 def _check_targets(targets: Array, numbers: Array, task: TaskInfo) -> None:

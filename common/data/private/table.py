@@ -106,7 +106,13 @@ def _input_reader(column: Column, told: str, markers: Markers) -> _Reader:
 
 def _label_readers(labels: Sequence[str], spec: PrivateSpec, task: TaskInfo, markers: Markers) -> list[_Reader]:
     numbered = spec.choice("labels", ("names", "numbers"), "names") == "numbers"
-    if task.kind == "regression":
+    if task.kind in ("segmentation", "tokens"):
+        raise refusal(
+            ConfigError,
+            f"--data names a table, which has no targets for data.task={task.kind}: a class for each position of an "
+            "example. Give npz: or python:.",
+        )
+    if task.kind != "classification":
         told = (
             [f"label column {index + 1}" for index in range(len(labels))] if len(labels) > 1 else ["the label column"]
         )
@@ -325,7 +331,7 @@ def _without_missing(rows: PrivateRows, missing: Missing, task: TaskInfo) -> Pri
     if dropped.any():
         tell_here("missing=drop leaves out %d of %d rows, which have empty cells", int(dropped.sum()), len(rows))
         rows = rows.take(np.flatnonzero(~dropped))
-    if rows.targets is None or task.kind == "regression":
+    if rows.targets is None or task.kind != "classification":
         return rows
     return replace(rows, targets=rows.targets.astype(np.int64))
 

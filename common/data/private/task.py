@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from nufed.common.config import DataConfig
+from nufed.common.config.data import TASK_KINDS
 from nufed.common.config.lists import check_line, read_names, read_table
 from nufed.common.errors import ConfigError
-from nufed.common.examples import TaskInfo
+from nufed.common.examples import InputSpec, TaskInfo, TensorSpec
 from nufed.common.given import GIVEN
 from nufed.common.statistics import StatisticsShape
 
@@ -36,6 +37,7 @@ _ARRAYS = ("npz:", "python:", f"{GIVEN}:")
 
 _PRIVATE_ONLY = (
     "input_shape",
+    "target_shape",
     "num_outputs",
     "class_names",
     "feature_names",
@@ -79,7 +81,55 @@ def declared_task(config: DataConfig) -> TaskInfo:
     Raises:
         ConfigError: an option is missing, or two contradict each other.
     """
-    return TaskInfo(config.task, _input_shape(config), *_outputs(config))
+    input_shape, input_spec = _input_form(config)
+    num_outputs, names = _outputs(config)
+    target_shape = _target_shape(config, input_shape, input_spec)
+    return TaskInfo(config.task, input_shape, num_outputs, names, input_spec, target_shape)
+
+
+def _input_form(config: DataConfig) -> tuple[tuple[int, ...], InputSpec | None]:
+    """Return shape and form of an input: `1,28,28`, `16:integer`, or `ids:16:integer;mask:16:boolean`."""
+    parts = [part.split(":") for part in config.input_shape.split(";")]
+    if len(parts) == 1 and (len(parts[0]) == 1 or parts[0][0][:1].isdigit()):
+        plain = config.model_copy(update={"input_shape": parts[0][0]})
+        shape = _input_shape(plain)
+        keeps = config.input_type == "integer" or (config.input_type == "auto" and config.task == "tokens")
+        kind = parts[0][1] if len(parts[0]) > 1 else "integer" if keeps else "float"
+        return shape, None if kind == "float" else _tensor_spec(shape, kind)
+    if config.feature_names:
+        raise ConfigError("data.feature-names contradicts several inputs in data.input-shape. Leave one of them out.")
+    forms = {name: _tensor_spec(_sizes(rest[0]), rest[1] if len(rest) > 1 else "float") for name, *rest in parts}
+    if len(forms) < len(parts):
+        raise ConfigError(f"data.input-shape={config.input_shape!r} names an input twice. Rename one.")
+    return (), tuple(sorted(forms.items()))
+
+
+def _tensor_spec(shape: tuple[int, ...], kind: str) -> TensorSpec:
+    return TensorSpec(shape, "boolean" if kind == "boolean" else "integer" if kind == "integer" else "float")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in text.split(",")) if text else ()
+
+
+def _target_shape(config: DataConfig, input_shape: tuple[int, ...], spec: InputSpec | None) -> tuple[int, ...]:
+    """Return what `data.target-shape` says, or what follows from the input: a mask's size, a sequence's length."""
+    if config.target_shape:
+        if config.task in TASK_KINDS and config.task not in ("segmentation", "tokens"):
+            raise ConfigError(
+                f"data.target-shape={config.target_shape!r} is for segmentation, tokens and tasks of one's own, but "
+                f"data.task={config.task}. Leave it out."
+            )
+        return _sizes(config.target_shape)
+    if config.task == "segmentation" and len(input_shape) > 1:
+        return input_shape[1:]
+    if config.task == "tokens":
+        shapes = [form.shape for _, form in spec if form.shape] if isinstance(spec, tuple) else [input_shape]
+        if shapes and shapes[0]:
+            return shapes[0][:1]
+    if config.task in ("segmentation", "tokens"):
+        raise ConfigError(f"data.task={config.task} needs the shape of a target. Set data.target-shape, e.g. 64,64.")
+    return ()
 
 
 def check_declared(config: DataConfig) -> None:
@@ -281,7 +331,7 @@ def _check_written(name: str, option: str) -> None:
 
 
 def _input_shape(config: DataConfig) -> tuple[int, ...]:
-    shape = tuple(int(size) for size in config.input_shape.split(",")) if config.input_shape else ()
+    shape = _sizes(config.input_shape)
     columns = declared_columns(config)
     declared_scaling(config)
     if config.scale == "federated":
@@ -302,10 +352,12 @@ def _input_shape(config: DataConfig) -> tuple[int, ...]:
 
 def _outputs(config: DataConfig) -> tuple[int, tuple[str, ...]]:
     names: Sequence[str] = split_names(config.class_names, "data.class-names")
-    if config.task == "regression":
+    if config.task in ("regression", "counts"):
         if names:
-            raise ConfigError("data.class-names contradicts data.task=regression. Leave one of them out.")
+            raise ConfigError(f"data.class-names contradicts data.task={config.task}. Leave one of them out.")
         return config.num_outputs or 1, ()
+    if config.task not in TASK_KINDS:  # of one's own
+        return config.num_outputs or len(names) or 1, (*names,)
     check_distinct(names, f"data.class-names={config.class_names!r}")
     if not names and not config.num_outputs:
         raise ConfigError(
