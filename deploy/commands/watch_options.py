@@ -98,6 +98,7 @@ class LogOptions(DeclaredOptions):
         with ExitStack() as open_:
             context = open_.enter_context(logging_as(log_format, least, LogContext(client=client)))
             sink = LogSink(log_format, least, context, sys.stderr if to_stderr else None)
+            events.listen(context.take)
             events.attach(sink, patience=None)
             open_.callback(events.detach, sink)
             if self.metrics is not None:

@@ -42,6 +42,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _QUIETER = ("flwr", "grpc")
 _LONGEST_TRACEBACK = (2_000, 6_000)
+_LONGEST_LINE = 300
 
 _log = logging.getLogger("nufed.threads")
 
@@ -60,9 +61,15 @@ class LogContext:
     round: int = 0
     client: str | None = None
 
+    def take(self, event: Event) -> None:
+        """Take note of an event."""
+        if isinstance(event, Started):
+            self.run = event.run
+        self.round = getattr(event, "round", self.round)
+
 
 class LogSink:
-    """A sink that writes events as lines; holds what the lines carry."""
+    """A sink that writes events as lines; holds what lines carry about events that do not say it themselves."""
 
     name = "the log"
     kinds = None
@@ -72,13 +79,11 @@ class LogSink:
     ) -> None:
         """Write to `file`, or to standard output; as text, only events of level `debug`: the others are shown else."""
         self._is_json, self._level = log_format == "json", _LEVELS[level]
-        self._context, self._file = context, file
+        self._context, self._file = LogContext(client=context.client), file
 
     def handle(self, event: Event) -> None:
         """Write a line, if the event is of this level or above it."""
-        if isinstance(event, Started):
-            self._context.run = event.run
-        self._context.round = getattr(event, "round", self._context.round)
+        self._context.take(event)
         level = event_level(event)
         if _LEVELS[level] < self._level or not (self._is_json or level == "debug"):
             return
@@ -265,6 +270,7 @@ def _iso(time: float) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    text = "".join(traceback.format_exception(error))
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    text = "\n".join(f"{line[:_LONGEST_LINE]}…" if len(line) > _LONGEST_LINE else line for line in lines)
     head, tail = _LONGEST_TRACEBACK
     return text if len(text) <= head + tail else f"{text[:head]}…{text[-tail:]}"

@@ -29,12 +29,12 @@ SMALL = {
 }
 
 
-def run(out, resume=None, listener=None, client=client_app, is_disposable=False, control=None, **changes):
+def run(out, resume=None, listener=None, client=client_app, is_disposable=False, control=None, events=None, **changes):
     config = RunConfig().updated(
         {**SMALL, **{key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}}
     )
     before = set(out.iterdir()) if out.exists() else set()
-    events = EventStream()
+    events = events or EventStream()
     if listener:
         events.listen(listener)
     control = control or RunControl()
