@@ -6,6 +6,7 @@ Works with every Flower Grid. A grid that offers more is used better:
     wait_for_nodes(count, timeout)          returns when that many nodes are connected
     busy_nodes()                            nodes that still work on a message whose time is over
     admitted_name(node_id)                  name of the key that a node proved to have, None without keys
+    note_member(node_id, client_id)         is told what a node's client is called
     wire_bytes(node_id)                     bytes that have come from a node and gone to it
     turn_away(node_id, reason)              ends a client that cannot take part; False if it cannot be told
 """
@@ -139,6 +140,12 @@ def busy_nodes(grid: Grid) -> frozenset[int]:
 def admitted_name(grid: Grid, node_id: int) -> str | None:
     """Return the name of the key that a node proved to have, or None where names are the clients' own."""
     return grid.admitted_name(node_id) if hasattr(grid, "admitted_name") else None
+
+
+def note_member(grid: Grid, node_id: int, client_id: str) -> None:
+    """Tell the grid what a node's client is called as a member of the run, if it wants to know."""
+    if hasattr(grid, "note_member"):
+        grid.note_member(node_id, client_id)
 
 
 def can_turn_away(grid: Grid) -> bool:

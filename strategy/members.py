@@ -20,6 +20,7 @@ from nufed.strategy.exchange import (
     connected_nodes,
     describe_error,
     iter_replies,
+    note_member,
     poll,
     time_to_live,
     turn_away,
@@ -241,6 +242,7 @@ class Roster:
         self._settled.add(newcomer.node_id)
         self._turned_away.pop(f"client {name}", None)
         self.members[name] = newcomer
+        note_member(grid, newcomer.node_id, name)
         self._tell_of(grid, newcomer)
 
     def _leave_out(self, grid: Grid, node: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from nufed.common.events import Connection
+from nufed.common.events import Connection, EventStream, Joined, Left
 
 _MOST_NODES = 20_000
 
@@ -21,12 +21,18 @@ class _Seen:
     bytes_down: int = 0
     last_seen: float = 0.0
     is_working: bool = False
+    member: str = ""
 
 
 class Connections:
-    """Holds what is known of every node's connection; any thread may call any method."""
+    """Holds what is known of every node's connection; any thread may call any method.
 
-    def __init__(self) -> None:
+    Args:
+        events: takes who joins and leaves.
+    """
+
+    def __init__(self, events: EventStream) -> None:
+        self._events = events
         self._lock = threading.Lock()
         self._nodes: OrderedDict[int, _Seen] = OrderedDict()
 
@@ -41,13 +47,28 @@ class Connections:
         now = time.time()
         with self._lock:
             seen = self._of(node_id)
+            name = seen.member or name
             seen.connection = Connection(name, connected_since=now, last_seen=now, key=key)
+        self._events.tell(Joined, client=name, key=key)
 
     def leave(self, node_id: int) -> None:
         """Note that a node is there no more."""
         with self._lock:
-            if seen := self._nodes.get(node_id):
-                seen.connection, seen.is_working = replace(seen.connection, is_online=False), False
+            if (seen := self._nodes.get(node_id)) is None:
+                return
+            seen.connection, seen.is_working = replace(seen.connection, is_online=False), False
+            name = seen.connection.client
+        self._events.tell(Left, client=name)
+
+    def rename(self, node_id: int, name: str) -> None:
+        """Note what a client calls itself as a member of the run, if its connection is called otherwise."""
+        with self._lock:
+            seen = self._of(node_id)
+            before, seen.member = seen.connection.client, name
+            if before in ("", name):
+                return
+            seen.connection = replace(seen.connection, client=name)
+        self._events.tell(Left, client=before, reason=f"it is {name}")
 
     def traffic(self, node_id: int) -> tuple[int, int]:
         """Return the bytes that came from a node and that went to it, since it was first seen."""

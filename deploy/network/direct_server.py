@@ -31,7 +31,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from nufed.common.config import Scalar
 from nufed.common.errors import DivergedError, NothingTrainedError, PeerError, RunError
-from nufed.common.events import EventStream, Joined, Left
+from nufed.common.events import EventStream
 from nufed.deploy.network.connections import Connections, Counted
 from nufed.deploy.network.file_limit import is_crowded, most_connections, raise_file_limit
 from nufed.deploy.network.fleet_grid import FleetGrid
@@ -128,14 +128,14 @@ class DirectServer:
         events: EventStream | None = None,
     ) -> None:
         make_records_printable()
-        self._events = EventStream() if events is None else events
         self._on_event, self._on_client = on_event, Announcements(on_event)
         self._keys = AdmittedKeys(endpoint.security.client_keys) if endpoint.security else None
         self._file_limit, self._crowded_at = raise_file_limit(), float("-inf")
         states = flower_states(endpoint.database)
         self._state = states.state()
-        self.refusals, self.connections = Refusals(), Connections()
-        self._events.connections = self.connections.all
+        events = EventStream() if events is None else events
+        self.refusals, self.connections = Refusals(), Connections(events)
+        events.connections = self.connections.all
         self.service = FleetService(states, keys=self._keys, on_event=self._on_client)
         for key in self._keys or ():
             self.service.register(key)
@@ -281,21 +281,15 @@ class DirectServer:
             for node_id in sorted(online ^ self._online):
                 name, what = self.service.sessions.name(node_id), "joined" if node_id in online else "left"
                 self._on_client(name, f"{name} {what} ({len(online)} connected)")
-                self._tell(node_id, name, joined=node_id in online)
+                if node_id in online:
+                    self.connections.join(node_id, name, "" if self._keys is None else name)
+                else:
+                    self.connections.leave(node_id)
             if online != self._online:
                 self._online = online
                 self.service.nodes.notify()
                 continue
             self.service.nodes.wait(seen, _WATCH_INTERVAL)
-
-    def _tell(self, node_id: int, name: str, *, joined: bool) -> None:
-        if joined:
-            key = name if self._keys is not None else ""
-            self.connections.join(node_id, name, key)
-            self._events.tell(Joined, client=name, key=key)
-        else:
-            self.connections.leave(node_id)
-            self._events.tell(Left, client=name)
 
     def _tell_of_refusals(self) -> None:
         """Say once a minute what was refused, and that few files are left for connections."""

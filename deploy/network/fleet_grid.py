@@ -65,6 +65,10 @@ class FleetGrid(RunGrid):
         """Return the bytes that have come from a node and gone to it so far."""
         return self._connections.traffic(node_id)
 
+    def note_member(self, node_id: int, client_id: str) -> None:
+        """Note what a node's client is called as a member of the run."""
+        self._connections.rename(node_id, client_id)
+
     def admitted_name(self, node_id: int) -> str | None:
         """Return the name of a node's key, or None where no node keys are in use."""
         return self._service.admitted_name(node_id)
