@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from nufed.client.attending import attend, expected_params
 from nufed.client.error_replies import without_data
-from nufed.client.personal_model import personal_path, personalize_after_run
+from nufed.client.personal_model import keep_after_run, personal_path
 from nufed.client.personalize import adaptation_curves
 from nufed.client.shots import shot_curves
 from nufed.client.told_statistics import told_statistics
@@ -77,7 +77,7 @@ def evaluate(message: Message, context: Context) -> Message:
     curves = adaptation_curves(place, params, all_metrics=request.all_metrics)
     curves |= shot_curves(place, params, request.shots)
     if request.final and (path := personal_path(context.node_config)):
-        personalize_after_run(place, params, path)
+        keep_after_run(place, params, path, context.node_config)
     return Message(EvaluateReply(len(place.data.test), curves).to_records(), reply_to=message)
 
 

@@ -1,13 +1,16 @@
-"""A model as a file for other programs: a table's preparation, the model, raw outputs (logits or values).
+"""A model as a file for other programs: raw inputs in, logits or values in their own unit out.
 
 torch-export   `.pt2` of torch.export; no further package
 torchscript    `.pt` of torch.jit.trace; no further package, but torch calls TorchScript deprecated
 onnx           needs the packages onnx and onnxscript (`pip install 'nufed[onnx]'`)
+state-dict     `.safetensors` of the parameters alone, for a module of one's own; its reader prepares inputs
 
 Every file is made in memory, read back, and compared with the model on batches of several sizes before it is written:
-the libraries' own writers end the process where a disk is full.
+the libraries' own writers end the process where a disk is full. What it takes and returns is written beside it and into
+it (client/model_description.py).
 """
 
+import copy
 import importlib.util
 import io
 import json
@@ -17,19 +20,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from nufed.common import __version__
+from nufed.client.model_description import describe, description_path
 from nufed.common.data.private.preparation import Preparation
-from nufed.common.durable_file import write_bytes
+from nufed.common.data.private.spare import filled
+from nufed.common.data.private.task import Column
+from nufed.common.data.target_scaling import TargetScaling
+from nufed.common.durable_file import write_bytes, write_json
 from nufed.common.errors import ConfigError, ModelError, nearest_match_hint
 from nufed.common.examples import TaskInfo
+from nufed.common.input_forms import dummy_inputs
 from nufed.common.params import Params
 from nufed.common.rng import torch_generator
+from nufed.common.task import call_model
+from nufed.common.trees import Tree, leaves
 
 DESCRIPTION = "nufed.json"
-"""Name of the extra file in torch-export and torchscript files: classes, input shape and version."""
+"""Name of the extra file in torch-export and torchscript files: their description."""
 
 _BATCHES = (1, 3, 8)
 _TOLERANCE = 1e-5
@@ -43,44 +53,80 @@ class Exportable:
         model: of the run's architecture; its own parameters are not used.
         params: take their place.
         task: what the model is for.
-        preparation: of a table's columns, which becomes part of the file; None if there is none.
+        preparation: of its inputs, which becomes part of the file; None if there is none.
+        target_scaling: of the values that it predicts, which the file undoes; None if there is none.
+        columns: of the table whose rows are its inputs; empty if there is none.
     """
 
     model: nn.Module
     params: Params
     task: TaskInfo
     preparation: Preparation | None = None
+    target_scaling: TargetScaling | None = None
+    columns: tuple[Column, ...] = ()
+
+    def description(self, form: str) -> dict[str, Any]:
+        """Return what a file of this form takes and returns."""
+        dtype = str(_dtype(self)).removeprefix("torch.")
+        scalings = self.preparation, self.target_scaling
+        return describe(self.task, dtype, self.columns, scalings, in_model=form != STATE_DICT)
 
 
 class PreparedModel(nn.Module):
-    """A model behind its preparation: takes the columns as they are in the table, NaN where a cell is empty."""
+    """A model for raw rows, NaN where a cell is empty: prepares them, and undoes the scaling of what it predicts."""
 
-    def __init__(self, model: nn.Module, preparation: Preparation, input_shape: tuple[int, ...]) -> None:
-        """Keep the preparation as buffers, so that it is exported with the parameters."""
+    def __init__(
+        self,
+        model: nn.Module,
+        preparation: Preparation | None,
+        scaling: TargetScaling | None,
+        input_shape: tuple[int, ...],
+    ) -> None:
+        """Keep both as buffers, so that they are exported with the parameters."""
         super().__init__()
-        self.model = model
-        for name, values in (
-            ("fill", preparation.fill),
-            ("shift", preparation.shift),
-            ("scale", preparation.scale),
-        ):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float64).reshape(input_shape))
+        self.model, self.input_shape = model, input_shape
+        self.is_prepared, self.is_scaled = preparation is not None, scaling is not None
+        self.has_flags = False
+        if preparation:
+            whole = filled(preparation)
+            flags = torch.tensor(getattr(whole, "flags", ()) or [-1] * len(whole.fill))
+            self.has_flags = bool((flags >= 0).any())
+            self.register_buffer("flags", flags)
+            for name, values in (("fill", whole.fill), ("shift", whole.shift), ("scale", whole.scale)):
+                self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
+        if scaling:
+            self.register_buffer("target_means", torch.tensor(scaling.means, dtype=torch.float64))
+            self.register_buffer("target_scales", torch.tensor(scaling.scales, dtype=torch.float64))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the outputs for unprepared inputs; prepared in float64, as the client's own data were."""
-        wide = inputs.double()
-        filled = torch.where(wide.isnan(), self.get_buffer("fill"), wide)
-        outputs: Tensor = self.model(((filled - self.get_buffer("shift")) / self.get_buffer("scale")).to(inputs.dtype))
-        return outputs
+        """Return the outputs for raw inputs; prepared in float64, as the client's own data were."""
+        outputs: Tensor = self.model(self._prepared(inputs) if self.is_prepared else inputs)
+        if not self.is_scaled:
+            return outputs
+        wide = outputs.double() * self.get_buffer("target_scales") + self.get_buffer("target_means")
+        return wide.to(outputs.dtype)
+
+    def _prepared(self, inputs: Tensor) -> Tensor:
+        wide = inputs.double().flatten(1)
+        whole = torch.where(wide.isnan(), self.get_buffer("fill"), wide)
+        prepared = (whole - self.get_buffer("shift")) / self.get_buffer("scale")
+        if self.has_flags:
+            flags = self.get_buffer("flags")
+            told = wide.index_select(1, flags.clamp(min=0)).isnan().to(prepared.dtype)
+            prepared = torch.where(flags >= 0, told, prepared)
+        return prepared.reshape(-1, *self.input_shape).to(inputs.dtype)
 
 
 def export_model(what: Exportable, form: str, path: Path) -> float:
-    """Write a file and return the largest difference of its outputs from the model's, relative to their size.
+    """Write a file and its description, and return the largest difference of its outputs from the model's.
 
     Args:
         what: the model.
         form: a key of `FORMATS`.
         path: the file; written whole or not at all.
+
+    Returns:
+        The difference relative to the outputs' size.
 
     Raises:
         ConfigError: there is no such format, or it needs a package that is not installed.
@@ -89,16 +135,10 @@ def export_model(what: Exportable, form: str, path: Path) -> float:
     """
     if form not in FORMATS:
         raise ConfigError(f"--format={form!r} is unknown.{nearest_match_hint(form, FORMATS)}")
-    module = _module(what)
-    described = {
-        "version": __version__,
-        "input_shape": list(what.task.input_shape),
-        "kind": what.task.kind,
-        "class_names": list(what.task.class_names),
-    }
+    module, described = _module(what, form), what.description(form)
     try:
-        content, run = FORMATS[form](module, _inputs(what, _BATCHES[1]), json.dumps(described))
-        largest = max(_difference(module, run, _inputs(what, size)) for size in _BATCHES)
+        content, run = FORMATS[form](module, _inputs(what, _BATCHES[1], form), json.dumps(described))
+        largest = max(_difference(module, run, _inputs(what, size, form)) for size in _BATCHES)
     except ConfigError:
         raise
     except Exception as error:  # a user's model may use anything, and exporters raise anything
@@ -112,33 +152,54 @@ def export_model(what: Exportable, form: str, path: Path) -> float:
             "choose another --format"
         )
     write_bytes(path, content)
+    write_json(description_path(path), described)
     return largest
 
 
-Outputs = Callable[[Tensor], Tensor]
+Outputs = Callable[[Tree], Tensor]
 
 
-def _torch_export(module: nn.Module, example: Tensor, described: str) -> tuple[bytes, Outputs]:
-    shapes, content = ({0: torch.export.Dim.DYNAMIC},), io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own passes
-        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
-        torch.export.save(program, content, extra_files={DESCRIPTION: described})
-        loaded: Outputs = torch.export.load(io.BytesIO(content.getvalue())).module()
-    return content.getvalue(), loaded
+def _call(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a model's call, as `nufed.common.task.call_model` gives them."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    return (inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))
 
 
-def _torchscript(module: nn.Module, example: Tensor, described: str) -> tuple[bytes, Outputs]:
+def _torch_export(module: nn.Module, example: Tree, described: str) -> tuple[bytes, Outputs]:
+    args, named = _call(example)
+    sizes = {0: torch.export.Dim.DYNAMIC}
+    shapes: Any = dict.fromkeys(named, sizes) if named else tuple(sizes for _ in args)
     content = io.BytesIO()
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about its own passes
+        program = torch.export.export(module, args, named or None, dynamic_shapes=shapes)
+        torch.export.save(program, content, extra_files={DESCRIPTION: described})
+        loaded = torch.export.load(io.BytesIO(content.getvalue())).module()
+    return content.getvalue(), lambda inputs: call_model(loaded, inputs)
+
+
+def _torchscript(module: nn.Module, example: Tree, described: str) -> tuple[bytes, Outputs]:
+    args, named = _call(example)
+    content = io.BytesIO()
+    given: Any = {"example_kwarg_inputs": named} if named else {"example_inputs": args}
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, which calls TorchScript deprecated
-        traced: Any = torch.jit.trace(module, (example,))  # type: ignore[no-untyped-call]
+        traced: Any = torch.jit.trace(module, **given)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, content, _extra_files={DESCRIPTION: described})
-        loaded: Outputs = torch.jit.load(io.BytesIO(content.getvalue()))  # type: ignore[no-untyped-call]
-    return content.getvalue(), loaded
+        loaded: Any = torch.jit.load(io.BytesIO(content.getvalue()))  # type: ignore[no-untyped-call]
+    return content.getvalue(), lambda inputs: call_model(loaded, inputs)
 
 
-def _onnx(module: nn.Module, example: Tensor, described: str) -> tuple[bytes, Outputs]:
+def _state_dict(module: nn.Module, _example: Tree, described: str) -> tuple[bytes, Outputs]:
+    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    content = safetensors.torch.save(tensors, {"nufed": described})
+    other = copy.deepcopy(module)
+    other.load_state_dict(safetensors.torch.load(content))
+    return content, lambda inputs: call_model(other, inputs)
+
+
+def _onnx(module: nn.Module, example: Tree, described: str) -> tuple[bytes, Outputs]:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -148,58 +209,70 @@ def _onnx(module: nn.Module, example: Tensor, described: str) -> tuple[bytes, Ou
     import onnx
     from onnx.reference import ReferenceEvaluator
 
+    args, named = _call(example)
+    names = list(named) or (["inputs"] if len(args) == 1 else [f"inputs_{number}" for number in range(len(args))])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporter and numpy about themselves
-        options: Mapping[str, Any] = {"input_names": ["inputs"], "output_names": ["outputs"], "verbose": False}
-        shapes = ({0: torch.export.Dim("batch")},)
-        program: Any = torch.onnx.export(module, (example,), dynamo=True, dynamic_shapes=shapes, **options)
+        options: Mapping[str, Any] = {"input_names": names, "output_names": ["outputs"], "verbose": False}
+        sizes = {0: torch.export.Dim("batch")}
+        shapes: Any = dict.fromkeys(named, sizes) if named else tuple(sizes for _ in args)
+        program: Any = torch.onnx.export(
+            module, args, kwargs=named or None, dynamo=True, dynamic_shapes=shapes, **options
+        )
         proto = program.model_proto
         onnx.helper.set_model_props(proto, {"nufed": described})
         onnx.checker.check_model(proto)
         content: bytes = proto.SerializeToString()
         evaluator = ReferenceEvaluator(onnx.load_model_from_string(content))
 
-    def run(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(evaluator.run(None, {"inputs": inputs.numpy()})[0])
+    def run(inputs: Tree) -> Tensor:
+        given = {name: leaf.numpy() for name, leaf in zip(names, leaves(inputs), strict=True)}
+        return torch.from_numpy(evaluator.run(None, given)[0])
 
     return content, run
 
 
-FORMATS: dict[str, Callable[[nn.Module, Tensor, str], tuple[bytes, Outputs]]] = {
+STATE_DICT = "state-dict"
+FORMATS: dict[str, Callable[[nn.Module, Tree, str], tuple[bytes, Outputs]]] = {
     "torch-export": _torch_export,
     "torchscript": _torchscript,
     "onnx": _onnx,
+    STATE_DICT: _state_dict,
 }
 
 
-def _module(what: Exportable) -> nn.Module:
-    """Return a model in evaluation mode that holds the parameters, behind the preparation if there is one."""
+def _module(what: Exportable, form: str) -> nn.Module:
+    """Return a model in evaluation mode that holds the parameters, behind its preparation if the file does it."""
     what.model.load_state_dict(what.params, strict=False)  # buffers, if any, are the architecture's
     model = what.model.eval().requires_grad_(False)
-    if what.preparation is None:
+    if form == STATE_DICT or (what.preparation is None and what.target_scaling is None):
         return model
-    return PreparedModel(model, what.preparation, what.task.input_shape).eval()
+    return PreparedModel(model, what.preparation, what.target_scaling, what.task.input_shape).eval()
 
 
-def _inputs(what: Exportable, size: int) -> Tensor:
-    """Return seeded inputs [size, *input_shape] of the model's type, of the size that the preparation expects."""
-    dtype = next(iter(what.params.values())).dtype
+def _dtype(what: Exportable) -> torch.dtype:
+    return next(iter(what.params.values())).dtype
+
+
+def _inputs(what: Exportable, size: int, form: str) -> Tree:
+    """Return seeded inputs of so many examples, of the model's type and the size that the preparation expects."""
+    if what.task.input_spec is not None:
+        return dummy_inputs(what.task, size, torch.zeros(0, dtype=_dtype(what)))
     generator = torch_generator(0, "export", size)
     inputs = torch.randn(size, *what.task.input_shape, generator=generator, dtype=torch.float64)
-    if what.preparation:
-        scale, shift = (torch.tensor(values).reshape(what.task.input_shape) for values in _scaling(what.preparation))
+    if what.preparation and form != STATE_DICT:
+        shift, scale = (
+            torch.tensor(values).reshape(what.task.input_shape)
+            for values in (what.preparation.shift, what.preparation.scale)
+        )
         inputs = inputs * scale + shift
-    return inputs.to(dtype)
-
-
-def _scaling(preparation: Preparation) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return preparation.scale, preparation.shift
+    return inputs.to(_dtype(what))
 
 
 @torch.no_grad()
-def _difference(module: nn.Module, run: Outputs, inputs: Tensor) -> float:
+def _difference(module: nn.Module, run: Outputs, inputs: Tree) -> float:
     """Return max|file - model| / max(1, max|model|) over a batch; infinite if shapes or types differ."""
-    expected, got = module(inputs), run(inputs)
+    expected, got = call_model(module, inputs), run(inputs)
     if got.shape != expected.shape or got.dtype != expected.dtype or not bool(torch.isfinite(got).all()):
         return float("inf")
     return float((got - expected).abs().max() / expected.abs().max().clamp(min=1))

@@ -15,17 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nufed.client.personalize import adapted_points, judge_split
+from nufed.client.keeping import NOT_JUDGED, UNJUDGED, Choice, Judged, Keep, Kept, Primary, choose, find_keep, judged
+from nufed.client.personalize import adapted_points
 from nufed.client.workplace import Workplace
 from nufed.common import __version__
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.data.private.load import is_slice
 from nufed.common.data.private.preparation import Preparation
-from nufed.common.data.private.rows import refusal
+from nufed.common.data.private.rows import refusal, tell_here
+from nufed.common.data.private.task import Column
+from nufed.common.data.target_scaling import TargetScaling
 from nufed.common.durable_file import read_metadata, read_tensors, remove_left_over, write_tensors, writing
 from nufed.common.errors import ConfigError, ModelError, RunError, WireError
 from nufed.common.examples import TaskInfo
 from nufed.common.meta.objective import initial_params
+from nufed.common.metrics import judging
 from nufed.common.models.frozen import check_frozen, frozen_hash
 from nufed.common.params import Params, model_params
 from nufed.common.rng import seeded_generators
@@ -40,14 +44,6 @@ _PREDICTED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Judged:
-    """How good a model is on the test split: mean loss, and accuracy in [0, 1] (None for regression)."""
-
-    loss: float
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
 class PersonalModel:
     """A model adapted to one client.
 
@@ -57,12 +53,15 @@ class PersonalModel:
         task: what the model is for.
         client_id: whose it is.
         before: the model that the fine-tuning starts from, on the client's test split.
-        after: the personal model, on the same examples.
+        after: the fine-tuned model, on the same examples.
         num_support: examples adapted to.
         num_test: examples judged on.
         base_hash: SHA-256 of the run's arrays.
         preparation: how a table's columns become inputs; None where nothing is changed.
         frozen: hash of the model's frozen part, which is not in the file; empty where everything is trained.
+        target_scaling: how values to predict were scaled; None where they were not.
+        columns: of the table, in the order of the inputs; empty where there is none.
+        choice: whether `params` are the fine-tuned ones, or the shared model's because these are better.
     """
 
     params: Params
@@ -76,6 +75,9 @@ class PersonalModel:
     base_hash: str
     preparation: Preparation | None = None
     frozen: str = ""
+    target_scaling: TargetScaling | None = None
+    columns: tuple[Column, ...] = ()
+    choice: Choice = UNJUDGED
 
     @property
     def num_steps(self) -> int:
@@ -88,12 +90,13 @@ class PersonalModel:
         return self.config.evaluation.adapt_lr or self.config.method.inner_lr
 
 
-def personalize(place: Workplace, params: Mapping[str, Tensor]) -> PersonalModel:
+def personalize(place: Workplace, params: Mapping[str, Tensor], keep: Keep = "best") -> PersonalModel:
     """Return the model after S fine-tuning steps on the support split, judged before and after on the test split.
 
     Args:
         place: the client; its configuration says S, step size and batch size (`evaluation`).
         params: the run's model.
+        keep: what is kept where the fine-tuned model is worse on the validation split than the one before.
 
     Raises:
         ModelError: the model does not fit the run's options, or adaptation diverges.
@@ -104,22 +107,25 @@ def personalize(place: Workplace, params: Mapping[str, Tensor]) -> PersonalModel
     for point in points:  # noqa: B007 - the last one is wanted
         pass
     num_steps = place.config.evaluation.num_adapt_steps
-    before, after = (
-        Judged(found["loss"], found.get("accuracy"))
-        for found in (judge_split(place, start, "test", 0), judge_split(place, point, "test", num_steps))
-    )
+    choice = UNJUDGED
+    if num_validation := len(place.data.validation):
+        shared, own = judged(place, start, "validation", 0), judged(place, point, "validation", num_steps)
+        choice = choose(shared, own, num_validation, primary_of(place), keep)
     personal = PersonalModel(
-        params=point,
+        params=point if choice.kept == "personal" else start,
         config=place.config,
         task=place.task,
         client_id=place.data.client_id,
-        before=before,
-        after=after,
+        before=judged(place, start, "test", 0),
+        after=judged(place, point, "test", num_steps),
         num_support=len(place.data.support),
         num_test=len(place.data.test),
         base_hash=hash_params(params),
         preparation=place.preparation,
         frozen=place.frozen,
+        target_scaling=place.data.target_scaling,
+        columns=place.columns,
+        choice=choice,
     )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in point.values()):
         raise refusal(
@@ -130,16 +136,38 @@ def personalize(place: Workplace, params: Mapping[str, Tensor]) -> PersonalModel
     return personal
 
 
-def personalize_after_run(place: Workplace, params: Mapping[str, Tensor], path: Path) -> PersonalModel:
+def primary_of(place: Workplace) -> Primary:
+    """Return what a client's models are compared by: the run's primary metric."""
+    by = judging(place.config.evaluation, place.task)
+    return Primary(by.primary, lower_is_better=by.looks[by.primary].better == "lower")
+
+
+def personalize_after_run(
+    place: Workplace, params: Mapping[str, Tensor], path: Path, keep: Keep = "best"
+) -> PersonalModel:
     """Adapt the final model of a run and leave the personal model at `path`, whole or not at all.
 
     Raises:
         ModelError: as `personalize`.
         RunError: the file cannot be written.
     """
-    personal = personalize(place, params)
+    personal = personalize(place, params, keep)
     save_personal_model(path, personal)
     return personal
+
+
+def keep_after_run(
+    place: Workplace, params: Mapping[str, Tensor], path: Path, node_config: Mapping[str, Scalar]
+) -> None:
+    """Leave the personal model of a deployed client, and tell it where that is worse than the shared one.
+
+    Raises:
+        ModelError: as `personalize`.
+        RunError: the file cannot be written.
+    """
+    personal = personalize_after_run(place, params, path, find_keep(str(node_config.get("keep", "best"))))
+    if personal.choice.told:
+        tell_here("%s: %s", place.data.client_id, personal.choice.told)
 
 
 def personal_path(node_config: Mapping[str, Scalar]) -> Path | None:
@@ -153,6 +181,7 @@ def personal_path(node_config: Mapping[str, Scalar]) -> Path | None:
     """
     if (given := node_config.get("personal-model")) is None:
         return None
+    find_keep(str(node_config.get("keep", "best")))
     path = Path(str(given)).expanduser()
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ConfigError(
@@ -200,13 +229,22 @@ def save_personal_model(path: Path, model: PersonalModel) -> None:
         "steps": model.num_steps,
         "step_size": model.step_size,
         "batch_size": evaluation.adapt_batch_size,
-        "before": vars(model.before),
-        "after": vars(model.after),
+        "before": model.before.to_json(),
+        "after": model.after.to_json(),
         "num_support": model.num_support,
         "num_test": model.num_test,
         "base_sha256": model.base_hash,
         "preparation": model.preparation.to_json() if model.preparation else None,
         **({"frozen": model.frozen} if model.frozen else {}),
+        "target_scaling": model.target_scaling.to_json() if model.target_scaling else None,
+        "columns": [vars(column) for column in model.columns],
+        "kept": model.choice.kept,
+        "validation": {
+            "num_examples": model.choice.num_examples,
+            "before": model.choice.before.to_json() if model.choice.before else None,
+            "after": model.choice.after.to_json() if model.choice.after else None,
+            "told": model.choice.told,
+        },
     }
     write_tensors(path, model.params, metadata)
 
@@ -229,13 +267,16 @@ def load_personal_model(path: Path) -> PersonalModel:
             config=RunConfig.parse(stored["config"]),
             task=_task(stored["task"]),
             client_id=str(stored["client"]),
-            before=_judged(stored["before"]),
-            after=_judged(stored["after"]),
+            before=Judged.from_json(stored["before"]),
+            after=Judged.from_json(stored["after"]),
             num_support=int(stored["num_support"]),
             num_test=int(stored["num_test"]),
             base_hash=str(stored["base_sha256"]),
             preparation=Preparation.from_json(stored["preparation"]) if stored["preparation"] else None,
             frozen=str(stored.get("frozen", "")),
+            target_scaling=TargetScaling.from_json(stored.get("target_scaling")),
+            columns=tuple(_column(column) for column in stored.get("columns", ())),
+            choice=_choice(stored.get("kept", "personal"), stored.get("validation", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
@@ -245,7 +286,13 @@ def load_personal_model(path: Path) -> PersonalModel:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], inputs: Tree) -> Tensor:
+def predict(
+    model: nn.Module,
+    task: TaskInfo,
+    params: Mapping[str, Tensor],
+    inputs: Tree,
+    scaling: TargetScaling | None = None,
+) -> Tensor:
     """Return class probabilities [N, K], predicted values [N, K], … of a model in evaluation mode.
 
     Args:
@@ -253,13 +300,15 @@ def predict(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], inpu
         task: decides which of these.
         params: the model's parameters.
         inputs: as the task has them, N examples.
+        scaling: of the values that the model predicts, which is undone; None for none.
     """
     outputs_of = with_params(model)
     with seeded_generators(
         0, (first_leaf(inputs).device,)
     ):  # for models that draw random numbers in evaluation mode too
         outputs = torch.cat([outputs_of(params, part) for part in split(inputs, _PREDICTED_AT_ONCE)])
-    return find_task(task).predictions(outputs)
+    predictions = find_task(task).predictions(outputs)
+    return scaling.undo(predictions) if scaling else predictions
 
 
 def check_fits(params: Mapping[str, Tensor], model: nn.Module, frozen: str = "") -> None:
@@ -304,5 +353,11 @@ def _task(stored: Mapping[str, Any]) -> TaskInfo:
     )
 
 
-def _judged(stored: Mapping[str, Any]) -> Judged:
-    return Judged(math.nan if stored["loss"] is None else float(stored["loss"]), stored["accuracy"])
+def _column(stored: Mapping[str, Any]) -> Column:
+    return Column(**{**stored, "categories": tuple(stored["categories"])})
+
+
+def _choice(kept: Kept, stored: Mapping[str, Any]) -> Choice:
+    """Return what was chosen; models of NuFed 0.2 chose nothing."""
+    before, after = (Judged.from_json(stored[name]) if stored.get(name) else None for name in ("before", "after"))
+    return Choice(kept, before, after, int(stored.get("num_examples", 0)), str(stored.get("told", NOT_JUDGED)))

@@ -17,6 +17,7 @@ from nufed.common.data.private.load import Membership, PrivateClient, load_priva
 from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.rows import refusal, tell_here
 from nufed.common.data.private.split import SplitHashes
+from nufed.common.data.private.task import Column
 from nufed.common.errors import ConfigError, NufedError
 from nufed.common.examples import ClientData, Group, TaskInfo
 from nufed.common.metrics.trial import try_own_metrics
@@ -48,6 +49,7 @@ class Workplace:
         training_loss: in training mode, what it draws following the batch.
         adaptation_loss: in evaluation mode.
         preparation: how a private table's columns became the inputs; None where nothing was changed.
+        columns: of a private table, in the order of the inputs; empty otherwise.
         own: which of its own examples are for what, and what it remembers of earlier ones; None in a simulation.
         frozen: hash of the model's frozen part; empty where everything is trained.
     """
@@ -61,6 +63,7 @@ class Workplace:
     preparation: Preparation | None = None
     own: "OwnExamples | None" = None
     frozen: str = ""
+    columns: tuple[Column, ...] = ()
 
     @property
     def masks(self) -> bool:
@@ -111,10 +114,11 @@ class OwnExamples:
 def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workplace:
     config = _config(run_items)
     node_config = dict(node_items)
-    preparation = own = None
+    preparation, own = None, None
+    columns: tuple[Column, ...] = ()
     if "data" in node_config:
         client, num_here = load_private(membership(node_config), config, settings), 1
-        task, data, preparation = client.task, client.data, client.preparation
+        task, data, preparation, columns = client.task, client.data, client.preparation, client.columns
         own = _own_examples(client, config, node_config)
     else:
         (task, data), num_here = _simulated_client(config, node_config, settings), config.data.num_clients
@@ -129,7 +133,18 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
         training_loss, adaptation_loss = pair.losses(data, config.method)
     config = settle_compile(config, training_loss, num_here)
     try_own_metrics(config.evaluation, pair.evaluation, task, data)
-    return Workplace(config, task, data, pair.evaluation, training_loss, adaptation_loss, preparation, own, pair.frozen)
+    return Workplace(
+        config,
+        task,
+        data,
+        pair.evaluation,
+        training_loss,
+        adaptation_loss,
+        preparation=preparation,
+        own=own,
+        columns=columns,
+        frozen=pair.frozen,
+    )
 
 
 def membership(node_config: Mapping[str, Scalar]) -> Membership:

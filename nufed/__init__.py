@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nufed.library.personal import Evaluation as Evaluation
     from nufed.library.personal import evaluate as evaluate
     from nufed.library.personal import personalize as personalize
+    from nufed.library.personal import predict as predict
     from nufed.library.run import Run as Run
     from nufed.library.simulation import load_run as load_run
     from nufed.library.simulation import simulate as simulate
@@ -56,7 +57,7 @@ _HOMES = {
     "nufed.common.meta.meta_gradient": ("Estimate", "MetaBatches"),
     "nufed.library.bare_gradient": ("meta_gradient",),
     "nufed.library.comparison": ("compare",),
-    "nufed.library.personal": ("Evaluation", "evaluate", "personalize"),
+    "nufed.library.personal": ("Evaluation", "evaluate", "personalize", "predict"),
     "nufed.library.run": ("Run",),
     "nufed.library.simulation": ("load_run", "simulate"),
     "nufed.strategy": ("MetaFedAvg",),
@@ -69,6 +70,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader wants them
     "compare",
     "Run",
     "personalize",
+    "predict",
     "evaluate",
     "Evaluation",
     "MetaFedAvg",

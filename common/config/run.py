@@ -18,6 +18,12 @@ from nufed.common.config.task import TaskConfig
 from nufed.common.errors import ConfigError
 from nufed.common.json_text import parse_json, parse_toml, read_options_text
 
+_DATA_OF_0_2 = {
+    *("source", "partition", "dirichlet-alpha", "classes-per-client", "num-clients", "num-new-clients"),
+    *("transform", "transform-strength", "test-fraction", "validation-fraction"),
+}
+"""What every complete table of data options holds."""
+
 
 class RunConfig(Section):
     """Everything that decides a run's numbers."""
@@ -51,6 +57,7 @@ class RunConfig(Section):
         tables = table_options(cls)
         for key, value in values.items():
             put(nested, key, value, tables)
+        _complete_as_before_scaling(nested)
         try:
             return cls.model_validate(nested)
         except ValidationError as error:
@@ -106,6 +113,14 @@ class RunConfig(Section):
             return cls.parse(values)
         except ConfigError as error:
             raise ConfigError(f"In {path}: {error}") from error
+
+
+def _complete_as_before_scaling(nested: dict[str, Any]) -> None:
+    """Set what NuFed 0.2 did in a complete configuration of its: run folders, models and servers scaled nothing."""
+    data = nested.get("data")
+    if isinstance(data, dict) and data.keys() >= _DATA_OF_0_2:
+        for key in ("target-scale", "input-scale"):
+            data.setdefault(key, "none")
 
 
 def option_descriptions() -> dict[str, tuple[Scalar, str]]:

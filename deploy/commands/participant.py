@@ -29,6 +29,13 @@ class ParticipantOptions(DeclaredOptions):
         Path | None,
         typer.Option(help="file to keep the run's final model in, adapted to this client's data", metavar="FILE"),
     ] = None
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="of the personal model: best keeps the run's where that is better on validation examples, or always",
+            metavar="best|always",
+        ),
+    ] = "best"
     state: Annotated[
         Path | None,
         typer.Option(
@@ -56,6 +63,7 @@ class ParticipantOptions(DeclaredOptions):
             NufedError: the data are no known kind, or the personal model or the state cannot be written.
         """
         from nufed.client.first_look import look_at
+        from nufed.client.keeping import find_keep
         from nufed.client.personal_model import personal_path
         from nufed.client.split_memory import SplitMemory, state_path
         from nufed.client.told_statistics import ALLOWS, LEAST
@@ -70,6 +78,7 @@ class ParticipantOptions(DeclaredOptions):
             config |= {ALLOWS: True, LEAST: self.statistics_min_count}
         if self.personal_model:
             config["personal-model"] = str(self.personal_model.expanduser().absolute())
+            config["keep"] = find_keep(self.keep)
         personal_path(config)
         if self.state:
             config["state"] = str(self.state.expanduser().absolute())

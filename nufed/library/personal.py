@@ -1,17 +1,25 @@
 """`nufed.personalize` and `nufed.evaluate`: fine-tune a model to somebody's examples, and judge it."""
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nufed.client.keeping import Judged, Keep, Primary, choose, find_keep
+from nufed.client.personal_model import predict as predictions_of
+from nufed.client.verdict import judged_in_units
 from nufed.common.config import MethodConfig, RunConfig
-from nufed.common.data.pool import Table
+from nufed.common.data import SharedScaling
+from nufed.common.data.cast import cast_tree, input_name, target_name
+from nufed.common.data.pool import Array, Table
+from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.raw import as_array, as_targets, check_inputs, image_layout
+from nufed.common.data.target_scaling import TargetScaling, fit_target_scaling, target_scale
 from nufed.common.errors import ConfigError, DataError, ModelError
 from nufed.common.examples import Batch, Examples, TaskInfo
 from nufed.common.meta.meta_sgd import STEP_SIZE
@@ -19,10 +27,11 @@ from nufed.common.meta.objective import fine_tune
 from nufed.common.models import check_model
 from nufed.common.params import Params, model_params
 from nufed.common.rng import numpy_generator
-from nufed.common.task import judge, make_loss
+from nufed.common.task import make_loss
+from nufed.common.trees import one_tensor
 from nufed.library.arguments import as_count, as_module, as_step_size
 
-_ATTRIBUTE = "nufed_fine_tuning"
+_ATTRIBUTE, _TASK = "nufed_fine_tuning", "nufed_task"
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,17 @@ class FineTuning:
         step_size: of a step, where sizes are not learned.
         method: the run's method, which says what is adapted and how.
         sizes: the learned step size of each parameter (Meta-SGD); empty otherwise.
+        target_scale: whose examples values to predict are scaled by: `none`, `run` or `local`.
+        target_scaling: of the values that the model predicts; None where they are not scaled, or by nobody yet.
+        preparation: of the inputs that the model takes; None where they are as they come.
     """
 
     step_size: float
     method: MethodConfig
     sizes: Mapping[str, Tensor]
+    target_scale: str = "none"
+    target_scaling: TargetScaling | None = None
+    preparation: Preparation | None = None
 
 
 @dataclass(frozen=True)
@@ -45,20 +60,26 @@ class Evaluation:
     """How good a model is.
 
     Attributes:
-        loss: cross-entropy, or half the squared error summed over outputs; mean over examples.
+        loss: cross-entropy, or half the squared error summed over outputs, as they were scaled; mean over examples.
         accuracy: share of examples, in [0, 1]; None for regression.
         num_examples: examples judged on.
+        metrics: the task's usual metrics by name, in the units of the targets.
     """
 
     loss: float
     accuracy: float | None
     num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def remember_fine_tuning(model: nn.Module, config: RunConfig, sizes: Mapping[str, Tensor]) -> None:
+def remember_fine_tuning(
+    model: nn.Module, config: RunConfig, sizes: Mapping[str, Tensor], task: TaskInfo, scaling: SharedScaling
+) -> None:
     """Let a model know how the clients of its run fine-tune it; copies and pickles of the model know it too."""
-    step_size = config.evaluation.adapt_lr or config.method.inner_lr
-    setattr(model, _ATTRIBUTE, FineTuning(step_size, config.method, dict(sizes)))
+    step_size, way = config.evaluation.adapt_lr or config.method.inner_lr, target_scale(config.data, task)
+    known = FineTuning(step_size, config.method, dict(sizes), way, scaling.targets, scaling.inputs)
+    setattr(model, _ATTRIBUTE, known)
+    setattr(model, _TASK, task)
 
 
 def personalize(  # noqa: PLR0913 - all but three by name
@@ -70,8 +91,13 @@ def personalize(  # noqa: PLR0913 - all but three by name
     lr: float | None = None,
     batch_size: int = 0,
     seed: int = 0,
+    validation: tuple[Any, Any] | None = None,
+    keep: Literal["best", "always"] = "best",
 ) -> nn.Module:
     """Return a copy of a model, fine-tuned to somebody's examples by plain gradient steps, in evaluation mode.
+
+    What the run did to inputs and targets (`data.input-scale`, `data.target-scale`) is done to these examples too; the
+    copy takes inputs and gives outputs in that scale, and `nufed.predict` undoes it.
 
     Args:
         model: `Run.model`, or any module without running statistics; not changed.
@@ -81,6 +107,10 @@ def personalize(  # noqa: PLR0913 - all but three by name
         lr: step size; None is the run's. A model of no run needs one.
         batch_size: examples in a step, drawn at random; 0 takes all of them.
         seed: of these draws.
+        validation: (inputs, targets) of further examples, by whose loss the copy is compared with the model; None
+            leaves it unjudged whether fine-tuning has made it better.
+        keep: `best` returns an unchanged copy where fine-tuning has made it worse, with a warning; `always` the
+            fine-tuned one, with a warning too.
 
     Raises:
         ConfigError: an option is out of range, or the model comes from no run and `lr` is missing.
@@ -102,7 +132,12 @@ def personalize(  # noqa: PLR0913 - all but three by name
             "lr is missing: the model comes from no run, which would say it. Give a step size, e.g. 0.05."
         )
     lr = None if lr is None else as_step_size(lr, "lr", above_zero=True)
-    task, examples = _examples(model, inputs, targets)
+    chosen = find_keep(keep)
+    task, unscaled = _examples(model, inputs, targets, known)
+    scaling = known.target_scaling if known else None
+    if known and known.target_scale == "local":
+        scaling = fit_target_scaling(one_tensor(unscaled.targets, "targets").numpy())
+    examples = _ready(unscaled, scaling, model)
     method, sizes = (known.method, dict(known.sizes)) if known else (MethodConfig(), {})
     if sizes and lr is not None:
         raise ConfigError("lr contradicts the step sizes that the run has learned (Meta-SGD). Leave it out.")
@@ -118,7 +153,23 @@ def personalize(  # noqa: PLR0913 - all but three by name
             f"expected fine-tuning to stay finite, but after {steps} steps of size {step_size:g} it is not; lower lr"
         )
     personal.load_state_dict(point, strict=False)
-    return personal
+    setattr(personal, _TASK, getattr(model, _TASK, task))
+    if known:
+        setattr(personal, _ATTRIBUTE, replace(known, target_scaling=scaling))
+    return personal if validation is None else _better(model, personal, validation, chosen)
+
+
+def _better(model: nn.Module, personal: nn.Module, validation: tuple[Any, Any], keep: Keep) -> nn.Module:
+    """Return a fine-tuned copy, or an unchanged one where that is better on validation examples; say which it is."""
+    start = copy.deepcopy(model).eval()
+    if known := getattr(personal, _ATTRIBUTE, None):
+        setattr(start, _ATTRIBUTE, known)
+    before, after = (evaluate(each, *validation) for each in (start, personal))
+    shared, own = (Judged(found.loss, found.metrics) for found in (before, after))
+    choice = choose(shared, own, after.num_examples, Primary(), keep)
+    if choice.told:
+        warnings.warn(f"{choice.told[0].upper()}{choice.told[1:]}.", stacklevel=3)
+    return personal if choice.kept == "personal" else start
 
 
 def evaluate(model: nn.Module, inputs: Any, targets: Any) -> Evaluation:
@@ -138,17 +189,89 @@ def evaluate(model: nn.Module, inputs: Any, targets: Any) -> Evaluation:
         >>> nufed.evaluate(torch.nn.Linear(2, 1), torch.zeros(3, 2), torch.zeros(3)).num_examples
         3
     """
-    task, examples = _examples(as_module(model), inputs, targets)
+    known: FineTuning | None = getattr(as_module(model), _ATTRIBUTE, None)
+    task, unscaled = _examples(model, inputs, targets, known)
+    examples = _ready(unscaled, _scaling_of(known), model)
     still = copy.deepcopy(model).eval()
-    loss, accuracy = judge(still, task, model_params(still), examples.as_batch())
-    return Evaluation(loss, accuracy, len(examples))
+    found = judged_in_units(still, task, model_params(still), examples, _scaling_of(known))
+    loss = found.pop("loss")
+    return Evaluation(loss, found.get("accuracy"), len(examples), found)
 
 
-def _examples(model: nn.Module, inputs: Any, targets: Any) -> tuple[TaskInfo, Examples]:
-    """Return what the examples are for, checked against the model, and the examples on its device."""
-    kind, labels = as_targets(as_array(targets, "targets"), "targets")
+def predict(model: nn.Module, inputs: Any) -> Array:
+    """Return a model's predictions: class probabilities [N, K], or values [N, K] in the unit of the targets.
+
+    Args:
+        model: `Run.model`, what `personalize` returns, or any module; used in evaluation mode and not changed.
+        inputs: [N, ...], as `personalize` takes them.
+
+    Raises:
+        ConfigError: the run scaled targets by each client's own examples, and the model is not personal yet.
+        DataError: the inputs are malformed.
+        ModelError: the model does not take such inputs.
+
+    Examples:
+        >>> import nufed, torch
+        >>> nufed.predict(torch.nn.Linear(2, 1), [[0.0, 1.0], [1.0, 1.0]]).shape
+        (2, 1)
+    """
+    known: FineTuning | None = getattr(as_module(model), _ATTRIBUTE, None)
+    rows, like = _rows(inputs, known), next(model.parameters(), torch.zeros(0))
+    width = _num_outputs(model, rows.shape[1:], like)
+    task: TaskInfo = getattr(model, _TASK, None) or TaskInfo("regression", rows.shape[1:], width, target_shape=(width,))
+    unlabelled = Table(rows, np.zeros(len(rows), np.int64)).examples(
+        np.arange(len(rows)), TaskInfo("classification", rows.shape[1:], width), like.dtype
+    )
+    still, scaling = copy.deepcopy(model).eval(), _scaling_of(known)
+    on_device = unlabelled.to(like.device).inputs
+    predictions: Array = predictions_of(still, task, model_params(still), on_device, scaling).cpu().numpy()
+    return predictions
+
+
+def _scaling_of(known: FineTuning | None) -> TargetScaling | None:
+    """Return how the values that a model predicts are scaled.
+
+    Raises:
+        ConfigError: by a client's own examples, and the model has seen none.
+    """
+    if known and known.target_scale == "local" and known.target_scaling is None:
+        raise ConfigError(
+            "the run scales targets by each client's own examples, and this model has seen none. Call "
+            "nufed.personalize first; steps=0 leaves the model as it is."
+        )
+    return known.target_scaling if known else None
+
+
+def _ready(examples: Examples, scaling: TargetScaling | None, model: nn.Module) -> Examples:
+    """Return examples with scaled targets, of the model's type and on its device."""
+    like = next(model.parameters(), torch.zeros(0))
+    if scaling:
+        examples = replace(examples, targets=scaling.apply(one_tensor(examples.targets, "targets")))
+    inputs, targets = (
+        cast_tree(tree, like.dtype, name)
+        for tree, name in ((examples.inputs, input_name), (examples.targets, target_name))
+    )
+    return replace(examples, inputs=inputs, targets=targets).to(like.device)
+
+
+def _rows(inputs: Any, known: FineTuning | None) -> Array:
+    """Return inputs as the model takes them."""
     rows = image_layout(as_array(inputs, "inputs"))
     check_inputs(rows, "inputs")
+    if known and known.preparation:
+        if rows.ndim != 2 or rows.shape[1] != len(known.preparation.fill):
+            raise DataError(
+                f"expected inputs [N, {len(known.preparation.fill)}], as the run had them, but got shape "
+                f"{list(rows.shape)}; give the same numbers in the same order"
+            )
+        return known.preparation.apply(rows)
+    return rows
+
+
+def _examples(model: nn.Module, inputs: Any, targets: Any, known: FineTuning | None) -> tuple[TaskInfo, Examples]:
+    """Return what the examples are for, checked against the model, and the examples, targets unscaled."""
+    kind, labels = as_targets(as_array(targets, "targets"), "targets")
+    rows = _rows(inputs, known)
     if len(rows) != len(labels) or not len(rows):
         raise DataError(
             f"expected as many targets as inputs, and at least one, but got {len(labels)} and {len(rows)}; give every "
@@ -165,8 +288,8 @@ def _examples(model: nn.Module, inputs: Any, targets: Any) -> tuple[TaskInfo, Ex
         )
     task = TaskInfo(kind, rows.shape[1:], num_outputs)
     check_model(model, task)
-    examples = Table(rows, labels).examples(np.arange(len(rows)), task, like.dtype)
-    return task, examples.to(like.device)
+    is_scaled = known is not None and known.target_scale != "none"
+    return task, Table(rows, labels).examples(np.arange(len(rows)), task, torch.float64 if is_scaled else like.dtype)
 
 
 @torch.no_grad()

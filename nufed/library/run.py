@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from nufed.common.config import RunConfig
-from nufed.common.data import task_of_run
+from nufed.common.data import shared_scaling, task_of_run
 from nufed.common.errors import ConfigError, RunError
 from nufed.common.given import is_given
 from nufed.common.json_text import parse_object
@@ -125,10 +125,11 @@ class Run:
         with private(self.origin.machine, self.origin.objects):
             task = task_of_run(self.config, process_settings())
             model = build_model(self.config.model, task, seed=self.config.seed)
+            scaling = shared_scaling(self.config.data, process_settings(), seed=self.config.seed)
         check_frozen(frozen_hash(model), self._frozen, "the run's model")
         params, sizes = split_step_sizes(self.params)
         model.load_state_dict(params, strict=False)  # buffers, if any, are the architecture's
-        remember_fine_tuning(model, self.config, sizes)
+        remember_fine_tuning(model, self.config, sizes, task, scaling)
         return model.eval()
 
     def curves(self, group: str | None = None) -> "DataFrame":

@@ -280,7 +280,14 @@ CASES = {
 
 ELSEWHERE = {
     # Of `nufed predict`, which has no server, and of a simulation.
-    *("_check_undivided", "_prepared_elsewhere", "_check_filled", "_preparation_without_support", "_simulated_client"),
+    *(
+        "_check_undivided",
+        "_prepared_elsewhere",
+        "settle_empty",
+        "find_way",
+        "_preparation_without_support",
+        "_simulated_client",
+    ),
     # Of the command line, before it connects.
     "check_spec",
     # Of the server's own options, which it refuses before any client hears of them.

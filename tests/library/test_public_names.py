@@ -16,9 +16,9 @@ EXPORTED = [
     *("FederationConfig", "MetaBatches", "MetaFedAvg", "MethodConfig", "ModelConfig", "ModelError"),
     *("NothingTrainedError", "NufedError", "PeerError", "Run"),
     *("RunConfig", "RunError", "WireError", "__version__", "compare", "evaluate", "load_run", "meta_gradient"),
-    *("personalize", "simulate"),
+    *("personalize", "predict", "simulate"),
 ]
-FUNCTIONS = ["compare", "evaluate", "load_run", "meta_gradient", "personalize", "simulate"]
+FUNCTIONS = ["compare", "evaluate", "load_run", "meta_gradient", "personalize", "predict", "simulate"]
 
 
 def test_the_exported_names_are_these_and_change_by_decision_alone():

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from nufed.common.config import DataConfig, RunConfig
-from nufed.common.config.lists import write_names
 from nufed.common.data.cast import cast_tree, target_name
 from nufed.common.data.dealt_client import DealtClient, SplitRows, make_splits, split_rows, too_small
 from nufed.common.data.federation import describe_task, load_client, shared_scaling
@@ -30,19 +29,26 @@ from nufed.common.data.private.missing import read_missing
 from nufed.common.data.private.preparation import Policy, Preparation, fit_preparation
 from nufed.common.data.private.prepared import prepared_examples
 from nufed.common.data.private.rows import PrivateRows, check_rows, refusal, tell_here
+from nufed.common.data.private.spare import with_spare
 from nufed.common.data.private.spec import PrivateSpec, parse_spec
 from nufed.common.data.private.split import SplitHashes, divide, hash_split
 from nufed.common.data.private.table import SCALES, read_table
-from nufed.common.data.private.task import awaits_statistics, declared_columns, declared_scaling, statistics_shape
+from nufed.common.data.private.task import (
+    Column,
+    awaits_statistics,
+    declared_columns,
+    declared_scaling,
+    statistics_shape,
+)
 from nufed.common.data.target_scaling import in_precision, own_target_scaling, scaled_client, target_scale
 from nufed.common.errors import ConfigError, DataError, NufedError, WireError
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
 from nufed.common.message_schema import check_client_id
 from nufed.common.settings import Settings
 from nufed.common.statistics import SiteStatistics, StatisticsShape, site_statistics
-from nufed.common.trees import one_tensor
 
-_SLICE = re.compile(r"(?P<source>.+)#(?P<index>\d+)/(?P<count>\d+)")
+SLICE = re.compile(r"(?P<source>.+)#(?P<index>\d+)/(?P<count>\d+)")
+"""A client of a named source: its source, number and how many take part."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +75,19 @@ class PrivateClient:
         data: the client's splits.
         preparation: how a table's columns became the inputs; None where nothing was changed.
         hashes: of its own examples; None for a slice of a named source.
+        columns: of a table, in the order of the inputs; empty otherwise.
     """
 
     task: TaskInfo
     data: ClientData
     preparation: Preparation | None = None
     hashes: SplitHashes | None = None
+    columns: tuple[Column, ...] = ()
 
 
 def is_slice(spec: str) -> bool:
     """Return whether a spec is a slice of a named source, such as digits#3/20."""
-    return _SLICE.fullmatch(spec) is not None
+    return SLICE.fullmatch(spec) is not None
 
 
 def check_spec(spec: str, name: str = "client") -> None:
@@ -103,8 +111,8 @@ def load_private(member: Membership, config: RunConfig, settings: Settings) -> P
         ConfigError: the spec is not one, or contradicts the run's options.
         DataError: the data cannot be had, or are not what the run expects.
     """
-    if match := _SLICE.fullmatch(member.spec):
-        return _slice_of_source(member, match, config, settings)
+    if match := SLICE.fullmatch(member.spec):
+        return slice_of_source(member, match, config, settings)
     if not member.client_id:
         raise refusal(ConfigError, "--data needs a stable name for this client. Type --name NAME.")
     task = describe_task(config.data, settings, seed=config.seed)
@@ -116,40 +124,6 @@ def load_private(member: Membership, config: RunConfig, settings: Settings) -> P
         named = type(error)(f"client {member.client_id!r}: {error}")
         named.sendable = error.sendable
         raise named from error
-
-
-def load_rows(
-    spec_text: str, task: TaskInfo, config: RunConfig, settings: Settings, preparation: Preparation | None = None
-) -> tuple[PrivateRows, Examples]:
-    """Return examples to predict, as they were read and as the model takes them; without labels, targets are empty.
-
-    Args:
-        spec_text: a SPEC; of a slice of a named source, its test split.
-        task: what the model was trained for.
-        config: of the run that the model came from.
-        settings: where data sets are on this machine.
-        preparation: of the personal model; None if it has none.
-
-    Raises:
-        ConfigError: the spec is not one, or asks for another preparation.
-        DataError: the data cannot be had, or are not what the model takes.
-    """
-    if match := _SLICE.fullmatch(spec_text):
-        test = _slice_of_source(Membership(spec_text), match, config, settings).data.test
-        numbers = np.arange(1, len(test) + 1)
-        return PrivateRows(one_tensor(test.inputs).numpy(), one_tensor(test.targets).numpy(), numbers), test
-    spec = parse_spec(spec_text)
-    _check_undivided(spec)
-    if preparation:
-        spec = _prepared_elsewhere(spec, preparation, config.data)
-    rows = read_rows(spec, task, config.data, labelled=False)
-    dtype, everything = getattr(torch, config.model.dtype), np.arange(len(rows))
-    if not rows.columns:
-        targets = np.zeros(len(rows), np.int64) if rows.targets is None else rows.targets
-        return rows, Table(rows.inputs, targets).examples(everything, task, dtype)
-    preparation = preparation or _preparation_without_support(rows, spec, config.data)
-    _check_filled(rows, preparation)
-    return rows, _targets_in(prepared_examples(rows, everything, preparation, task, dtype), dtype)
 
 
 def read_private_rows(spec_text: str, config: RunConfig, settings: Settings) -> PrivateRows:
@@ -195,9 +169,13 @@ def statistics_of(
     return site_statistics(values, targets, shape)
 
 
-def _slice_of_source(
-    member: Membership, match: "re.Match[str]", config: RunConfig, settings: Settings
-) -> PrivateClient:
+def slice_of_source(member: Membership, match: "re.Match[str]", config: RunConfig, settings: Settings) -> PrivateClient:
+    """Return the client that a slice names.
+
+    Raises:
+        ConfigError: the run deals another source, or deals it otherwise.
+        DataError: there is no such client.
+    """
     source, index, count = match["source"], int(match["index"]), int(match["count"])
     if (source, count) != (config.data.source, config.data.num_clients):
         raise refusal(
@@ -279,13 +257,16 @@ def prepare_client(
         is_scaled = target_scale(config.data, task) != "none"
         data = make_splits(dealt, split, task, torch.float64 if is_scaled else dtype)
         return PrivateClient(task, in_precision(_scaled(data, task, config), dtype), hashes=hashes)
-    preparation = fit_preparation(rows.columns, _policy(spec, config.data), rows.inputs, split.support)
+    preparation = fit_preparation(rows.columns, preparation_policy(spec, config.data), rows.inputs, split.support)
+    preparation = with_spare(preparation, rows.columns, rows.inputs[split.support])
     support, validation, tested = (
         prepared_examples(part, numbers, preparation, task, dtype)
         for part, numbers in ((rows, split.support), (rows, split.validation), (rows.test or rows, split.test))
     )
     data = _scaled(ClientData(dealt.client_id, dealt.group, support, validation, tested), task, config)
-    return PrivateClient(task, data.with_splits(lambda part: _targets_in(part, dtype)), preparation, hashes)
+    return PrivateClient(
+        task, data.with_splits(lambda part: targets_in(part, dtype)), preparation, hashes, rows.columns
+    )
 
 
 def _scaled(data: ClientData, task: TaskInfo, config: RunConfig) -> ClientData:
@@ -293,7 +274,7 @@ def _scaled(data: ClientData, task: TaskInfo, config: RunConfig) -> ClientData:
     return scaled_client(data, scaling) if scaling else data
 
 
-def _targets_in(examples: Examples, dtype: torch.dtype) -> Examples:
+def targets_in(examples: Examples, dtype: torch.dtype) -> Examples:
     """Return examples with values to predict of a type; class numbers stay what they are."""
     return replace(examples, targets=cast_tree(examples.targets, dtype, target_name))
 
@@ -325,7 +306,8 @@ def _few(split: SplitRows, dealt: DealtClient, task: TaskInfo, config: RunConfig
     return replace(split, support=split.support[few.rows])
 
 
-def _policy(spec: PrivateSpec, config: DataConfig) -> Policy:
+def preparation_policy(spec: PrivateSpec, config: DataConfig) -> Policy:
+    """Return what a spec and the run's options say of empty cells and scales."""
     run_scaling = declared_scaling(config)
     if run_scaling is None and awaits_statistics(config):  # until they are there, columns stay as they are
         width = sum(not column.categories for column in declared_columns(config))
@@ -333,52 +315,3 @@ def _policy(spec: PrivateSpec, config: DataConfig) -> Policy:
     scale = spec.choice("scale", SCALES, "run" if run_scaling else "none")
     missing = read_missing(spec)
     return Policy(missing.default, scale, run_scaling, missing.own)
-
-
-def _check_undivided(spec: PrivateSpec) -> None:
-    """Refuse a test part beside examples of which none is trained on."""
-    if "test" in spec.options:
-        raise ConfigError("--data: test= divides examples to train on, but here none are. Leave it out.")
-
-
-def _prepared_elsewhere(spec: PrivateSpec, preparation: Preparation, config: DataConfig) -> PrivateSpec:
-    """Return the spec for reading alone: what is missing is filled in and scaled as the personal model says."""
-    if typed := [name for name in ("missing", "indicator", "scale") if name in spec.options]:
-        raise refusal(
-            ConfigError,
-            f"--data: {typed[0]}= contradicts the personal model, which brings its own preparation. Leave it out.",
-        )
-    if spec.kind not in ("csv", "parquet"):
-        raise refusal(ConfigError, "--data names no table, but the personal model was made of one. Name a table.")
-    read = {"missing": "zero"}
-    if preparation.indicated and not config.feature_names:
-        read = {
-            "missing": write_names(["zero", *(f"{name}:zero" for name in preparation.indicated)]),
-            "indicator": "yes",
-        }
-    return PrivateSpec(spec.text, spec.kind, spec.argument, {**spec.options, **read})
-
-
-def _check_filled(rows: PrivateRows, preparation: Preparation) -> None:
-    """Refuse empty cells that a personal model has nothing for."""
-    empty = np.isnan(preparation.apply(rows.inputs)).any(1)
-    if empty.any():
-        raise refusal(
-            DataError,
-            "expected a value in every cell, because the model was made with missing=error or drop and has nothing to "
-            f"fill in, but {int(empty.sum())} of {len(rows)} rows lack one; fill them in, leave these rows out, or "
-            "make the personal model again with missing=mean, median, zero or run",
-            "the first row with an empty cell is row %d",
-            rows.numbers[np.flatnonzero(empty)[0]],
-        )
-
-
-def _preparation_without_support(rows: PrivateRows, spec: PrivateSpec, config: DataConfig) -> Preparation:
-    policy = _policy(spec, config)
-    if policy.needs_support:
-        raise refusal(
-            ConfigError,
-            "--data: missing=mean|median|mode and scale=local need this client's support data, which `nufed "
-            "personalize` keeps with its model. Predict with a personal model.",
-        )
-    return fit_preparation(rows.columns, policy, rows.inputs, np.arange(0))

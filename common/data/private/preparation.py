@@ -56,6 +56,7 @@ class Preparation:
         flags: [D] the position of the input whose emptiness an indicator tells, -1 for an input of its own; or empty,
             without indicators. What stands in an indicator's place before is not looked at.
         indicated: the columns that have an indicator.
+        spare: [D] what fills an empty cell of new data where `fill` does not (spare.py); empty if nobody fitted it.
     """
 
     fill: tuple[float, ...]
@@ -63,6 +64,7 @@ class Preparation:
     scale: tuple[float, ...]
     flags: tuple[int, ...] = ()
     indicated: tuple[str, ...] = ()
+    spare: tuple[float, ...] = ()
 
     def apply(self, inputs: Array) -> Array:
         """Return prepared inputs, float64 [N, D]."""
@@ -77,8 +79,10 @@ class Preparation:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; null stands for NaN."""
         fill = [None if np.isnan(value) else value for value in self.fill]
+        spare = [None if np.isnan(value) else value for value in self.spare]
         values = {"fill": fill, "shift": list(self.shift), "scale": list(self.scale)}
-        return {**values, "flags": list(self.flags), "indicated": list(self.indicated)} if self.flags else values
+        values |= {"flags": list(self.flags), "indicated": list(self.indicated)} if self.flags else {}
+        return {**values, "spare": spare} if spare else values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preparation":
@@ -91,13 +95,14 @@ class Preparation:
             fill = tuple(np.nan if value is None else float(value) for value in values["fill"])
             shift, scale = (tuple(map(float, values[key])) for key in ("shift", "scale"))
             flags, indicated = tuple(map(int, values.get("flags", ()))), tuple(map(str, values.get("indicated", ())))
+            spare = tuple(np.nan if value is None else float(value) for value in values.get("spare", ()))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no preparation: {error}") from error
-        if not len(fill) == len(shift) == len(scale) or len(flags) not in (0, len(fill)):
+        if not len(fill) == len(shift) == len(scale) or {len(flags), len(spare)} - {0, len(fill)}:
             raise ValueError("no preparation: lengths differ")
         if any(not -1 <= flag < len(fill) for flag in flags):
             raise ValueError("no preparation: an indicator of no input")
-        return cls(fill, shift, scale, flags, indicated)
+        return cls(fill, shift, scale, flags, indicated, spare)
 
 
 def fit_preparation(columns: Sequence[Column], policy: Policy, inputs: Array, support: Rows) -> Preparation:

@@ -137,6 +137,7 @@ def test_a_runs_model_predicts_too(capsys):
 
 def test_values_are_predicted_by_number(tmp_path, capsys):
     config = TABLE.updated({"data.task": "regression", "data.class-names": "", "data.num-outputs": 2})
+    config = config.updated({"data.target-scale": "none"})
     save_run_model(tmp_path / "r.safetensors", config)
     np.savez(tmp_path / "r.npz", x=np.ones((4, 3), np.float32), y=np.full((4, 2), 0.5))
 

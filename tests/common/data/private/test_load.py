@@ -7,7 +7,8 @@ from PIL import ExifTags, Image
 
 from nufed.common.config import RunConfig
 from nufed.common.data import load_federation
-from nufed.common.data.private.load import Membership, load_private, load_rows
+from nufed.common.data.private.found_rows import load_rows
+from nufed.common.data.private.load import Membership, load_private
 from nufed.common.data.private.spec import KINDS, parse_spec
 from nufed.common.errors import ConfigError, DataError
 from nufed.common.settings import Settings
@@ -120,10 +121,10 @@ def test_images_to_predict_need_no_folders(tmp_path):
     """They keep the order of their names."""
     draw_images(tmp_path, classes=("all",))
 
-    rows, examples = load_rows(f"images:{tmp_path}/all", load_task(IMAGES), IMAGES, Settings())
+    found = load_rows(f"images:{tmp_path}/all", load_task(IMAGES), IMAGES, Settings())
 
-    assert rows.targets is None
-    assert (examples.inputs[:, 0, 0, 0] * 255).round().tolist() == [1, 11, 21, 31, 41, 51]
+    assert found.rows.targets is None
+    assert (found.examples.inputs[:, 0, 0, 0] * 255).round().tolist() == [1, 11, 21, 31, 41, 51]
 
 
 def load_task(run):
@@ -259,8 +260,9 @@ def test_files_that_are_no_images_are_counted_here(tmp_path, caplog):
 
 def test_an_archive_to_predict_may_hold_inputs_alone(tmp_path):
     """Or labels too, which are then compared with."""
-    rows, examples = load_rows(save(tmp_path, x=X), load_task(ARRAYS), ARRAYS, Settings())
-    labelled, _ = load_rows(save(tmp_path, x=X, y=Y), load_task(ARRAYS), ARRAYS, Settings())
+    found = load_rows(save(tmp_path, x=X), load_task(ARRAYS), ARRAYS, Settings())
+    labelled = load_rows(save(tmp_path, x=X, y=Y), load_task(ARRAYS), ARRAYS, Settings()).rows
+    rows, examples = found.rows, found.examples
 
     assert rows.targets is None
     assert np.array_equal(examples.inputs.numpy(), X)
@@ -297,7 +299,7 @@ def _module(tmp_path, monkeypatch):
 def test_a_function_is_told_the_task_and_returns_the_examples():
     """Its targets may be unknown when it is to be predicted."""
     client = load("python:private_module_of_mine:mine", ARRAYS)
-    rows, _ = load_rows("python:private_module_of_mine:unlabelled", client.task, ARRAYS, Settings())
+    rows = load_rows("python:private_module_of_mine:unlabelled", client.task, ARRAYS, Settings()).rows
 
     assert sum(map(len, splits(client))) == 8
     assert rows.targets is None
@@ -355,7 +357,8 @@ def test_a_slice_that_the_run_does_not_have_is_refused(spec, group, message):
 
 def test_a_slice_to_predict_is_its_test_split():
     """What its personal model was not adapted to."""
-    rows, examples = load_rows("digits#1/4", load_task(SLICES), SLICES, Settings())
+    found = load_rows("digits#1/4", load_task(SLICES), SLICES, Settings())
+    rows, examples = found.rows, found.examples
 
     assert torch.equal(examples.inputs, load("digits#1/4", SLICES).data.test.inputs)
     assert np.array_equal(rows.targets, examples.targets.numpy())

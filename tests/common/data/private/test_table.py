@@ -1,12 +1,15 @@
 """A client's table becomes what the run expects, or is refused by column and row."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from nufed.common.config import RunConfig
-from nufed.common.data.private.load import Membership, load_private, load_rows
+from nufed.common.data.private.found_rows import load_rows
+from nufed.common.data.private.load import Membership, load_private
 from nufed.common.data.private.task import declared_scaling
 from nufed.common.errors import ConfigError, DataError
 from nufed.common.settings import Settings
@@ -262,13 +265,15 @@ def test_numbers_beyond_the_runs_precision_are_refused_by_column(frame, tmp_path
     assert "model.dtype" not in str(caught.value)
 
 
-def test_an_empty_cell_that_a_personal_model_cannot_fill_is_refused_with_what_helps(frame, tmp_path):
-    """It was made with missing=drop; to choose missing= now would contradict it."""
+def test_an_empty_cell_that_an_earlier_versions_model_cannot_fill_is_refused_with_what_helps(frame, tmp_path):
+    """It was made with missing=drop, and nobody fitted what fills a cell then."""
     client = load(write(frame, tmp_path), "label=disease&missing=drop")
     path = write(frame.assign(age=[None, *frame["age"][1:]]), tmp_path)
 
-    with pytest.raises(DataError, match=r"1 of 12 rows lack one; .*make the personal model again"):
-        load_rows(f"csv:{path}", client.task, config(), Settings(), client.preparation)
+    with pytest.raises(DataError, match=r"1 of 12 rows lack one; type --missing drop"):
+        load_rows(f"csv:{path}", client.task, config(), Settings(), replace(client.preparation, spare=()))
+    found = load_rows(f"csv:{path}", client.task, config(), Settings(), client.preparation, empty="drop")
+    assert found.rows.numbers.tolist() == list(range(2, 13))
 
 
 SECRET = "Ann-Smith-77"
@@ -367,10 +372,10 @@ def test_rows_to_predict_need_no_label(frame, tmp_path):
     preparation = load(path, "label=disease&scale=local").preparation
     unlabelled = write(frame.drop(columns="disease"), tmp_path)
 
-    rows, examples = load_rows(
-        f"csv:{unlabelled}", load(path_with(frame, tmp_path)).task, config(), Settings(), preparation
-    )
+    task = load(path_with(frame, tmp_path)).task
+    found = load_rows(f"csv:{unlabelled}", task, config(), Settings(), preparation)
 
+    rows, examples = found.rows, found.examples
     assert rows.targets is None
     assert rows.numbers.tolist() == list(range(1, NUM_ROWS + 1))
     assert np.allclose(examples.inputs.numpy(), preparation.apply(rows.inputs), atol=1e-6)

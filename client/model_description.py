@@ -1,0 +1,90 @@
+"""What an exported model takes and returns, as JSON: enough to feed it from raw rows by this description alone.
+
+The description is written beside the file (NAME.inputs.json) and into it. For a table, `inputs` has an entry for each
+number of a row, in order: the column that it comes from, and the category that it is 1 for, if the column has any. An
+empty cell is NaN; of a column with categories, in all of its places. `in_model` says whether the file itself fills,
+shifts and scales the inputs and undoes the scaling of what it predicts, or whether the reader has to:
+
+    x ← (x, or fill where x is NaN) - shift, divided by scale           y = output * scale + mean
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nufed.common import __version__
+from nufed.common.data.private.preparation import Preparation
+from nufed.common.data.private.spare import filled
+from nufed.common.data.private.task import Column
+from nufed.common.data.target_scaling import TargetScaling
+from nufed.common.examples import TaskInfo
+from nufed.common.input_forms import described_inputs
+from nufed.common.tasks import find_task
+
+FORMAT = "nufed-inputs-1"
+ENDING = ".inputs.json"
+
+
+def description_path(path: Path) -> Path:
+    """Return where the description of an exported model lies, e.g. model.inputs.json beside model.onnx."""
+    return path.with_name(path.stem + ENDING)
+
+
+def describe(
+    task: TaskInfo,
+    dtype: str,
+    columns: Sequence[Column],
+    scalings: tuple[Preparation | None, TargetScaling | None],
+    *,
+    in_model: bool,
+) -> dict[str, Any]:
+    """Return the description of a model.
+
+    Args:
+        task: what it is for.
+        dtype: of the numbers that it takes and returns, e.g. float32.
+        columns: of the table, in the order of the inputs; empty where there is none, or none is known.
+        scalings: of the inputs and of the values to predict; None where they are as they come.
+        in_model: whether the file does what these say.
+    """
+    preparation, targets = scalings
+    is_classified = task.kind == "classification"
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "task": task.kind,
+        "dtype": dtype,
+        "takes": described_inputs(task).removeprefix("of shape "),
+        "input_shape": list(task.input_shape),
+        "images": "pixels from 0 to 1: those of 8 bits are divided by 255" if len(task.input_shape) == 3 else None,
+        "inputs": _inputs(columns, preparation),
+        "empty_cells": "NaN" if preparation else "not allowed",
+        "returns": f"[N, {task.num_outputs}]" if len(find_task(task).target_shape) < 2 else "an array for each example",
+        "outputs": "logits: softmax gives probabilities, the largest is the class" if is_classified else "values",
+        "class_names": list(task.class_names),
+        "target_scaling": targets.to_json() if targets else None,
+        "in_model": in_model,
+    }
+
+
+def _inputs(columns: Sequence[Column], preparation: Preparation | None) -> list[dict[str, Any]] | None:
+    """Return an entry for each number of a row; None where inputs are no row of a table."""
+    named: list[dict[str, Any]] = []
+    for column in columns:
+        if column.categories:
+            named += [{"column": column.name, "category": value} for value in column.categories]
+        else:
+            named.append({"column": column.name, "category": None})
+        if getattr(column, "indicator", False):
+            named.append({"column": column.name, "category": None, "is": "1 where the cell is empty, else 0"})
+    if preparation is None:
+        return [{"position": position, **entry} for position, entry in enumerate(named)] or None
+    whole = filled(preparation)
+    named = named or [{"column": None, "category": None} for _ in whole.fill]
+    return [
+        {"position": position, **entry, "fill": None if math.isnan(fill) else fill, "shift": shift, "scale": scale}
+        for position, (entry, fill, shift, scale) in enumerate(
+            zip(named, whole.fill, whole.shift, whole.scale, strict=True)
+        )
+    ]
