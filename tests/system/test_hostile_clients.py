@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from prometheus_client import generate_latest
 from rich.console import Console
 
 from nufed.client.app import app as client_app
@@ -17,10 +18,13 @@ from nufed.common.config import RunConfig
 from nufed.common.errors import NufedError
 from nufed.common.events import EventStream
 from nufed.deploy.commands.terminal import TerminalObserver
+from nufed.deploy.monitoring.logs import LogContext, LogSink
+from nufed.deploy.monitoring.prometheus_metrics import PrometheusMetrics
 from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority
 from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 from nufed.deploy.network.direct_server import DirectServer, ServerEndpoint, ServerSecurity
 from nufed.server.app import build_server_app
+from nufed.server.events_file import EVENTS, read_events
 from nufed.server.observer import ObserverSink
 from nufed.server.run import ServerOptions
 from tests.system.hostile_clients import QUERIES, hostile_clients
@@ -96,11 +100,12 @@ class Watching(TerminalObserver):
 
 
 def federation(folder, out, asked, unknown):
-    """Run a federation of the honest clients and some others, and return what its operator saw."""
-    screen = io.StringIO()
+    """Run a federation of the honest clients and some others, and return what is seen: the screen, the log, the metrics."""
+    screen, log, metrics = io.StringIO(), io.StringIO(), PrometheusMetrics()
     observer = Watching(Console(file=screen, force_terminal=False, width=160))
     security = ServerSecurity(folder.server_certificate, folder.server_key, folder.admitted_clients)
-    with DirectServer(ServerEndpoint("127.0.0.1:0", security), on_event=observer.say) as server:
+    endpoint, events = ServerEndpoint("127.0.0.1:0", security), EventStream()
+    with events, DirectServer(endpoint, on_event=observer.say, events=events) as server:
         clients = Clients(folder, server.address)
 
         def let_in():
@@ -111,12 +116,14 @@ def federation(folder, out, asked, unknown):
 
         observer.then = let_in
         clients.start({**dict.fromkeys(HONEST, client_app), **asked})
-        with observer, EventStream() as events:
+        with observer:
             events.listen(ObserverSink(observer).handle)
+            events.listen(LogSink("json", "debug", LogContext(), log).handle)
+            events.attach(metrics)
             options = ServerOptions(out=out, events=events, min_clients=len(HONEST) + len(asked), connect_timeout=120)
             server.run(build_server_app(options), RUN.flat())
     clients.join()
-    return screen.getvalue()
+    return screen.getvalue(), log.getvalue(), generate_latest(metrics.registry).decode()
 
 
 def test_clients_that_answer_everything_wrongly_leave_no_trace_but_their_count(folder, tmp_path, caplog):
@@ -125,13 +132,14 @@ def test_clients_that_answer_everything_wrongly_leave_no_trace_but_their_count(f
     federation(folder, tmp_path / "without", {}, {})
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    screen = federation(folder, tmp_path / "with", asked, unknown)
+    screen, log, metrics = federation(folder, tmp_path / "with", asked, unknown)
 
     spoilt, clean = run_folder(tmp_path / "with"), run_folder(tmp_path / "without")
     for name in ("model.safetensors", "clients.csv"):
         assert (spoilt / name).read_bytes() == (clean / name).read_bytes()
     check_counts(tmp_path, asked)
     check_what_is_seen(screen + caplog.text, spoilt)
+    check_readers(log, metrics, spoilt, asked)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < MOST_MEMORY
 
 
@@ -147,6 +155,26 @@ def check_counts(tmp_path, asked):
         for key in ("loss", "gradient_evaluations", "hvps"):
             assert record[key] == reference[key]
         assert record["evaluation"]["participating"] == reference["evaluation"]["participating"]
+
+
+def check_readers(log, metrics, folder, asked):
+    """The JSON log, events.jsonl and the metrics have every reply of the hostile clients, and no byte that acts."""
+    told = [json.loads(line) for line in log.splitlines()]
+    assert {line["client"] for line in told if line["event"] == "rejected"} == asked.keys()
+    content = (folder / EVENTS).read_bytes()
+    for text in (log.encode(), content, metrics.encode()):
+        assert text.isascii()
+        assert not set(text) & (set(range(32)) - {10})
+    assert max(map(len, [*log.splitlines(), *content.splitlines()])) < 30_000
+    events = list(read_events(folder))
+    replied = [event for event in events if event.kind == "replied" and event.phase == "training"]
+    assert {event.client for event in replied} == HONEST.keys()
+    array_bytes = sum(record["bytes_down"] for record in round_records(folder.parent)) / (3 * len({*HONEST, *asked}))
+    assert all(array_bytes < event.bytes_down < array_bytes + 20_000 for event in replied)
+    assert {event.key for event in events if event.kind == "joined"} >= HONEST.keys()
+    assert f'nufed_replies_total{{outcome="replied",phase="training"}} {3.0 * len(HONEST)}' in metrics
+    assert len(metrics) < 30_000
+    assert not [name for name in (*HONEST, *asked) if name in metrics]
 
 
 def check_what_is_seen(shown, folder):
