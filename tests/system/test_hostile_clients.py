@@ -100,7 +100,7 @@ class Watching(TerminalObserver):
 
 
 def federation(folder, out, asked, unknown):
-    """Run a federation of the honest clients and some others, and return what is seen: the screen, the log, the metrics."""
+    """Run a federation of the honest clients and some others; return the screen, the log and the metrics."""
     screen, log, metrics = io.StringIO(), io.StringIO(), PrometheusMetrics()
     observer = Watching(Console(file=screen, force_terminal=False, width=160))
     security = ServerSecurity(folder.server_certificate, folder.server_key, folder.admitted_clients)
