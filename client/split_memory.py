@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nufed.common.config import Scalar
+from nufed.common.data.membership import Keys
 from nufed.common.data.private.load import is_slice
 from nufed.common.data.private.rows import tell_here
 from nufed.common.data.private.split import SplitHashes
@@ -87,8 +88,8 @@ class SplitMemory:
         except RunError as error:
             tell_here("which examples were trained on is not remembered beyond this process: %s", error)
 
-    def _counts(self, hashes: tuple[bytes, ...]) -> Counter[str]:
-        return Counter(hashlib.blake2b(one, key=self.key, digest_size=_HASH_BYTES).hexdigest() for one in hashes)
+    def _counts(self, hashes: "tuple[bytes, ...] | Keys") -> Counter[str]:
+        return Counter(hashlib.blake2b(bytes(one), key=self.key, digest_size=_HASH_BYTES).hexdigest() for one in hashes)
 
 
 def state_path(node_config: Mapping[str, Scalar]) -> Path | None:

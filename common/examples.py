@@ -60,11 +60,13 @@ class Examples:
         inputs: a tree whose leaves are [N, ...].
         targets: [N, ...], as the task has them; class numbers are int64.
         weights: [N], what each example counts in training, 1 on average; None where all count the same.
+        groups: [N] int64, equal where examples belong together and are not divided; None where none do.
     """
 
     inputs: Tree
     targets: Tree
     weights: Tensor | None = None
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         """Return N."""
@@ -78,7 +80,8 @@ class Examples:
     def take(self, indices: Tensor) -> "Examples":
         """Return the examples at `indices` [M], in that order."""
         weights = None if self.weights is None else self.weights.index_select(0, indices)
-        return Examples(trees.take(self.inputs, indices), trees.take(self.targets, indices), weights)
+        groups = None if self.groups is None else self.groups.index_select(0, indices)
+        return Examples(trees.take(self.inputs, indices), trees.take(self.targets, indices), weights, groups)
 
     def as_batch(self) -> Batch:
         """Return all examples as one batch."""
@@ -87,7 +90,8 @@ class Examples:
     def to(self, device: str | torch.device) -> "Examples":
         """Return the examples on a device."""
         weights = None if self.weights is None else self.weights.to(device)
-        return Examples(trees.to_device(self.inputs, device), trees.to_device(self.targets, device), weights)
+        groups = None if self.groups is None else self.groups.to(device)
+        return Examples(trees.to_device(self.inputs, device), trees.to_device(self.targets, device), weights, groups)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nufed.common.data.array_trees import ArrayTree, named_arrays
 from nufed.common.data.membership import KEY_BYTES, Keys
 
-_AT_ONCE = 2**14
+_AT_ONCE = 2**12
 
 
 @dataclass(frozen=True)

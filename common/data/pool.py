@@ -83,7 +83,9 @@ class Table:
             DataError: a number is beyond the range of `dtype`.
         """
         spec = task.input_spec or TensorSpec(task.input_shape)
-        return Examples(as_tensors(take_rows(self.inputs, rows), spec, dtype), self._targets(rows, task, dtype))
+        groups = None if self.groups is None else torch.from_numpy(self.groups.codes[rows])
+        inputs = as_tensors(take_rows(self.inputs, rows), spec, dtype)
+        return Examples(inputs, self._targets(rows, task, dtype), groups=groups)
 
     def _targets(self, rows: Rows, task: TaskInfo, dtype: torch.dtype) -> Tree:
         needs_float = find_task(task).needs_float_targets

@@ -5,7 +5,8 @@ The function is called with `(config: DataConfig, seed: int)` and returns either
 * a dict from client name to `(inputs [N, ...], targets [N, ...])`, arrays or tensors: whole-number targets are classes,
   floats values to predict, unless `data.task` says otherwise. Inputs may be a tuple or a dict of arrays, which keep
   their types: a model is called with them as `model(*inputs)` or `model(**inputs)`. As many clients as asked for are
-  chosen at random, and split by the configured fractions; or
+  chosen at random, and split by the configured fractions. With a third value, `groups` [N] of names or whole numbers,
+  the examples of one group go to one split together; or
 * a `nufed.common.examples.Federation` with its own splits, `num_clients` participating clients first, then the new
   ones.
 
@@ -30,8 +31,9 @@ from nufed.common.data.array_trees import (
     spec_of,
 )
 from nufed.common.data.dealt_client import SMALLEST_CLIENT
+from nufed.common.data.division import names_of
 from nufed.common.data.pool import DealtFederation, Pool, SourceRequest, Table
-from nufed.common.data.raw import as_array, as_targets, check_inputs, class_notes
+from nufed.common.data.raw import as_array, as_names, as_targets, check_inputs, class_notes
 from nufed.common.data.task_of_arrays import INFERRED, read_inputs, read_targets, task_of_arrays, wanted_kind
 from nufed.common.errors import DataError
 from nufed.common.examples import ClientData, Examples, Federation, TaskInfo, TaskKind, TensorSpec
@@ -81,11 +83,13 @@ class _Given:
     kind: TaskKind
     inputs: ArrayTree
     targets: ArrayTree
+    groups: tuple[str, ...] | None = None
 
     @property
     def form(self) -> str:
         """Return what must be the same for every client."""
-        return f"{self.kind}, {_forms(self.inputs, 'inputs')}, {_shapes(self.targets, 'targets')}"
+        grouped = ", with groups" * (self.groups is not None)
+        return f"{self.kind}, {_forms(self.inputs, 'inputs')}, {_shapes(self.targets, 'targets')}{grouped}"
 
 
 def _forms(tree: ArrayTree, what: str) -> str:
@@ -134,18 +138,21 @@ def pool_of_clients(made: Mapping[Any, Any], config: DataConfig, new_clients: Co
 
 
 def _table(clients: list[_Given]) -> Table:
+    groups = [name for client in clients for name in client.groups or ()]
     return Table(
         concatenate([client.inputs for client in clients]),
         concatenate([client.targets for client in clients]),
         np.repeat(np.arange(len(clients)), [rows_of(client.targets) for client in clients]),
         tuple(client.name for client in clients),
+        names_of(groups) if groups else None,
     )
 
 
 def _given(name: str, value: Any, kind: str) -> _Given:
-    if not isinstance(value, tuple | list) or len(value) != 2:
+    if not isinstance(value, tuple | list) or len(value) not in (2, 3):
         raise DataError(
-            f"expected client {name!r} to be a pair (inputs, targets), but got {type(value).__name__}; return a pair"
+            f"expected client {name!r} to be a pair (inputs, targets), or (inputs, targets, groups), but got "
+            f"{type(value).__name__}; return a pair"
         )
     inputs = read_inputs(value[0], f"inputs of client {name!r}")
     kind, targets = read_targets(value[1], kind, f"targets of client {name!r}")
@@ -159,7 +166,14 @@ def _given(name: str, value: Any, kind: str) -> _Given:
             f"expected client {name!r} to have at least 2 examples, one to train on and one to be judged on, but it "
             f"has {rows_of(inputs)}; leave this client out"
         )
-    return _Given(name, kind, inputs, targets)
+    groups = as_names(value[2], f"groups of client {name!r}") if len(value) == 3 else None
+    if groups is not None and len(groups.codes) != rows_of(inputs):
+        raise DataError(
+            f"expected client {name!r} to have as many groups as inputs, but got {len(groups.codes)} and "
+            f"{rows_of(inputs)}; give every example one group"
+        )
+    names = None if groups is None else tuple(groups.names[code] for code in groups.codes)
+    return _Given(name, kind, inputs, targets, names)
 
 
 def _checked_federation(federation: Federation, request: SourceRequest) -> DealtFederation:

@@ -14,7 +14,7 @@ from torch import Tensor
 from nufed.common.config import MethodConfig
 from nufed.common.errors import ConfigError
 from nufed.common.examples import Examples
-from nufed.common.meta.draw import BatchPlan, Sources, batch_plan, batch_sources, draw_indices, draws_with_replacement
+from nufed.common.meta.draw import BatchPlan, Sources, batch_plan, draw_indices, draws_with_replacement, sources_of
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_update import LocalUpdate, Stream
 from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
@@ -112,9 +112,7 @@ def _plan(method: MethodConfig) -> BatchPlan:
 
 def _sources(trainee: Trainee, method: MethodConfig) -> Sources:
     stream = trainee.stream
-    return batch_sources(
-        len(trainee.support), method.outer_holdout_fraction, seed=stream.seed, client_id=stream.client_id
-    )
+    return sources_of(trainee.support, method.outer_holdout_fraction, seed=stream.seed, client_id=stream.client_id)
 
 
 def _sizes(plan: BatchPlan, sources: Sources) -> tuple[int, ...]:

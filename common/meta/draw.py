@@ -49,6 +49,24 @@ class Sources:
     outer: np.ndarray
 
 
+def sources_of(support: Examples, holdout_fraction: float, *, seed: int, client_id: str) -> Sources:
+    """Return the rows of a support split for inner and outer batches; examples of one group are in one of both.
+
+    Raises:
+        DataError: there are not two examples, or groups, to divide.
+    """
+    if support.groups is None or holdout_fraction == 0:
+        return batch_sources(len(support), holdout_fraction, seed=seed, client_id=client_id)
+    names, codes = np.unique(support.groups.cpu().numpy(), return_inverse=True)
+    if len(names) < 2:
+        raise DataError(
+            f"The support examples of client {client_id!r} all belong to one group, but method.outer-holdout-fraction="
+            f"{holdout_fraction} needs at least 2. Set it to 0, or give the client more data."
+        )
+    of_groups = batch_sources(len(names), holdout_fraction, seed=seed, client_id=client_id)
+    return Sources(*(np.flatnonzero(np.isin(codes, chosen)) for chosen in (of_groups.inner, of_groups.outer)))
+
+
 def batch_sources(num_examples: int, holdout_fraction: float, *, seed: int, client_id: str) -> Sources:
     """Return the rows for inner and outer batches: all for both, or a seeded part for outer batches alone.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nufed.common.config import MethodConfig
 from nufed.common.examples import Examples
-from nufed.common.meta.draw import batch_sources, draw_indices, draws_with_replacement, take_batches
+from nufed.common.meta.draw import draw_indices, draws_with_replacement, sources_of, take_batches
 from nufed.common.meta.meta_gradient import Costs
 from nufed.common.meta.objective import build_objective, step_direction
 from nufed.common.params import Params, add_scaled
@@ -83,7 +83,7 @@ def local_update(
     """
     objective = build_objective(loss, method)
     plan = objective.plan
-    sources = batch_sources(len(support), method.outer_holdout_fraction, seed=stream.seed, client_id=stream.client_id)
+    sources = sources_of(support, method.outer_holdout_fraction, seed=stream.seed, client_id=stream.client_id)
     point, losses, growth, costs = dict(params), [], 0.0, Costs()
     for step in range(method.num_local_steps):
         step_seed = stream.step_seed(step)

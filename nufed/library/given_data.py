@@ -19,7 +19,14 @@ from nufed.common.given import GIVEN
 from nufed.common.trees import leaves
 from nufed.common.user_code import guarded
 from nufed.library.arguments import as_collection, listed
-from nufed.library.tables import Columns, clients_of_partitions, clients_of_table, is_table, pair_of_table
+from nufed.library.tables import (
+    Columns,
+    clients_of_partitions,
+    clients_of_table,
+    groups_by_client,
+    is_table,
+    pair_of_table,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ def read_dataset(dataset: Any, columns: Columns, new_clients: Iterable[Any] | No
     if isinstance(dataset, Federation):
         return _federation(dataset, columns, new_clients)
     clients, class_names = _clients(dataset, columns)
+    clients = _grouped(clients, groups_by_client(dataset, columns))
     new = [str(name) for name in as_collection(() if new_clients is None else new_clients, "new_clients")]
     if unknown := [name for name in new if name not in clients]:
         raise ConfigError(
@@ -76,8 +84,20 @@ def read_dataset(dataset: Any, columns: Columns, new_clients: Iterable[Any] | No
     return GivenData(pool, len(clients) - len(set(new)), len(set(new)))
 
 
+def _grouped(clients: Mapping[str, tuple[Any, ...]], groups: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Return the clients with the groups of their examples, for all of them or for none."""
+    if not groups:
+        return dict(clients)
+    if differing := sorted(set(clients) ^ set(groups)):
+        raise ConfigError(
+            f"group says of {len(groups)} clients which examples belong together, but the dataset has {len(clients)}: "
+            f"{listed(differing)} is in one of them alone. Give the groups of every client."
+        )
+    return {name: (*client[:2], groups[name]) for name, client in clients.items()}
+
+
 def _federation(federation: Federation, columns: Columns, new_clients: Iterable[Any] | None) -> GivenData:
-    if columns.named or new_clients:
+    if columns.named or columns.group or new_clients:
         raise ConfigError(
             "columns and new_clients are not for a Federation, whose clients say themselves which of them are new. "
             "Leave them out."
@@ -86,7 +106,7 @@ def _federation(federation: Federation, columns: Columns, new_clients: Iterable[
     return GivenData(federation, groups.count("participating"), groups.count("new"))
 
 
-def _clients(dataset: Any, columns: Columns) -> tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]:
+def _clients(dataset: Any, columns: Columns) -> tuple[Mapping[str, tuple[Any, ...]], tuple[str, ...]]:
     """Return name -> (inputs, targets), and the names of the classes where the dataset has them."""
     if isinstance(getattr(dataset, "column_names", None), Mapping):
         raise DataError(
@@ -108,7 +128,7 @@ def _clients(dataset: Any, columns: Columns) -> tuple[dict[str, tuple[Any, Any]]
     tables = {str(name): value for name, value in dataset.items() if is_table(value)}
     if tables and len(tables) == len(dataset):
         return pair_of_table(tables, columns)
-    if columns.named:
+    if columns.inputs is not None or columns.target is not None:
         raise ConfigError("input_columns and target_column are for tables, but the dataset has none. Leave them out.")
     clients = {str(name): _pair(str(name), value) for name, value in dataset.items()}
     if len(clients) < len(dataset):
@@ -116,10 +136,10 @@ def _clients(dataset: Any, columns: Columns) -> tuple[dict[str, tuple[Any, Any]]
     return clients, ()
 
 
-def _pair(name: str, value: Any) -> tuple[Any, Any]:
-    """Return one client's (inputs, targets), from a pair or from a map-style torch Dataset."""
-    if isinstance(value, tuple | list) and len(value) == 2:
-        return value[0], value[1]
+def _pair(name: str, value: Any) -> tuple[Any, ...]:
+    """Return one client's (inputs, targets), and groups if it has any, of a tuple or a map-style torch Dataset."""
+    if isinstance(value, tuple | list) and len(value) in (2, 3):
+        return tuple(value)
     if hasattr(value, "__array__"):
         raise DataError(
             f"expected client {name!r} to be a pair (inputs, targets), but got one array ({type(value).__name__}); "
@@ -185,6 +205,7 @@ def _fingerprint(content: Pool | Federation) -> str:
             for tree in (table.inputs, table.targets, _users(table)):
                 for _, array in named_arrays(tree):
                     _update(digest, array)
+            digest.update(b"" if table.groups is None else table.groups.keys().tobytes())
     return digest.hexdigest()[:16]
 
 

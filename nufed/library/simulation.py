@@ -3,7 +3,7 @@
 import os
 import pickle
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ def simulate(  # noqa: PLR0913 - all by name
     engine: str = "local",
     new_clients: Iterable[Any] | None = None,
     client_column: str | None = None,
+    group: str | Mapping[Any, Any] | None = None,
     input_columns: str | Sequence[str] | None = None,
     target_column: str | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -79,6 +80,9 @@ def simulate(  # noqa: PLR0913 - all by name
         new_clients: names of clients that never take part in training and are judged at the end.
         client_column: column that says whose example a row is.
         input_columns: one column of arrays or images, or several of numbers; None takes all other columns.
+        group: what says which examples, such as a patient's, go to one split of their client together: a column of
+            tables, or a dict from client name to names or whole numbers [N]; or the third value of each client,
+            `(inputs, targets, groups)`.
         target_column: column of classes (numbers or texts) or of values to predict.
         out: folder that the run's folder is made in. None makes it in a temporary folder that lasts as long as the
             `Run` that is returned; `Run.save` keeps it.
@@ -109,14 +113,14 @@ def simulate(  # noqa: PLR0913 - all by name
         ['west']
     """
     trackers = check_tracking([track] if isinstance(track, str) else list(track))
-    columns = Columns(client_column, input_columns, target_column)
+    columns = Columns(client_column, input_columns, target_column, group)
     values, machine = split_machine(options)
     find_engine(as_name(engine, "engine"))
     folder = None if out is None else as_folder(out, "out")
     is_given = not (dataset is None or isinstance(dataset, str))
     asked = config_and_notes(as_config(config), method, values, {})[0] if is_given else RunConfig()
     data = read_dataset(dataset, columns, new_clients, asked.data) if is_given else None
-    if data is None and (columns.named or new_clients is not None):
+    if data is None and (columns.named or group is not None or new_clients is not None):
         raise ConfigError(
             "new_clients and columns belong to a dataset given in Python. With a name, give num_new_clients instead."
         )
@@ -188,7 +192,7 @@ def load_run(path: str | os.PathLike[str], *, dataset: Any = None, model: Any = 
         path: the run's folder.
         dataset: what the run was given, where it was given in Python; needed for `Run.model` and `Run.resume`.
         model: likewise.
-        **tables: `new_clients`, `client_column`, `input_columns` and `target_column`, as they were given.
+        **tables: `new_clients`, `client_column`, `input_columns`, `target_column` and `group`, as they were given.
 
     Raises:
         RunError: the folder is not a run's.
@@ -213,7 +217,7 @@ def given_again(config: RunConfig, dataset: Any, model: Any, **tables: Any) -> d
     Raises:
         ConfigError: they are others than the run's.
     """
-    names = ("new_clients", "client_column", "input_columns", "target_column")
+    names = ("new_clients", "client_column", "input_columns", "target_column", "group")
     if unknown := sorted(set(tables) - set(names)):
         raise ConfigError(f"Unknown option {unknown[0]!r}. Known: {', '.join(names)}.")
     columns = Columns(*(tables.get(name) for name in names[1:]))

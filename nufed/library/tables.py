@@ -13,7 +13,7 @@ from nufed.common.data.pool import Array
 from nufed.common.errors import ConfigError, DataError, nearest_match_hint
 from nufed.library.arguments import as_collection
 
-Clients = tuple[dict[str, tuple[Any, Any]], tuple[str, ...]]
+Clients = tuple[dict[str, tuple[Any, ...]], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,20 @@ class Columns:
         client: names the client.
         inputs: one column of arrays or images, or several of numbers; None takes all that are nothing else.
         target: the class or the value to predict.
+        group: names what goes to one split together; or, for clients without columns, a list by client.
     """
 
     client: str | None = None
     inputs: str | Sequence[str] | None = None
     target: str | None = None
+    group: str | Mapping[Any, Any] | None = None
 
     @property
     def named(self) -> bool:
         """Return whether any column is named."""
-        return self.client is not None or self.inputs is not None or self.target is not None
+        return (
+            self.client is not None or self.inputs is not None or self.target is not None or isinstance(self.group, str)
+        )
 
 
 def is_table(value: Any) -> bool:
@@ -78,6 +82,44 @@ def _is_missing(value: Any) -> bool:
     if isinstance(value, float | np.floating):
         return bool(np.isnan(value))
     return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def groups_by_client(dataset: Any, columns: Columns) -> dict[str, Any]:
+    """Return the group of each example by client; empty where none are named.
+
+    Args:
+        dataset: a table of all clients, a dict from client name to whatever its examples are kept in, or a partitioner.
+        columns: the column that names groups, or the groups themselves by client.
+
+    Raises:
+        ConfigError: there is no such column, or none can be.
+        DataError: an example has no group.
+    """
+    if columns.group is None:
+        return {}
+    if isinstance(columns.group, Mapping):
+        return {str(name): groups for name, groups in columns.group.items()}
+    if is_table(dataset):
+        groups = _group_names(dataset, columns.group)
+        names = _client_names(dataset, str(columns.client))
+        rows = _rows(names, list(dict.fromkeys(names)))
+        return {name: [groups[row] for row in own] for name, own in rows.items()}
+    if isinstance(dataset, Mapping) and all(map(is_table, dataset.values())):
+        return {str(name): _group_names(table, columns.group) for name, table in dataset.items()}
+    raise ConfigError(
+        f"group={columns.group!r} names a column, but the dataset is no table. Give group={{client name: groups}}, one "
+        "for each example."
+    )
+
+
+def _group_names(table: Any, column: str) -> list[str]:
+    values = list(_values(table, _checked(table, column, "group")))
+    if missing := sum(_is_missing(value) for value in values):
+        raise DataError(
+            f"expected a group in each row, but of {len(values)} rows {missing} have none in the column {column!r}; "
+            "fill them in, or leave those rows out"
+        )
+    return [str(value) for value in values]
 
 
 def clients_of_partitions(partitioner: Any, columns: Columns) -> Clients:
@@ -126,7 +168,7 @@ def _examples(tables: Mapping[str, Any], columns: Columns) -> dict[str, tuple[An
 
 def _input_columns(table: Any, columns: Columns) -> list[str]:
     if columns.inputs is None:
-        rest = [name for name in _names(table) if name not in (columns.client, columns.target)]
+        rest = [name for name in _names(table) if name not in (columns.client, columns.target, columns.group)]
         for name in rest:
             _checked(table, name, "input_columns")
         if not rest:
@@ -135,8 +177,8 @@ def _input_columns(table: Any, columns: Columns) -> list[str]:
     given = [columns.inputs] if isinstance(columns.inputs, str) else as_collection(columns.inputs, "input_columns")
     if not given:
         raise ConfigError(f"input_columns is empty. Name a column, or leave it out. {_known(table)}")
-    if taken := [name for name in given if name in (columns.client, columns.target)]:
-        raise ConfigError(f"input_columns names {taken[0]!r}, which is what the client or the target is read from.")
+    if taken := [name for name in given if name in (columns.client, columns.target, columns.group)]:
+        raise ConfigError(f"input_columns names {taken[0]!r}, which the client, the target or the group is read from.")
     return [_checked(table, name, "input_columns") for name in given]
 
 

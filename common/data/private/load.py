@@ -283,7 +283,7 @@ def _divided(rows: PrivateRows, member: Membership, task: TaskInfo, config: RunC
     """Return what the client has been dealt, and the rows of its splits."""
     if rows.targets is None:
         raise refusal(DataError, "expected labels, but there are none; a client without cannot be trained or judged")
-    table = Table(rows.inputs, rows.targets, division=divide(rows))
+    table = Table(rows.inputs, rows.targets, groups=rows.groups, division=divide(rows))
     dealt = DealtClient(member.client_id, member.group or "participating", table, np.arange(len(rows)))
     test = rows.test
     if test is not None and test.targets is not None:

@@ -10,7 +10,7 @@ from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.rows import PrivateRows, told_column
 from nufed.common.examples import Examples, TaskInfo
 
-_AT_ONCE = 2**14
+_AT_ONCE = 2**12
 
 
 def prepared_examples(
@@ -25,9 +25,10 @@ def prepared_examples(
     """
     inputs = _inputs(rows, numbers, preparation, dtype).reshape(len(numbers), *task.input_shape)
     targets = np.zeros(len(numbers), np.int64) if rows.targets is None else rows.targets[numbers]
+    groups = None if rows.groups is None else torch.from_numpy(rows.groups.codes[numbers])
     if task.kind == "classification":
-        return Examples(inputs, torch.from_numpy(np.ascontiguousarray(targets)).to(torch.int64))
-    return Examples(inputs, torch.from_numpy(targets.astype(np.float64)))
+        return Examples(inputs, torch.from_numpy(np.ascontiguousarray(targets)).to(torch.int64), groups=groups)
+    return Examples(inputs, torch.from_numpy(targets.astype(np.float64)), groups=groups)
 
 
 def _inputs(rows: PrivateRows, numbers: Rows, preparation: Preparation, dtype: torch.dtype) -> Tensor:

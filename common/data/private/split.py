@@ -21,15 +21,15 @@ class SplitHashes:
         test: judged on.
     """
 
-    support: tuple[bytes, ...]
-    test: tuple[bytes, ...]
+    support: "tuple[bytes, ...] | Keys"
+    test: "tuple[bytes, ...] | Keys"
 
 
 def hash_split(rows: PrivateRows, division: Division | None, split: SplitRows) -> SplitHashes:
     """Return the hashes of a client's support and test split, which the division has already where there is one."""
     own = division.contents if division else content_keys_of(rows)
     test = own if rows.test is None else content_keys_of(rows.test)
-    return SplitHashes(*(tuple(key.tobytes() for key in keys) for keys in (own[split.support], test[split.test])))
+    return SplitHashes(own[split.support], test[split.test])
 
 
 def divide(rows: PrivateRows) -> Division:
