@@ -171,9 +171,9 @@ def test_rows_keep_their_numbers_where_others_are_left_out(tmp_path):
     task = load(PLAIN, folder=tmp_path).task
     (tmp_path / "t.csv").write_text("age,sex\n1,f\nabc,m\n3,f\n1\n5,m\n")
 
-    found, _ = load_rows(f"csv:{tmp_path}/t.csv?bad=drop", task, RUN, Settings())
+    found = load_rows(f"csv:{tmp_path}/t.csv?bad=drop", task, RUN, Settings())
 
-    assert found.numbers.tolist() == [1, 3, 5]
+    assert found.rows.numbers.tolist() == [1, 3, 5]
 
 
 HOLES = "age,sex,krank\n" + "".join(
@@ -231,10 +231,10 @@ def test_indicators_where_the_run_names_no_columns(tmp_path):
 
     client = load(text, "&missing=zero,age:median&indicator=yes", run, folder=tmp_path)
     (tmp_path / "t.csv").write_text("age,sex\n,1\n3,\n")
-    _, found = load_rows(f"csv:{tmp_path}/t.csv", client.task, run, Settings(), client.preparation)
+    found = load_rows(f"csv:{tmp_path}/t.csv", client.task, run, Settings(), client.preparation)
 
     fill = client.preparation.fill[0]
-    assert found.inputs.tolist() == [[fill, 1, 1], [3, 0, 0]]
+    assert found.examples.inputs.tolist() == [[fill, 1, 1], [3, 0, 0]]
     with pytest.raises(ConfigError, match="brings its own"):
         load_rows(f"csv:{tmp_path}/t.csv?indicator=yes", client.task, run, Settings(), client.preparation)
 
