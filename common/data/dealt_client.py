@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from nufed.common.config import DataConfig
+from nufed.common.data.array_trees import is_tree
 from nufed.common.data.division import Division
 from nufed.common.data.membership import PARTS, membership, num_units
 from nufed.common.data.pool import Rows, Table
@@ -88,8 +89,9 @@ def _by_division(dealt: DealtClient, division: Division, config: DataConfig, see
         if held_out.any() and dealt.group != "new":
             return SplitRows(rows[said == PARTS.index("support")], rows[held_out], test)
         rows = rows[said != PARTS.index("test")]
-    targets = dealt.table.targets[rows]
-    strata = targets if targets.ndim == 1 and targets.dtype.kind in "iu" else np.zeros(len(rows), dtype=np.int64)
+    strata, targets = np.zeros(len(rows), dtype=np.int64), dealt.table.targets
+    if not is_tree(targets) and targets.ndim == 1 and targets.dtype.kind in "iu":
+        strata = targets[rows]
     key = derive_seed(seed, "data", "membership", dealt.client_id)
     parts = membership(division.units[rows], strata, key, test=test_fraction, validation=validation_fraction)
     if test_fraction:
