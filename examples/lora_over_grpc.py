@@ -5,7 +5,8 @@
 
 A server and two clients run as processes of this machine and speak gRPC. All three have the same tiny BERT in a folder
 of their own; it stays as it is. LoRA adapters and the tagging head are meta-trained: a starting point that each
-hospital fine-tunes in ν = 2 steps to its own shorthand, in which `ra` is a drug at one hospital and a ward at the other.
+hospital fine-tunes in ν = 2 steps to its own shorthand, in which `ra` is a drug at one hospital and a ward at the
+other.
 
 The model and the notes are made here, so that nothing is downloaded. A model of yours is fetched once, by
 `hf download NAME --local-dir FOLDER`, and named in its place.
@@ -25,31 +26,13 @@ from safetensors.torch import load_file
 
 import nufed
 
-WORDS = [
-    "the",
-    "patient",
-    "was",
-    "given",
-    "and",
-    "then",
-    "later",
-    "no",
-    "pain",
-    "fever",
-    "cough",
-    "seen",
-    "in",
-    "ward",
-    "by",
-    "nurse",
-    "today",
-    "stable",
-    "sleeps",
-    "well",
-]
-DRUGS = ["aspirin", "ibuprofen", "heparin", "insulin", "morphine"]
-UNITS = ["mg", "ml", "units"]
-SHORTHAND = ["ra", "mtx", "asa", "hep", "dx", "ox"]  # a drug here, a ward there
+TEXTS = (
+    "the patient was given and then later no pain fever cough seen in ward by nurse today stable sleeps well",
+    "aspirin ibuprofen heparin insulin morphine",
+    "mg ml units",
+    "ra mtx asa hep dx ox",  # half of it are drugs at one hospital, half at the other; the rest are wards
+)
+WORDS, DRUGS, UNITS, SHORTHAND = (text.split() for text in TEXTS)
 VOCABULARY = ["[mask]", *WORDS, *DRUGS, *UNITS, *SHORTHAND, *map(str, range(1, 10))]
 NUMBER = {word: number for number, word in enumerate(VOCABULARY)}
 TAGS = ("other", "drug", "dose")
@@ -73,11 +56,11 @@ lora-rank = 4
 [method]
 num-inner-steps = 2
 inner-lr = 0.5
-num-local-steps = 3
+num-local-steps = 2
 local-lr = 0.5
 
 [federation]
-num-rounds = 15
+num-rounds = 6
 participation-fraction = 1.0
 
 [evaluation]
@@ -115,7 +98,7 @@ def pretrained(folder: Path) -> transformers.BertForMaskedLM:
         max_position_embeddings=LENGTH,
     )
     model = transformers.BertForMaskedLM(config)
-    words = torch.from_numpy(notes(np.random.default_rng(0), [], 600)[0])
+    words = torch.from_numpy(notes(np.random.default_rng(0), [], 200)[0])
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(40):
         hidden = torch.rand(words.shape) < 0.2

@@ -77,6 +77,19 @@ def test_the_flower_app_learns(monkeypatch, capsys):
 
 
 @pytest.mark.system
+def test_adapters_alone_cross_the_line(monkeypatch, capsys):
+    pytest.importorskip("peft")
+    monkeypatch.setattr(sys, "argv", ["lora_over_grpc"])
+
+    runpy.run_path(str(EXAMPLES / "lora_over_grpc.py"), run_name="__main__")
+
+    said = capsys.readouterr().out
+    before, after = map(float, re.search(r"([\d.]+) % before fine-tuning, ([\d.]+) % after two steps", said).groups())
+    assert after > before + 2
+    assert 0 < float(re.search(r"bytes on the wire ÷ full model: ([\d.]+)", said)[1]) < 0.1
+
+
+@pytest.mark.system
 def test_three_machines_are_rehearsed_on_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
