@@ -1,6 +1,6 @@
 """What runs say when they are put side by side: means over seeds, paired differences, targets.
 
-Differences are signed so that positive is better: more accuracy, or less loss.
+Differences are signed so that positive is better: more accuracy, say, or less loss.
 """
 
 import math
@@ -12,7 +12,8 @@ import numpy as np
 from nufed.common.config import MethodConfig, RunConfig
 from nufed.common.examples import Group
 from nufed.common.methods import DEFINING_OPTIONS, INNER_STEPS
-from nufed.deploy.experiments.finished import FinishedRun, Floats, Measure
+from nufed.common.metric_looks import sign_of
+from nufed.deploy.experiments.finished import FinishedRun, Floats
 from nufed.deploy.experiments.statistics import (
     Censored,
     Corrected,
@@ -54,14 +55,14 @@ class Comparison:
         return next(iter(next(iter(self.runs.values())).values()))
 
     @property
-    def measure(self) -> Measure:
+    def measure(self) -> str:
         """Return what all runs are judged by."""
         return self.first.measure
 
     @property
     def sign(self) -> float:
         """Return 1 where more is better, -1 where less is."""
-        return 1.0 if self.measure == "accuracy" else -1.0
+        return sign_of(self.first.better)
 
     @property
     def primary_step(self) -> int:
@@ -80,6 +81,17 @@ class Comparison:
         return [group for group in wanted if all(group in run.groups for run in self._all())]
 
     @property
+    def has_baselines(self) -> bool:
+        """Return whether clients have said what the same answer to every example gets."""
+        return any(client.baselines for table in self.first.groups.values() for client in table.clients)
+
+    def metric(self, method: str, group: Group, name: str, step: int) -> tuple[float, int]:
+        """Return a metric's mean over clients and seeds, and for how many clients of all seeds it is undefined."""
+        tables = [run.groups[group] for run in self.runs[method].values()]
+        values = [float(table.at(name, step).mean()) for table in tables]
+        return float(np.mean(values)), sum(table.num_undefined(name, step) for table in tables)
+
+    @property
     def seeds(self) -> list[int]:
         """Return all seeds."""
         return sorted({seed for runs in self.runs.values() for seed in runs})
@@ -94,7 +106,14 @@ class Comparison:
 
     def means(self, method: str, group: Group, step: int) -> dict[int, float]:
         """Return seed -> A(s), mean over clients."""
-        return {seed: float(curves[:, step].mean()) for seed, curves in self.clients(method, group).items()}
+        return {
+            seed: float(run.groups[group].at(self.measure, step).mean())
+            for seed, run in sorted(self.runs[method].items())
+        }
+
+    def mean_curves(self, method: str, group: Group) -> dict[int, Floats]:
+        """Return seed -> A(s), s = 0..S, mean over clients."""
+        return {seed: run.groups[group].means(self.measure) for seed, run in sorted(self.runs[method].items())}
 
     def curve(self, method: str, group: Group) -> list[Interval]:
         """Return A(s), s = 0..S, mean over seeds with intervals."""
@@ -121,7 +140,8 @@ class Comparison:
 
     def over_clients(self, method: str, group: Group, statistic: Statistic) -> Interval:
         """Return a statistic of the clients at s*, mean over seeds, with its two-stage bootstrap interval."""
-        values = [curves[:, self.primary_step] for curves in self.clients(method, group).values()]
+        runs = sorted(self.runs[method].items())
+        values = [run.groups[group].at(self.measure, self.primary_step) for _, run in runs]
         return two_stage_bootstrap(values, statistic)
 
     def worst_decile(self, method: str, group: Group) -> Interval:
@@ -135,14 +155,15 @@ class Comparison:
     def targets(self) -> dict[str, float]:
         """Return name -> value of A(s*) that counts as reached.
 
-        90 % and 95 % of the reference's final A(s*), mean over seeds; for a loss, the reference's divided by these.
+        90 % and 95 % of the reference's final A(s*), mean over seeds; where less is better, the reference's divided by
+        these.
         """
         targets = {}
         if self.reference in self.runs:
             finals = list(self.means(self.reference, "participating", self.primary_step).values())
             for share in TARGET_SHARES:
                 final = float(np.mean(finals))
-                value = share * final if self.sign > 0 else final / share
+                value = _share_of(final, share, self.sign)
                 targets[f"{100 * share:.0f} % of {self.labels[self.reference]}"] = value
         if self.target:
             targets["absolute"] = self.target
@@ -181,6 +202,13 @@ class Comparison:
 
     def _all(self) -> list[FinishedRun]:
         return [run for runs in self.runs.values() for run in runs.values()]
+
+
+def _share_of(final: float, share: float, sign: float) -> float:
+    """Return what is reached a little before `final`; numbers below 0, as R² may be, lie closer to it."""
+    if final <= 0:
+        return final - sign * (1 - share) * abs(final)
+    return share * final if sign > 0 else final / share
 
 
 def exact_methods(comparison: Comparison) -> dict[int, str]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,16 @@ from nufed.common.errors import RunError
 from nufed.common.examples import Group
 from nufed.common.json_text import parse_object
 from nufed.common.meta.estimators import HVP_COST
+from nufed.common.metric_looks import LOSS, look_of
 from nufed.deploy.experiments.tuning import read_summary
 from nufed.server.checkpoint import load_checkpoint
+from nufed.server.client_curves import ClientCurves
+from nufed.server.clients_table import read_clients_csv
 from nufed.server.history import History
+from nufed.server.progress_lines import mean_of
 from nufed.server.resuming import stored_config
 
 Floats = NDArray[np.float64]
-Measure = Literal["accuracy", "loss"]
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,45 @@ class ClientTable:
     Attributes:
         client_ids: [N].
         num_test: [N] examples judged on.
-        accuracy: [N, S+1] in [0, 1]; None for regression.
-        loss: [N, S+1].
+        measures: metric, or `loss` -> [N, S+1]; NaN where a client has diverged, or the metric is undefined.
+        clients: what each of them answered.
     """
 
     client_ids: tuple[str, ...]
     num_test: NDArray[np.int64]
-    accuracy: Floats | None
-    loss: Floats
+    measures: Mapping[str, Floats]
+    clients: tuple[ClientCurves, ...] = ()
 
-    def curves(self, measure: Measure) -> Floats:
-        """Return [N, S+1] of a measure that the run has."""
-        if measure == "accuracy" and self.accuracy is not None:
-            return self.accuracy
-        return self.loss
+    @property
+    def loss(self) -> Floats:
+        """Return the losses, [N, S+1]."""
+        return self.measures[LOSS]
+
+    def curves(self, measure: str) -> Floats:
+        """Return [N, S+1] of a measure; all NaN where the run does not have it."""
+        return self.measures.get(measure, np.full(self.loss.shape, np.nan))
+
+    def at(self, measure: str, step: int) -> Floats:
+        """Return the clients' numbers after a step, [n]: those that are defined, or all where a client has diverged."""
+        values = self.curves(measure)[:, step]
+        if np.isnan(self.loss[:, step]).any() or not np.isfinite(values).any():
+            return values
+        return values[np.isfinite(values)]
+
+    def means(self, measure: str) -> Floats:
+        """Return the mean over clients after each step, [S+1]; NaN where a client has diverged."""
+        return np.array([self.at(measure, step).mean() for step in range(self.loss.shape[1])])
+
+    def num_undefined(self, measure: str, step: int) -> int:
+        """Return for how many clients that have not diverged the measure is undefined."""
+        missing = np.isnan(self.curves(measure)[:, step]) & np.isfinite(self.loss[:, step])
+        return int(missing.sum())
+
+    def baseline(self, measure: str) -> float:
+        """Return the mean over clients of what the same answer to every example gets; NaN where nobody said so."""
+        found = [client.baselines.get(measure, math.nan) for client in self.clients]
+        defined = [value for value in found if math.isfinite(value)]
+        return sum(defined) / len(defined) if defined else math.nan
 
 
 @dataclass(frozen=True)
@@ -53,7 +81,7 @@ class Progress:
 
     Attributes:
         rounds: [E].
-        curves: [E, S+1] mean accuracy, or loss for regression.
+        curves: [E, S+1] mean of the primary metric.
         gradients: [E] gradient equivalents until then, of one client that takes part in every round.
         num_bytes: [E] arrays sent and received by the server until then.
     """
@@ -89,9 +117,23 @@ class FinishedRun:
     folder: Path
 
     @property
-    def measure(self) -> Measure:
+    def measure(self) -> str:
         """Return what the run is judged by."""
-        return "loss" if all(table.accuracy is None for table in self.groups.values()) else "accuracy"
+        if stated := self.summary.get("primary_metric"):
+            return str(stated)
+        return "accuracy" if any("accuracy" in table.measures for table in self.groups.values()) else LOSS
+
+    @property
+    def better(self) -> str:
+        """Return whether more of the measure is better, `higher`, or less, `lower`."""
+        stated = [group["better"] for name in self.groups if (group := self.summary.get(name)) and group.get("better")]
+        return str(stated[0]) if stated else look_of(self.measure).better
+
+    @property
+    def metrics(self) -> list[str]:
+        """Return the metrics beside the measure and the loss, but for those of single outputs."""
+        names = dict.fromkeys(name for table in self.groups.values() for name in table.measures)
+        return [name for name in names if name not in (self.measure, LOSS) and not name.rpartition("-")[2].isdigit()]
 
 
 def read_run(folder: Path, *, method: str = "", setting: str = "") -> FinishedRun:
@@ -123,30 +165,32 @@ def read_run(folder: Path, *, method: str = "", setting: str = "") -> FinishedRu
 
 def _read_clients(path: Path) -> dict[Group, ClientTable]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RunError(f"Expected curves of clients in {path}, but {error.strerror}. Run it to its end.") from error
-    tables: dict[Group, ClientTable] = {}
-    for group in ("participating", "new"):
-        members = [row for row in rows if row["group"] == group]
+    header = next(csv.reader(text.splitlines()), [])
+    if header and "loss_0" not in header:
+        raise RunError(f"Expected columns loss_0, loss_1, … in {path}. Give a folder that a run left.")
+    clients, tables = read_clients_csv(text), dict[Group, ClientTable]()
+    groups: tuple[Group, ...] = ("participating", "new")
+    for group in groups:
+        members = tuple(client for client in clients if client.group == group)
         if members:
-            tables[group] = ClientTable(
-                tuple(row["client_id"] for row in members),
-                np.array([int(row["num_test"]) for row in members]),
-                _columns(members, "accuracy_"),
-                _columns(members, "loss_", required=path),
-            )
+            names = tuple(client.client_id for client in members)
+            sizes = np.array([client.num_test for client in members])
+            tables[group] = ClientTable(names, sizes, _measures(members), members)
     return tables
 
 
-def _columns(rows: Sequence[Mapping[str, str]], prefix: str, required: Path | None = None) -> Any:
-    names = [name for name in rows[0] if name.startswith(prefix)]
-    if not names:
-        if required:
-            raise RunError(f"Expected columns {prefix}0, {prefix}1, … in {required}. Give a folder that a run left.")
-        return None
-    return np.array([[float(row[name] or "nan") for name in names] for row in rows])
+def _measures(members: Sequence[ClientCurves]) -> dict[str, Floats]:
+    further = (key.removeprefix("test-") for client in members for key in client.metrics if key.startswith("test-"))
+    found: dict[str, Floats] = {}
+    for name in dict.fromkeys(["accuracy", LOSS, *further]):
+        curves = [client.curve(name) for client in members]
+        nothing = (math.nan,) * len(members[0].test_loss)
+        if any(curve is not None for curve in curves):
+            found[name] = np.array([nothing if curve is None else curve for curve in curves], dtype=np.float64)
+    return found
 
 
 def _read_progress(folder: Path, summary: Mapping[str, Any]) -> Progress:
@@ -158,7 +202,7 @@ def _read_progress(folder: Path, summary: Mapping[str, Any]) -> Progress:
     evaluations = list(History.from_json(checkpoint.history).evaluations) if checkpoint else []
     last = summary.get("participating")
     if evaluations and last and evaluations[-1][0] < summary["rounds"]:
-        curve = last[last["measure"]]
+        curve = mean_of(last)
         evaluations.append((summary["rounds"], tuple(math.nan if each is None else each for each in curve)))
     gradients, sent = {0: 0.0}, {0: 0.0}
     total, num_bytes = 0.0, 0.0

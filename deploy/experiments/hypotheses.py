@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from nufed.common.examples import Group
+from nufed.common.metric_looks import look_of
 from nufed.deploy.experiments.comparison import Comparison, exact_methods, methods_with
 from nufed.deploy.experiments.statistics import Corrected, holm
 
@@ -19,7 +20,7 @@ Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
 SMALL = 0.1
 """ναL up to which ν steps of α are expected to be one step of να."""
 NEGLIGIBLE = 0.01
-"""Accuracy (or share of the control's loss) within which a difference has vanished."""
+"""Share, such as an accuracy, or part of the control's loss, within which a difference has vanished."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,9 @@ class _Control:
             values = comparison.differences(self.method, self.control, group, self.nu)
             if not values:  # no seed that both finished
                 continue
-            if self.is_small and comparison.measure == "loss":
+            if self.is_small and not look_of(comparison.measure).is_share:
                 losses = comparison.means(self.control, group, self.nu)
-                values = {seed: value / losses[seed] for seed, value in values.items()}
+                values = {seed: value / abs(losses[seed]) for seed, value in values.items()}
             names = f"{comparison.labels[self.method]} - {comparison.labels[self.control]}"
             where = f", {self.setting.name}" if self.is_small and self.setting.name else ""
             found[f"{names}, s = {self.nu}, {group}{where}"] = values
@@ -163,7 +164,9 @@ def _h3b(settings: Sequence[Graded]) -> Finding:
     }
     notes = [control.note() for control in (*small, *large)]
     if small:
-        notes.append(f"vanished: within {NEGLIGIBLE:g} of accuracy, or of the control's loss")
+        measure = settings[-1].comparison.measure
+        of = measure if look_of(measure).is_share else f"the control's {measure}"
+        notes.append(f"vanished: within {NEGLIGIBLE:g} of {of}")
     return Finding("H3b", claim, _joint(verdicts), evidence, "; ".join(notes) + ".")
 
 
@@ -214,11 +217,8 @@ def _h4(comparison: Comparison) -> Finding:
 
 
 def _distances(comparison: Comparison, ours: str, theirs: str, group: Group) -> dict[int, float]:
-    left, right = comparison.clients(ours, group), comparison.clients(theirs, group)
-    return {
-        seed: float(np.sqrt(np.mean((left[seed].mean(0) - right[seed].mean(0)) ** 2)))
-        for seed in left.keys() & right.keys()
-    }
+    left, right = comparison.mean_curves(ours, group), comparison.mean_curves(theirs, group)
+    return {seed: float(np.sqrt(np.mean((left[seed] - right[seed]) ** 2))) for seed in left.keys() & right.keys()}
 
 
 def _h5(comparison: Comparison) -> Finding:

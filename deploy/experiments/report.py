@@ -24,9 +24,11 @@ from nufed.deploy.experiments.report_figures import (
 from nufed.deploy.experiments.report_style import PAGE, STYLE
 from nufed.deploy.experiments.report_tables import (
     TextTable,
+    clients_table,
     differences_table,
     evidence_table,
     matrix_table,
+    metrics_table,
     settings_table,
     standing_table,
     target_table,
@@ -113,7 +115,7 @@ def _verdict(story: Story) -> str:
         parts.append(f"<p class=lead>{escape(lines[0])}</p>")
         parts += [f"<p>{escape(line)}</p>" for line in lines[1:]]
     seeds = f"{len(main.seeds)} seed{'s' if len(main.seeds) > 1 else ''}"
-    signs = "" if main.measure == "accuracy" else " Differences of losses are signed so that + is better: less loss."
+    signs = "" if main.sign > 0 else f" Differences of {main.measure} are signed so that + is better: less of it."
     parts.append(
         f"<p class=note>{seeds}; ± and [ ] are 95 % intervals over seeds, differences paired and Holm-corrected. "
         f"“Better” only where the interval excludes 0.{signs}</p></section>"
@@ -123,6 +125,12 @@ def _verdict(story: Story) -> str:
     if len(main.runs) > 1:
         for group in main.groups:
             parts.append(_section(GROUP_NAMES[group].capitalize(), _table(standing_table(main, group)), _STANDING))
+    for group in main.groups:
+        parts.append(
+            _section(f"{GROUP_NAMES[group].capitalize()}: all metrics", _table(metrics_table(main, group)), _METRICS)
+        )
+    if each := clients_table(main):
+        parts.append(_section("Each client", _table(each), _CLIENTS_TABLE))
     return "\n".join(parts)
 
 
@@ -225,6 +233,11 @@ _CAPTIONS = {
 _STANDING = (
     "Best first. Against the best: paired, Holm-corrected. Worst tenth and sd: bootstrap over seeds and clients."
 )
+_METRICS = (
+    "Means over clients and seeds after s* steps. The same answer: the commonest of each client's support split, or "
+    "its mean, given to every test example; a model that is no better has learned nothing that helps."
+)
+_CLIENTS_TABLE = "After s* steps; [ ]: 95 % interval, where a client was judged on fewer than 100 examples."
 _ADAPTATION = "Each client starts from the same model and takes s full steps on its own support data."
 _PROGRESS = "Mean over seeds and participating clients."
 _MATRIX = "Exact methods (ν = 0 is FedAvg). Darker is better within a column; the best of each column is bold."

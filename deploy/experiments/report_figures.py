@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nufed.common.examples import Group
+from nufed.common.metric_looks import look_of
 from nufed.deploy.experiments.comparison import Comparison
 from nufed.deploy.experiments.finished import Floats, Progress
 
@@ -128,7 +129,8 @@ def differences_figure(comparison: Comparison, other: str) -> Figure:
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_yticks(range(len(names)), [comparison.labels[name] for name in names])
     axes.invert_yaxis()
-    unit = "points of accuracy" if comparison.measure == "accuracy" else "loss"
+    measure = comparison.measure
+    unit = f"points of {measure}" if look_of(measure).is_share else measure
     axes.set_xlabel(f"difference in {unit}; right is better")
     figure.legend(loc="outside upper center", ncols=2)
     return figure
@@ -158,9 +160,9 @@ def _canvas(num_labels: int, *, rows: float = 0.0) -> tuple[Figure, Axes]:
 
 def _finish(figure: Figure, axes: Axes, comparison: Comparison) -> None:
     axes.set_ylabel(_measure(comparison))
-    if comparison.measure == "accuracy":
+    if look_of(comparison.measure).is_share:
         axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(100.0, axes.get_ylim()[1]))
-    else:
+    elif comparison.sign < 0 and axes.dataLim.ymin > 0:
         _scale_losses(axes)
     if len(comparison.runs) > 1:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -191,11 +193,12 @@ def _look(comparison: Comparison, name: str) -> dict[str, Any]:
 
 
 def _scale(comparison: Comparison) -> float:
-    return 100.0 if comparison.measure == "accuracy" else 1.0
+    return 100.0 if look_of(comparison.measure).is_share else 1.0
 
 
 def _measure(comparison: Comparison) -> str:
-    return "test accuracy (%)" if comparison.measure == "accuracy" else "test loss"
+    unit = " (%)" if look_of(comparison.measure).is_share else ""
+    return f"test {comparison.measure}{unit}"
 
 
 def _finite(value: float) -> float:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from nufed.common.errors import RunError
-from nufed.deploy.experiments.comparison import exact_methods
+from nufed.common.examples import Group
+from nufed.deploy.experiments.comparison import Comparison, exact_methods
 from nufed.deploy.experiments.hypotheses import Finding
 from nufed.deploy.experiments.report import baseline_of
 from nufed.deploy.experiments.report_tables import (
@@ -11,6 +12,7 @@ from nufed.deploy.experiments.report_tables import (
     differences_table,
     evidence_table,
     matrix_table,
+    metrics_table,
     standing_table,
     target_table,
     tuning_table,
@@ -32,8 +34,8 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     """
     heading, small = "#" * level, "#" * (level + 1)
     parts = [f"{heading} {story.title}", story.about, _provenance(story)]
-    if story.main.measure == "loss":
-        parts.append("Differences of losses are signed so that + is better: less loss.")
+    if story.main.sign < 0:
+        parts.append(f"Differences of {story.main.measure} are signed so that + is better: less of it.")
     for graded in story.settings:
         comparison = graded.comparison
         parts.append(f"{small} Setting `{graded.name}`" if graded.name else "")
@@ -41,6 +43,7 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
             parts += [*verdict_on(comparison, group)]
             if len(comparison.runs) > 1:
                 parts += [f"{GROUP_NAMES[group].capitalize()}:", markdown_table(standing_table(comparison, group))]
+            parts += _all_metrics(comparison, group)
             if len(exact_methods(comparison)) > 1:
                 parts += ["Trained for ν steps, tested after s:", markdown_table(matrix_table(comparison, group))]
         if other := baseline_of(comparison):
@@ -54,6 +57,12 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     if story.diverged:
         parts.append(left_out(story.diverged))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _all_metrics(comparison: Comparison, group: Group) -> list[str]:
+    if not comparison.first.metrics and not comparison.has_baselines:
+        return []
+    return ["All metrics:", markdown_table(metrics_table(comparison, group))]
 
 
 def overview_table(stories: Mapping[str, Story]) -> TextTable:

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 
 from nufed.common.config import RunConfig
 from nufed.common.examples import Group
+from nufed.common.metric_looks import LOSS
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
 from nufed.deploy.experiments.hypotheses import Finding
 from nufed.deploy.experiments.statistics import Corrected, t_interval
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, winner
 from nufed.deploy.experiments.tuning import Choice
 from nufed.deploy.experiments.wording import difference, estimate, judgement, number, p_value, span
+
+MOST_CLIENTS = 50
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,46 @@ def standing_table(comparison: Comparison, group: Group) -> TextTable:
         )
     header = ["method", f"{measure}, s = {step}", "against the best", "Holm", "s = 0", "worst tenth", "sd over clients"]
     return TextTable(header, rows, frozenset({0}))
+
+
+def metrics_table(comparison: Comparison, group: Group) -> TextTable:
+    """Return every method's metrics at s*, mean over clients and seeds, above what the same answer to all gets."""
+    step, names = comparison.primary_step, [comparison.measure, *comparison.first.metrics]
+    if comparison.measure != LOSS:
+        names.append(LOSS)
+    rows = []
+    for method in comparison.runs:
+        found = [comparison.metric(method, group, name, step) for name in names]
+        cells = [
+            number(value, name) + (f" ({missing} undefined)" if missing else "")
+            for name, (value, missing) in zip(names, found, strict=True)
+        ]
+        rows.append([comparison.labels[method], *cells])
+    if comparison.has_baselines:
+        table = comparison.first.groups[group]
+        levels = [table.baseline(name) for name in names]
+        cells = [number(level, name) if math.isfinite(level) else "" for level, name in zip(levels, names, strict=True)]
+        rows.append(["the same answer", *cells])
+    return TextTable(["method", *names], rows)
+
+
+def clients_table(comparison: Comparison) -> TextTable | None:
+    """Return each client's numbers at s* with 95 % intervals, of a single run of few clients; else None."""
+    run, step = comparison.first, comparison.primary_step
+    clients = [client for table in run.groups.values() for client in table.clients]
+    if len(comparison.runs) > 1 or len(comparison.seeds) > 1 or not 0 < len(clients) <= MOST_CLIENTS:
+        return None
+    names, rows = [run.measure, *run.metrics], []
+    for client in clients:
+        cells = []
+        for name in names:
+            curve, ends = client.curve(name), client.intervals.get(name)
+            interval = f" [{number(ends[0], name)}, {number(ends[1], name)}]" if ends else ""
+            cells.append(number(curve[step], name) + interval if curve else "")
+        baseline = client.baselines.get(run.measure, math.nan)
+        same = number(baseline, run.measure) if math.isfinite(baseline) else ""
+        rows.append([client.client_id, client.group, str(client.num_test), *cells, same])
+    return TextTable(["client", "group", "test examples", *names, "the same answer"], rows)
 
 
 def matrix_table(comparison: Comparison, group: Group) -> TextTable:

@@ -194,5 +194,5 @@ def _turned(corrected: Corrected) -> Corrected:
 
 def _story_of_run(run: FinishedRun) -> Story:
     record = {"folder": run.folder.name, "status": run.summary["status"], "seconds": run.summary["seconds"]}
-    comparison = compare([run], {}, target=run.config.evaluation.target_accuracy)
+    comparison = compare([run], {}, target=run.config.evaluation.target(run.measure))
     return Story(f"Run {run.config.name}", "", [Graded("", 0.0, comparison)], {}, {}, record)

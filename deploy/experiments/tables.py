@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nufed.common.durable_file import replace_durably
+from nufed.common.metric_looks import sign_of
 from nufed.deploy.experiments.finished import ClientTable, FinishedRun
 from nufed.deploy.experiments.statistics import spread, worst_decile
 from nufed.deploy.experiments.tuning import Choice
@@ -37,17 +38,17 @@ def write_tables(out: Path, runs: Iterable[FinishedRun], choices: Mapping[str, C
 def result_rows(run: FinishedRun) -> Iterator[Row]:
     """Yield a run's final numbers: one row for each group and s."""
     for group, table in run.groups.items():
-        judged = table.curves(run.measure)
-        sign = 1.0 if run.measure == "accuracy" else -1.0
-        for step in range(judged.shape[1]):
+        sign = sign_of(run.better)
+        for step in range(table.loss.shape[1]):
+            judged = table.at(run.measure, step)
             yield {
                 **_identity(run),
                 "group": group,
                 "s": step,
                 "num_clients": len(table.client_ids),
                 **_means(table, step),
-                "worst_decile": sign * float(worst_decile(sign * judged[:, step])),
-                "spread": float(spread(judged[:, step])),
+                "worst_decile": sign * float(worst_decile(sign * judged)),
+                "spread": float(spread(judged)),
             }
 
 
@@ -60,7 +61,7 @@ def round_rows(run: FinishedRun) -> Iterator[Row]:
                 **_identity(run),
                 "round": int(done),
                 "s": step,
-                run.measure: float(value),
+                _column(run.measure): float(value),
                 "gradient_equivalents": float(progress.gradients[index]),
                 "bytes": float(progress.num_bytes[index]),
             }
@@ -71,15 +72,14 @@ def client_rows(run: FinishedRun) -> Iterator[Row]:
     for group, table in run.groups.items():
         for index, client_id in enumerate(table.client_ids):
             for step in range(table.loss.shape[1]):
-                accuracy = {} if table.accuracy is None else {"accuracy": float(table.accuracy[index, step])}
+                found = {_column(name): float(values[index, step]) for name, values in table.measures.items()}
                 yield {
                     **_identity(run),
                     "group": group,
                     "client_id": client_id,
                     "num_test": int(table.num_test[index]),
                     "s": step,
-                    **accuracy,
-                    "loss": float(table.loss[index, step]),
+                    **found,
                 }
 
 
@@ -104,12 +104,15 @@ def _identity(run: FinishedRun) -> Row:
 def _means(table: ClientTable, step: int) -> Row:
     weights = table.num_test / table.num_test.sum()
     row: Row = {}
-    if table.accuracy is not None:
-        row["accuracy"] = float(table.accuracy[:, step].mean())
-        row["accuracy_weighted"] = float(np.sum(weights * table.accuracy[:, step]))
-    row["loss"] = float(table.loss[:, step].mean())
-    row["loss_weighted"] = float(np.sum(weights * table.loss[:, step]))
+    for name, values in table.measures.items():
+        row[_column(name)] = float(table.at(name, step).mean())
+        if name in ("accuracy", "loss"):
+            row[f"{name}_weighted"] = float(np.sum(weights * values[:, step]))
     return row
+
+
+def _column(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def has_parquet() -> bool:

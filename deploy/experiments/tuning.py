@@ -1,7 +1,7 @@
 """Choosing step sizes: the same number of grid points for every method, judged on validation data alone.
 
-A point's score is the validation A(s*) of the participating clients, mean over the tuning seeds; minus the validation
-loss for regression. Neither test splits nor new clients have a say.
+A point's score is the primary metric A(s*) of the participating clients on their validation splits, mean over the
+tuning seeds; minus it where less is better. Neither test splits nor new clients have a say.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any
 from nufed.common.config import RunConfig
 from nufed.common.errors import RunError
 from nufed.common.json_text import parse_object
+from nufed.common.metric_looks import LOSS, look_of, sign_of
 from nufed.deploy.experiments.cells import Cell, Outcome
 from nufed.deploy.experiments.runner import Workers, run_cells
 from nufed.deploy.experiments.suite import FIRST_TUNING_SEED, Entry, Options, Suite, num_points
@@ -66,16 +67,18 @@ def tuning_cells(entry: Entry, point: Mapping[str, Any], followed: RunConfig | N
 
 
 def validation_score(summary: Mapping[str, Any]) -> float:
-    """Return the validation A(s*) of the participating clients of a finished run, or minus the loss.
+    """Return the validation A(s*) of the participating clients of a finished run; minus it where less is better.
 
-    It is -inf for NaN, and where a client has diverged at s*: the others alone would do better.
+    It is -inf for NaN, where the metric is undefined for all, and where a client has diverged at s*: the others alone
+    would do better.
 
     Raises:
         RunError: the clients have no validation split.
     """
     group = summary.get("participating") or {}
-    accuracy, loss = group.get("validation_accuracy"), group.get("validation_loss")
-    curve, sign = (accuracy, 1.0) if accuracy is not None else (loss, -1.0)
+    measure, sign = _judged_by(group)
+    own: Mapping[str, Any] = group if measure in ("accuracy", LOSS) else group.get("metrics") or {}
+    curve = own.get(f"validation_{measure}" if own is group else f"validation-{measure}")
     if curve is None:
         raise RunError(
             "Expected participating clients to have validation examples to choose step sizes on, but none has. "
@@ -84,6 +87,12 @@ def validation_score(summary: Mapping[str, Any]) -> float:
     step = summary["primary_step"]
     value, has_diverged = curve[step], any(group.get("num_diverged", ())[step : step + 1])
     return sign * value if value is not None and math.isfinite(value) and not has_diverged else -math.inf
+
+
+def _judged_by(group: Mapping[str, Any]) -> tuple[str, float]:
+    """Return the measure of a group of summary.json, and 1 where more of it is better, else -1."""
+    measure = group.get("measure") or ("accuracy" if group.get("validation_accuracy") is not None else LOSS)
+    return measure, sign_of(group.get("better") or look_of(measure).better)
 
 
 def at_edge(point: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
