@@ -21,7 +21,9 @@ def headline(summary: Mapping[str, Any]) -> str:
     groups = _groups(summary)
     words = ["worst: mean of the worst tenth of the clients"]
     if any(group.get("baselines") for group in groups.values()):
-        words.append("same answer: the commonest, or the mean, to everything")
+        measure = next(iter(groups.values()))["measure"]
+        kind = "the commonest" if look_of(measure).is_share else "the commonest, or the mean,"
+        words.append(f"same answer: {kind} to everything")
     if any(_all_undefined(group) for group in groups.values()):
         words.append("n: clients for whom the number is defined")
     return f"After s fine-tuning steps ({'; '.join(words)}):"

@@ -1,13 +1,13 @@
-"""Which measures are shown in percent, known without PyTorch."""
+"""Which measures are shown in percent, and of which less is better, known without PyTorch."""
 
-_SHARES = frozenset({"accuracy", "balanced-accuracy"})
+from nufed.common.metric_looks import look_of
 
 
 def is_share(measure: str) -> bool:
-    """Return whether a measure is a share of examples, by its name."""
-    return measure in _SHARES or measure.startswith("top-")
+    """Return whether a measure is a share, by its name."""
+    return look_of(measure).is_share
 
 
 def is_lower_better(measure: str) -> bool:
     """Return whether small values are good ones, by the measure's name."""
-    return any(word in measure for word in ("loss", "error", "mse", "mae", "deviance", "perplexity"))
+    return look_of(measure).better == "lower"

@@ -9,6 +9,7 @@ from nufed.common.errors import ConfigError
 from nufed.library.arguments import as_collection, as_count
 from nufed.library.run import GROUPS, Run
 from nufed.library.simulation import load_run
+from nufed.server.progress_lines import mean_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -25,7 +26,7 @@ def compare(runs: Iterable[RunOrPath] | Mapping[str, RunOrPath], *, step: int | 
 
     Returns:
         A frame: run, a column for each option that is not the same in all (by its field name, `num_inner_steps`),
-        group, num_clients, metric (`accuracy` in [0, 1], or `loss`), step, before (mean over clients at s = 0),
+        group, num_clients, metric (the primary one, e.g. `accuracy`), step, before (mean over clients at s = 0),
         after (at `step`), worst_decile (mean of the worst tenth at `step`), spread (standard deviation over clients).
         NaN where a model diverged.
 
@@ -83,7 +84,7 @@ def _column(key: str) -> str:
 
 def _results(stored: Mapping[str, Any], run: Run, step: int | None) -> dict[str, Any]:
     at = run.summary["primary_step"] if step is None else step
-    means = stored[stored["measure"]]
+    means = mean_of(stored)
     if not 0 <= at < len(means):
         raise ConfigError(
             f"Expected a step from 0 to {len(means) - 1}, the end of the curves of {run.path.name}, but got {at}."

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from nufed.common.config import RunConfig
 from nufed.deploy.round_bar import round_bar
+from nufed.server.progress_lines import last_evaluation
 
 
 class ProgressBar:
@@ -49,18 +50,8 @@ class ProgressBar:
         for client_id, reason in record["problems"].items():
             self.say(f"round {record['round']}: {client_id} left out: {reason}")
         if self._bar:
-            self._last = _evaluated(record) or self._last
+            self._last = last_evaluation(record) or self._last
             self._bar.update(self._task, completed=record["round"], last=self._last)
 
     def on_finish(self, summary: Mapping[str, Any], folder: Path) -> None:
         """Leave the numbers to whoever asked for the run."""
-
-
-def _evaluated(record: Mapping[str, Any]) -> str:
-    """Return the mean before and after fine-tuning of a round that was evaluated, else nothing."""
-    participating = (record.get("evaluation") or {}).get("participating")
-    if not participating:
-        return ""
-    if (curve := participating["accuracy"]) is not None:
-        return f"accuracy {curve[0]:.1%} → {curve[-1]:.1%}"
-    return f"loss {participating['loss'][0]:.4g} → {participating['loss'][-1]:.4g}"

@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import math
 import shutil
 import tempfile
 import weakref
@@ -29,9 +30,10 @@ from nufed.library.turns import private
 from nufed.library.wording import in_words_of_python
 from nufed.server.adaptation_curves import GroupCurves
 from nufed.server.checkpoint import checkpoint_round, load_checkpoint
-from nufed.server.clients_table import CLIENTS
+from nufed.server.clients_table import CLIENTS, curves_of_row, metric_of
 from nufed.server.history import History
 from nufed.server.outcome import SUMMARY
+from nufed.server.progress_lines import mean_of, said
 from nufed.server.resuming import stored_config
 from nufed.server.run_folder import kept_params
 from nufed.server.run_log import METRICS
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 GROUPS = ("participating", "new")
 _MEASURES = ("accuracy", "loss")
+_NOT_DRAWN = ("details", "intervals", "metrics", "baselines")
 _SIZES = ("num_support", "num_validation", "num_test")
 
 
@@ -133,14 +136,14 @@ class Run:
         return model.eval()
 
     def curves(self, group: str | None = None) -> "DataFrame":
-        """Return every client's loss and accuracy after s fine-tuning steps of the trained model.
+        """Return every client's loss and metrics after s fine-tuning steps of the trained model.
 
         Args:
             group: `participating` or `new`; None is both, with a column that says which.
 
         Returns:
             A frame with one row per number: client, step (0 … S), split (`test`, or `validation` where there is one),
-            metric (`accuracy` in [0, 1], or `loss`, means over examples), value.
+            metric (`loss`, `accuracy` in [0, 1], …; `evaluation.metrics`), value; none where a metric is undefined.
 
         Raises:
             ConfigError: there is no such group.
@@ -181,8 +184,8 @@ class Run:
     def history(self) -> "DataFrame":
         """The rounds: loss after ν steps, clients chosen and counted, costs, seconds; one row per round.
 
-        `accuracy_0` … `accuracy_S` (or `loss_0` …) are means over the participating clients where a round was
-        evaluated, else NaN.
+        `accuracy_0` … `accuracy_S`, `loss_0` …, or what else the run is judged by, are means over the participating
+        clients where a round was evaluated, else NaN.
 
         Raises:
             RunError: metrics.jsonl cannot be read.
@@ -293,11 +296,11 @@ class Run:
 
     def _numbers(self) -> Iterator[tuple[str, str, int, str, str, float]]:
         for row in self._rows:
-            for key, text in row.items():
-                name, _, step = key.rpartition("_")
-                split, metric = ("validation", name[11:]) if name.startswith("validation_") else ("test", name)
-                if metric in _MEASURES and step.isdigit() and text != "":
-                    yield row["client_id"], row["group"], int(step), split, metric, float(text)
+            for column, curve in curves_of_row(row).items():
+                split, metric = metric_of(column)
+                for step, value in enumerate(curve):
+                    if value == value:
+                        yield row["client_id"], row["group"], step, split, metric, value
 
 
 def _read(path: Path) -> str:
@@ -354,23 +357,18 @@ def _unfinished(path: Path, config: RunConfig) -> dict[str, Any]:
 def _told(curves: Mapping[str, Any], run: Run) -> str:
     """Return `accuracy 11.1 % → 98.0 % after 5 steps` of a group."""
     step, measure = run.summary["primary_step"], curves["measure"]
-    before, after = (_number(curves[measure][each], measure) for each in (0, step))
+    before, after = (said(curves, each) for each in (0, step))
     return f"{measure} {before} → {after} after {step} steps"
-
-
-def _number(value: float | None, measure: str) -> str:
-    if value is None:
-        return "diverged"
-    return f"{100 * value:.1f} %" if measure == "accuracy" else f"{value:.4g}"
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a round's numbers, with the mean curve of its evaluation spread over columns."""
     row = {key: value for key, value in record.items() if not isinstance(value, dict | list) and key != "evaluation"}
     participating = (record.get("evaluation") or {}).get("participating") or {}
-    for measure in _MEASURES:
-        for step, value in enumerate(participating.get(measure) or ()):
-            row[f"{measure}_{step}"] = value
+    further = (key.removeprefix("test-") for key in participating.get("metrics") or {} if key.startswith("test-"))
+    for measure in dict.fromkeys([*_MEASURES, *further]):
+        for step, value in enumerate(mean_of(participating, measure) if participating else ()):
+            row[f"{measure.replace('-', '_')}_{step}"] = value
     return row
 
 
@@ -385,8 +383,11 @@ def _group(stored: Mapping[str, Any] | None) -> GroupCurves | None:
         return value
 
     counted = {"num_diverged": (0,) * len(stored["loss"])}  # which NuFed 0.1 did not count
-    values = counted | {name: read(value) for name, value in stored.items()}
+    values = counted | {name: read(value) for name, value in stored.items() if name not in _NOT_DRAWN}
     for name in ("loss", "loss_weighted", "worst_decile", "spread", "accuracy"):
         if values[name] is not None:
             values[name] = tuple(float("nan") if number is None else number for number in values[name])
+    means = stored.get("metrics") or {}
+    values["metrics"] = {key: tuple(math.nan if each is None else each for each in means[key]) for key in means}
+    values["baselines"] = {key: each for key, each in (stored.get("baselines") or {}).items() if each is not None}
     return GroupCurves(**cast("Any", values))
