@@ -12,7 +12,7 @@ NUM_STEPS = 6
 LABELS = {"fedavg": "FedAvg + fine-tuning", "per-fedavg": "ν = 1", "meta-2": "ν = 2", "fo-2": "FO(2)"}
 
 
-def made_run(method, seed, curve, *, progress=(), loss=False, clients=4, config=None, setting=""):
+def made_run(method, seed, curve, *, progress=(), loss=False, measure="accuracy", clients=4, config=None, setting=""):
     """Return a run whose clients lie evenly around `curve` (mean over clients for each s) and whose A(s*) progresses.
 
     Args:
@@ -21,6 +21,7 @@ def made_run(method, seed, curve, *, progress=(), loss=False, clients=4, config=
         curve: [S+1] mean over clients.
         progress: A(s*) at rounds 0, 10, 20, …
         loss: judge by the loss alone, as in regression.
+        measure: the primary metric otherwise.
         clients: how many in each group.
         config: options beside.
         setting: name of the setting.
@@ -30,8 +31,7 @@ def made_run(method, seed, curve, *, progress=(), loss=False, clients=4, config=
     table = ClientTable(
         tuple(f"client-{index}" for index in range(clients)),
         np.full(clients, 10),
-        None if loss else values,
-        values if loss else 1 - values,
+        {"loss": values} if loss else {measure: values, "loss": 1 - values},
     )
     rounds = np.arange(len(progress)) * 10
     curves = np.repeat(np.asarray(progress, dtype=float)[:, None], NUM_STEPS + 1, axis=1)
@@ -47,7 +47,7 @@ def made_run(method, seed, curve, *, progress=(), loss=False, clients=4, config=
         setting,
         seed,
         RunConfig().updated(options),
-        {"status": "complete", "seconds": 1.0},
+        {"status": "complete", "seconds": 1.0, "primary_metric": None if loss else measure},
         {"participating": table, "new": table},
         Progress(rounds, curves, rounds * 5.0, rounds * 100.0),
         Path("nowhere"),

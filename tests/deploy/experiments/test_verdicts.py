@@ -7,8 +7,10 @@ import pytest
 
 from nufed.deploy.experiments.comparison import compare, exact_methods
 from nufed.deploy.experiments.hypotheses import Graded, judge
+from nufed.deploy.experiments.report_tables import metrics_table
 from nufed.deploy.experiments.statistics import t_interval
 from nufed.deploy.experiments.story import verdict_on, winner
+from nufed.deploy.experiments.tuning import validation_score
 from tests.deploy.experiments.made_runs import LABELS, NUM_STEPS, OPTIONS, made_comparison, made_run
 
 FEDAVG = [0.60, 0.65, 0.70, 0.72, 0.73, 0.74, 0.74]
@@ -78,6 +80,52 @@ def test_for_a_loss_less_is_better():
     assert difference.mean == pytest.approx(1.5)
     assert comparison.targets()["95 % of FedAvg + fine-tuning"] == pytest.approx(2.01 / 0.95)
     assert comparison.worst_decile("fedavg", "new").mean == pytest.approx(2.01 + 0.02)
+
+
+def test_a_metric_of_which_less_is_better_turns_every_verdict_and_undefined_clients_are_left_out():
+    """Brier scores: what wins by accuracy, one minus it, wins here; one client's score is undefined in every run."""
+    levels = {"fedavg": FEDAVG, "per-fedavg": ONE, "meta-2": TWO}
+    rng = np.random.default_rng(0)
+    runs = []
+    for method, curve in levels.items():
+        for seed in range(5):
+            score = 1 - np.asarray(curve) + 0.01 * seed + rng.normal(0, 0.001, NUM_STEPS + 1)
+            progress = [0.9, 0.4, 0.1, 0.1] if method == "per-fedavg" else [0.9, 0.9, 0.9, 0.1]
+            run = made_run(method, seed, score, measure="brier", progress=progress, config=OPTIONS[method])
+            for table in run.groups.values():
+                table.measures["brier"][0] = np.nan
+            runs.append(run)
+    comparison = compare(runs, LABELS, reference="fedavg", baseline="per-fedavg", target=0.5)
+
+    found = findings([Graded("", 0, comparison)])
+
+    assert comparison.measure == "brier"
+    assert comparison.best("new", 2) == "meta-2"
+    assert (found["H1"].verdict, found["H2"].verdict) == ("supported", "supported")
+    assert comparison.metric("fedavg", "new", "brier", 2)[1] == 5
+    assert comparison.worst_decile("fedavg", "new").mean > comparison.means("fedavg", "new", 2)[0]
+    assert comparison.to_target("per-fedavg", 0.5)[0][0] == 20
+    lines = verdict_on(comparison, "new")
+    assert "ν = 2 has the best brier" in lines[0]
+    assert "better" in lines[1]
+    assert list(metrics_table(comparison, "new").rows[0])[1].endswith("(5 undefined)")
+
+
+def test_step_sizes_are_tuned_by_the_primary_metric():
+    group = {"measure": "brier", "better": "lower", "validation_accuracy": [0.9], "validation_loss": [1.0]}
+    group |= {"metrics": {"validation-brier": [0.2], "test-brier": [0.7]}, "num_diverged": [0]}
+
+    assert validation_score({"participating": group, "primary_step": 0}) == -0.2
+    assert (
+        validation_score(
+            {
+                "participating": {**group, "measure": "f1", "better": "higher"}
+                | {"metrics": {"validation-f1": [None]}},
+                "primary_step": 0,
+            }
+        )
+        == -math.inf
+    )
 
 
 def test_rounds_and_gradients_to_target_follow_the_mean_of_three_evaluations_and_are_censored():
