@@ -25,6 +25,7 @@ def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:
         DataError: there are too few examples or users, a client would be too small, or a group would be dealt to
             several.
     """
+    _check_apart(pool, config)
     pool = replace(pool, train=_divided(pool.train), new=None if pool.new is None else _divided(pool.new))
     if pool.by_user_only or config.partition == "by-user":
         dealt_clients, notes = _deal_by_user(pool, config, seed)
@@ -41,6 +42,17 @@ def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:
         return split_client(dealt_clients[partition_id], pool.task, config, seed, dtype)
 
     return DealtFederation(pool.task, len(dealt_clients), make_client, pool.notes + notes)
+
+
+def _check_apart(pool: Pool, config: DataConfig) -> None:
+    """Refuse groups that are trained on and tested."""
+    if pool.test is None or pool.test.groups is None or pool.train.groups is None:
+        return
+    if common := set(pool.train.groups.names).intersection(pool.test.groups.names):
+        raise DataError(
+            f"expected the examples of a group in one part, but {len(common)} groups have examples in the training and "
+            f"in the test part of {config.source}; put each group into one of them, or leave the groups out"
+        )
 
 
 def _divided(table: Table) -> Table:

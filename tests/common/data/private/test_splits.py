@@ -321,6 +321,22 @@ def test_groups_of_clients_given_in_python(frame, monkeypatch):
         nufed.simulate(python_clients(frame), group={name: own[:5] for name, own in groups.items()})
 
 
+def test_a_group_of_both_parts_of_an_archive_is_refused(tmp_path):
+    """By a simulation as by a client."""
+    x, y, user = np.random.default_rng(0).normal(size=(8, 2)), [0, 1] * 4, ["u", "v"] * 4
+    arrays = {
+        f"{name}_{part}": value for part in ("train", "test") for name, value in (("x", x), ("y", y), ("user", user))
+    }
+    np.savez(tmp_path / "t.npz", **arrays, group_train=list("aabbccdd"), group_test=list("ddeeffgg"))
+    source = {"data.source": f"npz:{tmp_path}/t.npz", "data.num-clients": 2, "data.num-new-clients": 0}
+    config = RunConfig().updated({**source, "data.partition": "by-user"}).data
+
+    with pytest.raises(DataError, match="1 groups have examples in the training and in the test part"):
+        nufed.common.data.load_federation(config, seed=0, dtype=torch.float64, settings=Settings())
+    with pytest.raises(DataError, match="1 groups have examples in the support and in the test split"):
+        load(f"npz:{tmp_path}/t.npz?user=v", RUN)
+
+
 def test_a_simulation_keeps_groups_whole_and_refuses_what_would_not(frame, tmp_path):
     """By user; dealing single examples would give a patient to two clients."""
     users = frame["b"] % 3
