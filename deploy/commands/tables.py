@@ -22,6 +22,8 @@ def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence
         rows: cells, one for each column.
         right: how many columns at the end are numbers, which stand to the right.
     """
+    if console.quiet:
+        return
     width = None if console.width == PIPE_WIDTH and not console.is_terminal else console.width
     for line in table_lines(header, rows, width=width, right=right):
         print(line, file=console.file)

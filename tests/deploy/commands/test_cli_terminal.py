@@ -142,7 +142,8 @@ def test_json_is_one_object_with_the_folder_and_nothing_else():
     assert json.loads(stream.getvalue()) == {"folder": "runs/trial", **SUMMARY, "seconds": None}
 
 
-def test_quiet_says_nothing(capsys):
+def test_quiet_says_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")  # tables are turned there
     with OutputOptions(quiet=True).observer() as observer:
         observer.on_start(RunConfig(), FOLDER, first_round=1)
         observer.on_round(PLAIN)
