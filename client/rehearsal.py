@@ -102,6 +102,7 @@ def rehearse(config: RunConfig, node_config: Mapping[str, Scalar], settings: Set
     spec, rows = str(node_config["data"]), None
     if not is_slice(spec):
         rows = read_private_rows(spec, config, settings)
+    columns = _columns(rows)
     return Findings(
         client_id=place.data.client_id,
         group=place.data.group,
@@ -109,8 +110,8 @@ def rehearse(config: RunConfig, node_config: Mapping[str, Scalar], settings: Set
         splits=sizes,
         classes=_classes(place),
         groups=_num_groups(rows),
-        missing=float(np.isnan(rows.inputs).mean()) if rows is not None and rows.columns else None,
-        columns=_columns(rows),
+        missing=float(np.mean([column.missing for column in columns])) if columns else None,
+        columns=columns,
         task=place.task.kind,
         model=config.model.name,
         parameters=sum(tensor.numel() for tensor in params.values()),
@@ -153,8 +154,7 @@ def _classes(place: Workplace) -> dict[str, dict[str, int]]:
 
 
 def _num_groups(rows: PrivateRows | None) -> int | None:
-    groups = getattr(rows, "groups", None)
-    return None if groups is None else len(np.unique(groups))
+    return None if rows is None or rows.groups is None else len(np.unique(rows.groups.codes))
 
 
 def _columns(rows: PrivateRows | None) -> tuple[InputColumn, ...]:

@@ -98,8 +98,12 @@ def test_what_is_found_is_printed(good, capsys):
     assert (code, found["ok"], found["rows"], found["client_id"]) == (0, True, 6, "site-a")
     assert sum(found["splits"].values()) == 6
     assert {name: sum(counts.values()) for name, counts in found["classes"].items()} == {"no": 3, "yes": 3}
-    assert found["missing"] == pytest.approx((1 + 2) / 18)  # a category that is missing is missing in both its inputs
+    assert found["missing"] == pytest.approx(2 / 12)
     assert [(each["name"], round(each["missing"] * 6)) for each in found["columns"]] == [("a", 1), ("b", 1)]
+    assert found["groups"] is None
+    grouped = [word.replace(LABEL, f"{LABEL}&group=a&missing=drop").replace("&missing=zero", "") for word in good]
+    assert main([*grouped, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["groups"] == 4
     assert main(good) == 0
     assert "site-a can take part" in capsys.readouterr().out
 
