@@ -169,6 +169,7 @@ def test_what_cannot_be_simulated_is_refused(options, run, error, told, tmp_path
         ("label=patient&ignore=site,ill&labels=numbers", "label=patient&labels=numbers", None, {"num-outputs": 40}),
         ("label=age,dose&ignore=site,ill,patient", "label=age,dose", None, {"task": "regression", "num-outputs": 2}),
         ("label=patient&ignore=site,ill", "label=patient", "regression", {"task": "regression"}),
+        ("label=patient&ignore=site,ill", "label=patient", "counts", {"task": "counts", "num-outputs": 1}),
     ],
 )
 def test_a_draft_is_what_a_server_needs(options, check, task, expected, tmp_path, capsys):
