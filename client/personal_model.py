@@ -28,6 +28,7 @@ from nufed.common.data.target_scaling import TargetScaling
 from nufed.common.durable_file import read_metadata, read_tensors, remove_left_over, write_tensors, writing
 from nufed.common.errors import ConfigError, ModelError, RunError, WireError
 from nufed.common.examples import TaskInfo
+from nufed.common.input_forms import task_from_json, task_to_json
 from nufed.common.meta.objective import initial_params
 from nufed.common.metrics import judging
 from nufed.common.models.frozen import check_frozen, frozen_hash
@@ -224,7 +225,7 @@ def save_personal_model(path: Path, model: PersonalModel) -> None:
         "format": PERSONAL_FORMAT,
         "version": __version__,
         "config": model.config.model_dump(by_alias=True),
-        "task": {**vars(model.task), "class_names": list(model.task.class_names)},
+        "task": task_to_json(model.task),
         "client": model.client_id,
         "steps": model.num_steps,
         "step_size": model.step_size,
@@ -265,7 +266,7 @@ def load_personal_model(path: Path) -> PersonalModel:
         return PersonalModel(
             params=params,
             config=RunConfig.parse(stored["config"]),
-            task=_task(stored["task"]),
+            task=task_from_json(stored["task"]),
             client_id=str(stored["client"]),
             before=Judged.from_json(stored["before"]),
             after=Judged.from_json(stored["after"]),
@@ -345,12 +346,6 @@ def hash_params(params: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _task(stored: Mapping[str, Any]) -> TaskInfo:
-    return TaskInfo(
-        stored["kind"], tuple(stored["input_shape"]), int(stored["num_outputs"]), tuple(stored["class_names"])
-    )
 
 
 def _column(stored: Mapping[str, Any]) -> Column:

@@ -1,5 +1,8 @@
 """The form of inputs in words, and inputs of that form that hold nothing, for models before there are examples."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,3 +53,57 @@ def described_inputs(task: TaskInfo) -> str:
         return ", ".join(words(part) for part in spec)
 
     return f"of shape {words(task.input_spec or TensorSpec(task.input_shape))}"
+
+
+def task_to_json(task: TaskInfo) -> dict[str, Any]:
+    """Return a task as JSON values; what is as ever stands as it always stood."""
+    further = {
+        "input_spec": None if task.input_spec is None else _spec_to_json(task.input_spec),
+        "target_shape": list(task.target_shape),
+        "options": dict(task.options),
+    }
+    return {
+        "kind": task.kind,
+        "input_shape": list(task.input_shape),
+        "num_outputs": task.num_outputs,
+        "class_names": list(task.class_names),
+        **{name: value for name, value in further.items() if value},
+    }
+
+
+def task_from_json(values: Mapping[str, Any]) -> TaskInfo:
+    """Return the task that `task_to_json` wrote.
+
+    Raises:
+        ValueError: the values are not such a task's.
+        KeyError: one is missing.
+    """
+    try:
+        spec = values.get("input_spec")
+        return TaskInfo(
+            str(values["kind"]),
+            tuple(map(int, values["input_shape"])),
+            int(values["num_outputs"]),
+            tuple(map(str, values["class_names"])),
+            None if spec is None else _spec_from_json(spec),
+            tuple(map(int, values.get("target_shape", ()))),
+            tuple(sorted(values.get("options", {}).items())),
+        )
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"the task is not as it is written ({error})") from error
+
+
+def _spec_to_json(spec: InputSpec) -> Any:
+    if isinstance(spec, TensorSpec):
+        return {"shape": list(spec.shape), "dtype": spec.dtype}
+    if is_named(spec):
+        return [[name, _spec_to_json(part)] for name, part in spec]
+    return [_spec_to_json(part) for part in spec]
+
+
+def _spec_from_json(value: Any) -> InputSpec:
+    if isinstance(value, str):
+        return value  # type: ignore[return-value] # a name beside its form
+    if isinstance(value, Mapping):
+        return TensorSpec(tuple(map(int, value["shape"])), value["dtype"])
+    return tuple(_spec_from_json(part) for part in value)

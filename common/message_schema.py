@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from nufed.common.config import EvaluationConfig
+from nufed.common.config.data import TASK_KINDS
 from nufed.common.errors import ConfigError, WireError
 from nufed.common.examples import TaskInfo
 from nufed.common.metric_looks import LOSS, Look
@@ -289,7 +290,8 @@ def _shaped(shape: CurveShape) -> Schema:
     """Return what a reply of an evaluation may say in a run."""
     schema: dict[str, Quantity] = {NUM_EXAMPLES: EVALUATE_REPLY[NUM_EXAMPLES]}
     for name, look in shape.looks.items():
-        low = _LOWEST_LOSS if name == LOSS else look.low
+        own = shape.kind not in TASK_KINDS  # whose loss may be a likelihood of any sign
+        low = look.low if name != LOSS else -math.inf if own else _LOWEST_LOSS
         curve = Quantity(name, low, look.high, may_diverge=name == LOSS, is_curve=True, length=shape.length)
         for split in SPLITS:
             is_required = split == "test" and name in (LOSS, shape.primary)

@@ -118,7 +118,7 @@ def _cut_classes(labels: Array, names: Array, counts: Array, rng: NumpyGenerator
 def _need_classes(labels: Array, partition: str) -> None:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"data.partition={partition} deals by class, but the targets are values (regression); "
+            f"data.partition={partition} deals by class, but the targets are no classes of examples; "
             "use data.partition=iid or by-user"
         )
 
