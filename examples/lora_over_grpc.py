@@ -86,6 +86,11 @@ def notes(rng: np.random.Generator, own_drugs: list[str], number: int) -> tuple[
     return words, tags
 
 
+def num_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """Return the size of tensors' content."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def pretrained(folder: Path) -> transformers.BertForMaskedLM:
     """Leave a tiny BERT in a folder, trained to fill in words of notes that anybody may read."""
     torch.manual_seed(0)
@@ -138,13 +143,11 @@ def main() -> None:
     """Federate, and say what was gained and what crossed the line."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        full = sum(
-            parameter.numel() * parameter.element_size() for parameter in pretrained(folder / "bert").parameters()
-        )
+        config = pretrained(folder / "bert").config
+        config.num_labels = len(TAGS)
+        full = num_bytes(dict(transformers.BertForTokenClassification(config).named_parameters()))
         run = federate(folder)
-        trained = sum(
-            tensor.numel() * tensor.element_size() for tensor in load_file(run.path / "model.safetensors").values()
-        )
+        trained = num_bytes(load_file(run.path / "model.safetensors"))
         sent = run.history["bytes_up"].sum() / run.history["replied"].sum()
         accuracy = run.summary["participating"]["accuracy"]
         print(run.curves("participating").query("metric == 'accuracy' and split == 'test'").to_string(index=False))

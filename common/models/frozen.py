@@ -19,6 +19,8 @@ from nufed.common.errors import LISTED, ConfigError, ModelError
 from nufed.common.params import trained_parameters
 
 _HASH_BYTES = 16
+_SHOWN = 12
+"""Characters of a hash in a message."""
 
 
 def freeze_all_but(model: nn.Module, patterns: str) -> None:
@@ -110,15 +112,14 @@ def check_frozen(here: str, there: str, whose: str) -> None:
         whose: what the other hash is of, e.g. `the server's model`.
 
     Raises:
-        ModelError: with both hashes, and what to do.
+        ModelError: with the beginnings of both hashes, and what to do.
     """
     if here == there:
         return
     error = ModelError(
-        f"expected the frozen part of {whose} (BLAKE2b {there or 'none'}), but the one built here is another "
-        f"({here or 'none'}), and the trained parameters mean nothing with it; give the same options, and load the "
-        "frozen part from the same file everywhere (--frozen PATH, or NUFED_FROZEN): what is drawn from a seed may "
-        "differ between versions of torch and between processors"
+        f"expected the frozen part of {whose} (BLAKE2b {there[:_SHOWN] or 'none'}), but the one built here is another "
+        f"({here[:_SHOWN] or 'none'}); give the same options, and read it from one file everywhere (--frozen PATH or "
+        "NUFED_FROZEN): what is drawn from a seed may differ between versions of torch and processors"
     )
     error.sendable = True  # hashes alone
     raise error
