@@ -231,7 +231,7 @@ class RunView:
 
     def _started(self, event: Mapping[str, Any]) -> None:
         first = int(event["first_round"])
-        self.name = str(event.get("run") or self.name)
+        self.name = self.name or str(event.get("run") or "")
         self.options, self.engine = shareable_options(event["options"]), str(event["engine"])
         self.measure, self.step = str(event["measure"]), int(event.get("primary_step") or 0)
         self.num_rounds, self.num_parameters = int(event["num_rounds"]), int(event.get("num_parameters") or 0)

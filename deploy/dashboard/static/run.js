@@ -87,6 +87,7 @@ export class RunPage {
 
   // Tells a screen reader of a change of state at once, and of progress from time to time.
   say(head, word) {
+    if (head.is_reading) return;
     const now = Date.now();
     const isNew = head.status !== this.saidStatus;
     if (!isNew && (head.status !== "running" || now - this.saidAt < 30000)) return;

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -33,7 +33,8 @@ class Browser:
         self._log = (self._folder / "log").open("wb")
         command = [program, *_FLAGS, f"--user-data-dir={folder}/profile", "about:blank"]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
-        self._socket = connect(self._address(), max_size=2**26, open_timeout=30)
+        self._held = ExitStack()
+        self._socket = self._held.enter_context(connect(self._address(), max_size=2**26, open_timeout=30))
         self._numbers, self._replies, self._pages = count(1), {}, {}
 
     def _address(self):
@@ -90,7 +91,7 @@ class Browser:
         try:
             self.call("Browser.close")
         finally:
-            self._socket.close()
+            self._held.close()
             self._process.wait(20)
             self._log.close()
 
@@ -137,11 +138,15 @@ class Page:
         return self.evaluate("document.body.innerText")
 
     def wait_for(self, expression, timeout=40.0):
-        """Wait until a JavaScript expression is true; return its value."""
+        """Wait until a JavaScript expression is true, which it is not while there is nothing that it is about."""
         until = time.monotonic() + timeout
+        guarded = f"(() => {{ try {{ return Boolean({expression}); }} catch {{ return false; }} }})()"
         while time.monotonic() < until:
-            if value := self.evaluate(expression):
-                return value
+            try:
+                if self.evaluate(guarded):
+                    return
+            except AssertionError:  # the page was just left for another one
+                pass
             self._browser.listen(0.05)
         raise AssertionError(f"{expression} is not true of:\n{self.text()}\n{self.errors}")
 
