@@ -1,7 +1,6 @@
 """A run's folder as a page shows it: of its events.jsonl, or of an older run's metrics.jsonl; also while they grow."""
 
 import csv
-import io
 import json
 import threading
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ class FolderFollower:
     def __init__(self, folder: Path) -> None:
         """Follow a run's folder; nothing is read yet."""
         self.folder, self.view = folder, RunView(folder.name)
+        self._target = RunView(folder.name)
         self._reading = threading.Lock()
         self._log = ""
         self._position = 0
@@ -31,18 +31,43 @@ class FolderFollower:
         self._stored: tuple[object, ...] = ()
 
     def refresh(self) -> RunView:
-        """Read what has come since the last time, and return the view; one thread at a time reads."""
+        """Read what has come since the last time, and return the view; one thread at a time reads.
+
+        What is read for the first time, or anew, is shown once it is read: until then the view has what a run's small
+        files say.
+        """
         with self._reading:
             if not self._log:
                 self._log = EVENTS if (self.folder / EVENTS).is_file() else METRICS
-                self.view.is_reading = True
                 self._introduce(read_stored(self.folder))
+                self._begin()
+            elif self._was_cut():
+                self._begin()
             self._read_on()
             if (marks := self._marks()) != self._stored:
                 self._stored = marks
                 self._conclude(read_stored(self.folder))
-            self.view.is_reading = False
+            if self._target is not self.view:
+                self.view.adopt(self._target)
+                self._target = self.view
         return self.view
+
+    def _begin(self) -> None:
+        """Begin to read the log, with what is known already."""
+        self._position, self._rest, self._stored = 0, b"", ()
+        self._target = RunView(self.folder.name)
+        self._know(self._target)
+
+    def _know(self, view: RunView) -> None:
+        for name in ("options", "engine", "num_rounds", "step", "measure", "begun"):
+            setattr(view, name, getattr(view, name) or getattr(self.view, name))
+
+    def _was_cut(self) -> bool:
+        """Return whether the log is shorter than what was read of it: the run has gone on from an earlier round."""
+        try:
+            return (self.folder / self._log).stat().st_size < self._position
+        except OSError:
+            return False
 
     def _marks(self) -> tuple[object, ...]:
         """Return what changes when the run's state does."""
@@ -59,9 +84,6 @@ class FolderFollower:
     def _read_on(self) -> None:
         try:
             with (self.folder / self._log).open("rb") as file:
-                if file.seek(0, io.SEEK_END) < self._position:  # it was cut: the run has gone on from an earlier round
-                    self.view.forget()
-                    self._position, self._rest, self._stored = 0, b"", ()
                 file.seek(self._position)
                 while chunk := file.read(_AT_ONCE):
                     self._position += len(chunk)
@@ -81,9 +103,9 @@ class FolderFollower:
         if not isinstance(record, dict):
             return
         if self._log == EVENTS:
-            self.view.take(record)
+            self._target.take(record)
             return
-        self.view.trained(record)
+        self._target.trained(record)
 
     def _introduce(self, stored: StoredRun) -> None:
         """Take over what is known at once, for whoever looks before the log is read."""
@@ -96,13 +118,15 @@ class FolderFollower:
             view.measure, view.status = stored.measure, stored.status
             view.begun = _seconds(stored.started) if stored.started else None
             view.judged(stored.rounds, {name: stored.summary.get(name) for name in GROUPS})
+            view.is_reading = True
 
     def _conclude(self, stored: StoredRun) -> None:
         """Take over what the folder's other files say: options, the end, and the clients' final curves."""
-        view = self.view
+        view = self._target
         with view.lock:
             view.version += 1
             view.round = max(view.round, stored.rounds)
+            self._know(view)
             if self._log == METRICS and stored.seconds is not None and view.begun is not None:
                 view.ended = view.begun + stored.seconds
             if (stored.status == "running" and view.is_over) or view.status == "waiting":

@@ -38,11 +38,6 @@ class RunView:
         self.is_reading = False
         self.connections: Callable[[], Sequence[Connection]] = tuple
         self.name = name
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew: pages that look on are told to begin anew as well."""
-        self.epoch += 1
         self.version = self.clients_version = 0
         self.status, self.reason = "waiting", ""
         self.options: dict[str, Any] = {}
@@ -58,6 +53,12 @@ class RunView:
         self.lines: deque[dict[str, Any]] = deque(maxlen=MOST_LINES)
         self.num_lines = 0
         self.problems: dict[str, str] = {}
+
+    def adopt(self, other: "RunView") -> None:
+        """Show what another view has gathered, all at once: pages that look on are told to begin anew."""
+        with self.lock:
+            own = {name: self.__dict__[name] for name in ("lock", "name", "connections")}
+            self.__dict__.update({**other.__dict__, **own, "epoch": self.epoch + 1, "version": self.version + 1})
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Add one event, as `Event.to_json` gives it; one that is unknown or lacks something changes nothing."""

@@ -205,6 +205,8 @@ def test_a_run_without_events_shows_the_same_of_its_rounds_and_results(some_runs
     assert new.points == old.points
     assert (new.status, new.head()["latest"]) == (old.status, old.head()["latest"])
     assert new.curves == old.curves
+    evaluated_on_the_way = [{done: each for done, each in view.evaluations.items() if done} for view in (new, old)]
+    assert evaluated_on_the_way[0] == evaluated_on_the_way[1]
     rows = [
         {row["name"]: (row["rounds"], row["after"], row["group"]) for row in view.page(Wanted())["rows"]}
         for view in (new, old)
