@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,18 +97,25 @@ class DashboardOptions(DeclaredOptions):
         from nufed.deploy.dashboard.following import FolderFollower
         from nufed.deploy.dashboard.run_view import RunView
         from nufed.deploy.dashboard.sink import DashboardSink
+        from nufed.deploy.monitoring.metrics_server import exposed
+        from nufed.deploy.monitoring.prometheus_metrics import PrometheusMetrics
 
         view = FolderFollower(resume).refresh() if resume else RunView()
         view.status, view.ended = "waiting", None
         view.connections = lambda: events.connections()  # noqa: PLW0108 - a server puts its own one there, later
-        events.attach(DashboardSink(view))
         with serving(self.address()) as page:
-            dashboard = _dashboard(page, out, live=view, stop=control.request_stop)
+            events.attach(DashboardSink(view))
+            prometheus = PrometheusMetrics()
+            events.attach(prometheus)
+            metrics = partial(exposed, prometheus.registry)
+            dashboard = _dashboard(page, out, live=view, stop=control.request_stop, metrics=metrics)
             page.start(dashboard)
             announce(page, dashboard)
-            yield
-            events.flush(2.0)
-            dashboard.settle()
+            try:
+                yield
+            finally:
+                events.flush(2.0)
+                dashboard.settle()
 
     @contextmanager
     def showing(self, folder: Path) -> Iterator[None]:
@@ -124,7 +132,10 @@ class DashboardOptions(DeclaredOptions):
             dashboard = _dashboard(page, folder)
             page.start(dashboard)
             announce(page, dashboard)
-            yield
+            try:
+                yield
+            finally:
+                dashboard.settle()
 
 
 @with_option_groups
@@ -158,6 +169,7 @@ def dashboard_command(
         try:
             page.wait()
         except KeyboardInterrupt:
+            dashboard.settle()
             typer.echo("the page is closed")
 
 

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nufed.common.config import option_descriptions
@@ -28,6 +28,7 @@ from nufed.deploy.dashboard.following import FolderFollower
 from nufed.deploy.dashboard.run_view import RunView
 from nufed.deploy.dashboard.shelf import LIVE, Shelf
 from nufed.deploy.dashboard.stream import PAUSE, RunStream, cursor_of, to_json
+from nufed.deploy.runs.measures import SHARES
 
 STATIC = Path(__file__).parent / "static"
 MOST_STREAMS = 48
@@ -53,15 +54,16 @@ class Dashboard:
         access: who may see and stop them.
         stop: ends the run of this process after its round, told why; None where there is none.
         title: of the page.
-        metrics: an application that answers `/metrics`; None without.
+        metrics: returns what `/metrics` answers and its content type, for what a request accepts; None without.
     """
 
     shelf: Shelf
     access: Access
     stop: Callable[[str], None] | None = None
     title: str = "NuFed"
-    metrics: ASGIApp | None = None
+    metrics: Callable[[str], tuple[bytes, str]] | None = None
     _readers: int = 0
+    _is_closing: bool = False
     _refreshing: dict[str, "asyncio.Future[Any]"] = field(default_factory=dict)
 
     def application(self) -> ASGIApp:
@@ -76,7 +78,7 @@ class Dashboard:
             Route("/api/experiments/{name}", self._experiment),
         ]
         if self.metrics is not None:
-            reading.append(Mount("/metrics", self.metrics))  # type: ignore[arg-type]
+            reading.append(Route("/metrics", self._metrics))
         session = [
             Route("/api/session", self._session),
             Route("/api/login", self._login, methods=["POST"]),
@@ -86,8 +88,10 @@ class Dashboard:
 
     def settle(self) -> None:
         """Let those who look on see how the run ended, for a moment, before the page goes."""
-        if self._readers:
-            time.sleep(3 * PAUSE)
+        self._is_closing = True
+        until = time.monotonic() + 4 * PAUSE
+        while self._readers and time.monotonic() < until:
+            time.sleep(PAUSE / 10)
 
     async def _session(self, request: Request) -> Response:
         return answer(
@@ -96,6 +100,7 @@ class Dashboard:
                 "csrf": self.access.csrf(request),
                 "can_stop": self.stop is not None,
                 "title": self.title,
+                "shares": sorted(SHARES),
                 "live": LIVE if self.shelf.live else None,
             }
         )
@@ -141,8 +146,8 @@ class Dashboard:
         if self._readers >= MOST_STREAMS:
             return refusal(503, f"{MOST_STREAMS} pages look on already. Close one of them.")
         cursor = cursor_of(request.query_params.get("after", ""))
-        stream = RunStream(view, refresh, cursor, _whole(request.query_params.get("epoch", "")))
-        return self._counted(stream)
+        epoch = _whole(request.query_params.get("epoch", ""))
+        return self._counted(RunStream(view, refresh, cursor, epoch, is_closing=lambda: self._is_closing))
 
     def _counted(self, stream: RunStream) -> Response:
         dashboard = self
@@ -166,6 +171,12 @@ class Dashboard:
             return refusal(409, "This run does not go on in this process, or is over.")
         self.stop("stopped from the page")
         return answer({"stopping": True})
+
+    async def _metrics(self, request: Request) -> Response:
+        if self.metrics is None:
+            raise AssertionError("there is no such route")
+        content, kind = await run_in_threadpool(self.metrics, request.headers.get("accept", ""))
+        return Response(content, headers={"Cache-Control": "no-store", "Content-Type": kind})
 
     async def _compare(self, request: Request) -> Response:
         names = request.query_params.getlist("run")[:LISTED]

@@ -3,6 +3,7 @@
 It is small whatever the run's size: one row for each client and each round, the newest lines of the log, no messages.
 """
 
+import re
 import statistics
 import threading
 import time
@@ -24,6 +25,8 @@ MOST_CLIENTS, MOST_LINES, RECENT_LINES = 50_000, 2000, 200
 _RECENT_ROUNDS = 10
 _POINT = ("round", "loss", "seconds", "bytes_up", "bytes_down", "sampled", "replied", "rejected", "failed", "missing")
 _COSTS = ("gradient_evaluations", "hvps", "bytes_up", "bytes_down", "rejected", "failed", "missing", "seconds")
+_TOLD_ALREADY = re.compile(r" (joined|left) \(\d+ connected\)$")
+"""Of lines that tell what a record of its own tells, too."""
 _SPREADS = ("worst_decile", "spread", "num_diverged")
 _ENDS = ("finished", "failed", "interrupted")
 
@@ -352,6 +355,8 @@ class RunView:
             }
 
     def _note(self, event: Mapping[str, Any]) -> None:
+        if _TOLD_ALREADY.search(str(event["text"])):
+            return
         self.say("note", event.get("time"), str(event["text"]), level=str(event.get("level") or "info"))
 
     def _dropped(self, event: Mapping[str, Any]) -> None:

@@ -25,10 +25,17 @@ class RunStream:
     """An answer without end: an ASGI application that sends a run's changes."""
 
     def __init__(
-        self, view: RunView, refresh: Callable[[], Awaitable[object]], cursor: tuple[int, int], epoch: int
+        self,
+        view: RunView,
+        refresh: Callable[[], Awaitable[object]],
+        cursor: tuple[int, int],
+        epoch: int,
+        *,
+        is_closing: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Send what comes after `cursor` of a run whose view is brought up to date by `refresh`."""
+        """Send what comes after `cursor` of a run, whose view `refresh` brings up to date, until it `is_closing`."""
         self._view, self._refresh, self._cursor, self._epoch = view, refresh, cursor, epoch
+        self._is_closing = is_closing
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request until the reader goes."""
@@ -46,6 +53,7 @@ class RunStream:
     async def _send_all(self, send: Send, gone: "asyncio.Future[None]") -> None:
         seen, last = -1, asyncio.get_running_loop().time()
         while not gone.done():
+            is_last = self._is_closing()
             await self._refresh()
             now = asyncio.get_running_loop().time()
             if self._view.epoch != self._epoch:
@@ -58,6 +66,9 @@ class RunStream:
                 news = self._view.since(self._cursor)
                 self._cursor = tuple(news["cursor"])
                 await _send(send, f"event: news\ndata: {json.dumps(news)}\n\n".encode())
+            if is_last:
+                await send({"type": "http.response.body", "body": b"event: bye\ndata: {}\n\n", "more_body": False})
+                return
             await asyncio.wait([gone], timeout=PAUSE)
 
 

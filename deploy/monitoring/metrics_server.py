@@ -56,6 +56,12 @@ def served(registry: CollectorRegistry, address: str) -> Iterator[str]:
         thread.join()
 
 
+def exposed(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """Return a registry's metrics in the format that an `Accept` header prefers, and their content type."""
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
 class _Server(ThreadingHTTPServer):
     """Answers a few requests at a time; holds the registry."""
 
@@ -97,8 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] != "/metrics":
             self._answer(404, "text/plain; charset=utf-8", b"The metrics are at /metrics.\n")
             return
-        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-        self._answer(200, content_type, encode(self.server.registry))
+        content, content_type = exposed(self.server.registry, self.headers.get("Accept", ""))
+        self._answer(200, content_type, content)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
         """Log nothing: whoever asks chooses the words."""

@@ -1,13 +1,31 @@
-"""Which measures are shown in percent, and of which less is better, known without PyTorch."""
+"""How numbers of a measure are read, known without PyTorch."""
 
-from nufed.common.metric_looks import look_of
+SHARES = frozenset(
+    {
+        *(
+            "accuracy",
+            "balanced-accuracy",
+            "f1",
+            "auroc",
+            "average-precision",
+            "sensitivity",
+            "specificity",
+            "dice",
+            "iou",
+        ),
+        "calibration-error",
+    }
+)
+"""Measures that are shares, shown in percent."""
+
+_LOWER = frozenset({"loss", "log-loss", "brier", "calibration-error", "mae", "rmse", "deviance", "perplexity"})
 
 
 def is_share(measure: str) -> bool:
     """Return whether a measure is a share, by its name."""
-    return look_of(measure).is_share
+    return measure in SHARES or measure.rpartition("-")[0] in SHARES
 
 
 def is_lower_better(measure: str) -> bool:
     """Return whether small values are good ones, by the measure's name."""
-    return look_of(measure).better == "lower"
+    return measure in _LOWER or measure.rpartition("-")[0] in _LOWER

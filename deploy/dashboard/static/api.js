@@ -30,7 +30,7 @@ export async function enter(token) {
 
 // Follows a run; a page that nobody looks at lets its connection go, for browsers have few of them.
 export function follow(name, { cursor, epoch }, { onNews, onAgain, onState }) {
-  let source = null, ended = false, last = cursor, hiding = 0;
+  let source = null, ended = false, last = cursor, hiding = 0, pause = 2000;
   const open = () => {
     if (ended || source) return;
     const query = new URLSearchParams({ after: last.join(","), epoch });
@@ -38,15 +38,18 @@ export function follow(name, { cursor, epoch }, { onNews, onAgain, onState }) {
     source.addEventListener("news", (event) => {
       const news = JSON.parse(event.data);
       last = news.cursor;
-      onState(true);
+      pause = 2000;
+      onState("up");
       onNews(news);
     });
     source.addEventListener("again", () => { if (!ended) onAgain(); });
+    source.addEventListener("bye", () => { ended = true; close(); onState("over"); });
     source.addEventListener("error", () => {
       if (ended) return;
-      onState(false);
+      onState("lost");
       close();
-      setTimeout(open, 2000);
+      setTimeout(open, pause);
+      pause = Math.min(2 * pause, 60000);
     });
   };
   const close = () => { source?.close(); source = null; };

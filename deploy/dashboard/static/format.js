@@ -1,9 +1,11 @@
 // Numbers, sizes and times as people read them.
 
-const SHARES = new Set(["accuracy", "balanced-accuracy"]);
+let shares = new Set();
+
+export function setShares(names) { shares = new Set(names); }
 
 export function isShare(measure) {
-  return SHARES.has(measure) || (measure ?? "").startsWith("top-");
+  return shares.has(measure) || shares.has((measure ?? "").replace(/-[^-]*$/, ""));
 }
 
 export function number(value, measure) {

@@ -4,6 +4,7 @@ import { begin, enter, get, session } from "./api.js";
 import { redrawAll } from "./charts.js";
 import { el, setClass, setText } from "./dom.js";
 import { ExperimentPage } from "./experiment.js";
+import { setShares } from "./format.js";
 import { RunPage } from "./run.js";
 import { ComparePage, RunsPage } from "./runs.js";
 
@@ -14,10 +15,11 @@ let page = null;
 
 function speak(text) { setText(spoken, text); }
 
-function onLink(isUp) {
-  const isOver = page?.state && !["running", "waiting"].includes(page.state.head.status);
-  setText(link, isUp ? "" : isOver ? "The run is over; `nufed dashboard` shows it again." : "Connection lost, trying again …");
-  setClass(link, isUp ? "link-state" : "link-state lost");
+const LINKS = { up: "", lost: "Connection lost, trying again …", over: "The page's process has ended. `nufed dashboard` shows its runs." };
+
+function onLink(state) {
+  setText(link, LINKS[state]);
+  setClass(link, state === "up" ? "link-state" : `link-state ${state}`);
 }
 
 function themeOf() {
@@ -42,7 +44,7 @@ function switchTheme() {
 function show(next, start) {
   page?.close();
   page = next;
-  onLink(true);
+  onLink("up");
   content.replaceChildren(next.node);
   Promise.resolve(start()).catch((error) => {
     if (error.status === 401) { showLogin(); return; }
@@ -105,7 +107,7 @@ async function start() {
   document.getElementById("theme").addEventListener("click", switchTheme);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
   showTheme();
-  await begin();
+  setShares((await begin()).shares);
   const token = new URLSearchParams(location.hash.slice(1)).get("token");
   if (token) {
     history.replaceState(null, "", "/");
