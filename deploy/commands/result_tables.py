@@ -8,7 +8,6 @@ from rich.table import Table
 
 from nufed.common.errors import RunError
 from nufed.common.metric_looks import look_of
-from nufed.server.clients_table import CLIENTS, read_clients_csv
 from nufed.server.progress_lines import mean_of, measures_of, num_undefined, number, said, worst_said
 
 MOST_CLIENTS_SHOWN = 6
@@ -93,6 +92,8 @@ def clients_table(summary: Mapping[str, Any], folder: Path) -> tuple[list[str], 
 
     A group's mean over three hospitals may hide one whose model calls everybody ill.
     """
+    from nufed.server.clients_table import CLIENTS, read_clients_csv  # loads PyTorch, which has run by now
+
     groups, step = _groups(summary), summary["primary_step"]
     number_of_clients = sum(group["num_clients"] for group in groups.values())
     if not 0 < number_of_clients <= MOST_CLIENTS_SHOWN or not (folder / CLIENTS).is_file():
@@ -129,7 +130,7 @@ def few_line(summary: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     measure = next(iter(_groups(summary).values()))["measure"]
-    return [f"Judged on fewer than 100 examples: {', '.join(found)}; 95 % intervals of {measure} are in {CLIENTS}."]
+    return [f"Judged on fewer than 100 examples: {', '.join(found)}; 95 % intervals of {measure} are in clients.csv."]
 
 
 def _said_of_each(groups: Mapping[str, Mapping[str, Any]], step: int, measure: str) -> list[str]:

@@ -1,7 +1,6 @@
 """`nufed runs`: list, show and compare the runs that there are, and remove old ones."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ from nufed.common.untrusted import printable
 from nufed.deploy.commands.outputs import Force, check_output
 from nufed.deploy.commands.tables import print_table
 from nufed.deploy.commands.terminal import stdout_console
+from nufed.server.progress_lines import duration, number
 
 if TYPE_CHECKING:
     from nufed.deploy.runs.cleaning import Candidate
@@ -193,18 +193,7 @@ def _change(group: "GroupResult", measure: str) -> str:
     return f"{number(group.before, measure)} → {number(group.after, measure)}"
 
 
-def number(value: float | None, measure: str) -> str:
-    """Return a share in percent, any other measure in four digits; `diverged` for what is no finite number."""
-    from nufed.deploy.runs.measures import is_share
-
-    if value is None or not math.isfinite(value):
-        return "diverged"
-    return f"{100 * value:.1f} %" if is_share(measure) else f"{value:.4g}"
-
-
 def _time(run: "StoredRun") -> str:
-    from nufed.server.progress_lines import duration
-
     return "" if run.seconds is None else duration(run.seconds)
 
 

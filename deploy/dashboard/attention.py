@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from nufed.deploy.runs.measures import is_lower_better
+from nufed.common.metric_looks import look_of
 
 if TYPE_CHECKING:
     from nufed.deploy.dashboard.run_view import RunView
@@ -84,7 +84,9 @@ def _on_progress(view: "RunView") -> Iterator[dict[str, Any]]:
         yield _entry("warning", "Clients have diverged in an evaluation")
     if view.status != "running" or len(known) <= _STANDSTILL:
         return
-    best, at = min(known) if is_lower_better(view.measure) else max(known, key=lambda each: (each[0], -each[1]))
+    best, at = (
+        min(known) if look_of(view.measure).better == "lower" else max(known, key=lambda each: (each[0], -each[1]))
+    )
     later = sum(done > at for _, done in known)
     if later >= _STANDSTILL:
         yield _entry("info", f"No better for {later} evaluations: the best {view.measure} was {best:.4g}, round {at}")

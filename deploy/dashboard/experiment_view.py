@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nufed.common.json_text import parse_object, without_nan
+from nufed.common.metric_looks import look_of
 from nufed.deploy.dashboard.hidden_paths import without_folders
 from nufed.deploy.runs.catalog import CELLS, EXPERIMENT
-from nufed.deploy.runs.measures import is_lower_better
 from nufed.deploy.runs.stored import GROUPS, read_stored
 
 DONE, PLAN = "done.json", "plan.json"
@@ -121,7 +121,7 @@ def _standing(done: Mapping[str, _Cell]) -> list[dict[str, Any]]:
         without = sum(cell.ending != "complete" for cell in cells)
         rows.append({"entry": entry, "seeds": len(cells), "without_results": without, "after": means})
     measure = next((cell.measure for cell in final if cell.measure), "")
-    sign = 1.0 if is_lower_better(measure) else -1.0
+    sign = -look_of(measure).sign
     group = "new" if any(row["after"]["new"] is not None for row in rows) else "participating"
     return sorted(rows, key=lambda row: math.inf if row["after"][group] is None else sign * row["after"][group])
 

@@ -22,13 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nufed.common.config import option_descriptions
 from nufed.common.errors import LISTED
+from nufed.common.metric_looks import LOOKS
 from nufed.deploy.dashboard.access import HEADERS, Access
 from nufed.deploy.dashboard.client_rows import Wanted
 from nufed.deploy.dashboard.following import FolderFollower
 from nufed.deploy.dashboard.run_view import RunView
 from nufed.deploy.dashboard.shelf import LIVE, Shelf
 from nufed.deploy.dashboard.stream import PAUSE, RunStream, cursor_of, to_json
-from nufed.deploy.runs.measures import SHARES
 
 STATIC = Path(__file__).parent / "static"
 MOST_STREAMS = 48
@@ -100,7 +100,7 @@ class Dashboard:
                 "csrf": self.access.csrf(request),
                 "can_stop": self.stop is not None,
                 "title": self.title,
-                "shares": sorted(SHARES),
+                "shares": sorted(name for name, look in LOOKS.items() if look.is_share),
                 "live": LIVE if self.shelf.live else None,
             }
         )
