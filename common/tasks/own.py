@@ -35,7 +35,7 @@ class OwnTask:
         losses: (outputs [B, ...], targets [B, ...]) -> each example's loss [B], which depends on that example alone.
         predictions: outputs -> what a user is given.
         metrics: names of NuFed's metrics, or `module:function`, that it is judged by beside the loss.
-        primary_metric: the one that it is reported by, or `loss`.
+        primary_metric: the one of these that it is reported by, or `loss`.
         check_targets: raises an error for targets that cannot be compared with.
         output_shape: shape of one example's outputs; None where any will do.
     """
