@@ -60,7 +60,7 @@ def test_the_example_in_python_is_the_run_of_the_command_line(tmp_path, monkeypa
     groups = [names["run"].summary[group] for group in ("participating", "new")]
     shown = [[100 * group["accuracy"][step] for step in (0, 1, 5, 10)] for group in groups]
     assert shown == [pytest.approx(line[:4], abs=3) for line in printed]
-    assert len(names["run"].curves("new")) == 4 * 11 * 2
+    assert len(names["run"].curves("new")) == 4 * 11 * 6  # clients, steps, and metrics with the loss
     assert nufed.evaluate(names["mine"], *names["clients"]["factory-15"]).accuracy > 0.8
     assert names["one"].summary["new"]["accuracy"][5] == pytest.approx(0.925, abs=0.03)  # as the text says
 
