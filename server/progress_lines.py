@@ -26,12 +26,17 @@ def last_evaluation(record: Mapping[str, Any]) -> str:
     if not participating:
         return ""
     curve = mean_of(participating)
-    return f"{participating['measure']} {said(participating, 0)} → {said(participating, len(curve) - 1)}"
+    return f"{measure_of(participating)} {said(participating, 0)} → {said(participating, len(curve) - 1)}"
+
+
+def measure_of(group: Mapping[str, Any]) -> str:
+    """Return what a group of summary.json is judged by; records of others may name only its numbers."""
+    return str(group.get("measure") or ("accuracy" if group.get("accuracy") else "loss"))
 
 
 def mean_of(group: Mapping[str, Any], measure: str = "") -> list[float | None]:
     """Return the means over clients after s = 0..S steps of a metric, or of the measure of a group of summary.json."""
-    name = measure or group["measure"]
+    name = measure or measure_of(group)
     found: list[float | None] | None = group.get(name) if name in ("loss", "accuracy") else None
     return found if found is not None else list((group.get("metrics") or {}).get(f"test-{name}") or ())
 
@@ -41,27 +46,27 @@ def measures_of(group: Mapping[str, Any]) -> list[str]:
     names = [key.removeprefix("test-") for key in group.get("metrics") or {} if key.startswith("test-")]
     whole = [name for name in names if not name.rpartition("-")[2].isdigit()]
     accuracy = ["accuracy"] if group.get("accuracy") else []
-    return list(dict.fromkeys([group["measure"], *accuracy, *whole]))
+    return list(dict.fromkeys([measure_of(group), *accuracy, *whole]))
 
 
 def said(group: Mapping[str, Any], step: int, measure: str = "") -> str:
     """Return a group's mean after a step as it is shown; `undefined` where no client has such a number."""
-    name = measure or group["measure"]
+    name = measure or measure_of(group)
     return _number_of(mean_of(group, name)[step], name, group, step, any_diverged=False)
 
 
 def worst_said(group: Mapping[str, Any], step: int, measure: str = "") -> str:
     """Return the mean of a group's worst tenth after a step as it is shown; `diverged` where one client has."""
-    name = measure or group["measure"]
-    numbers = group if name == group["measure"] else (group.get("details") or {}).get(name) or {}
+    name = measure or measure_of(group)
+    numbers = group if name == measure_of(group) else (group.get("details") or {}).get(name) or {}
     curve = numbers.get("worst_decile")
     return _number_of(curve[step], name, group, step, any_diverged=True) if curve else ""
 
 
 def num_undefined(group: Mapping[str, Any], step: int, measure: str = "") -> int:
     """Return for how many of a group's clients a metric is undefined after a step."""
-    name = measure or group["measure"]
-    numbers = group if name == group["measure"] else (group.get("details") or {}).get(name) or {}
+    name = measure or measure_of(group)
+    numbers = group if name == measure_of(group) else (group.get("details") or {}).get(name) or {}
     counts = numbers.get("num_undefined")
     return int(counts[step]) if counts else 0
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from nufed.common.errors import RunError
 from nufed.common.metric_looks import look_of
-from nufed.server.progress_lines import mean_of, measures_of, num_undefined, number, said, worst_said
+from nufed.server.progress_lines import mean_of, measure_of, measures_of, num_undefined, number, said, worst_said
 
 MOST_CLIENTS_SHOWN = 6
 GROUPS = ("participating", "new")
@@ -20,7 +20,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     groups = _groups(summary)
     words = ["worst: mean of the worst tenth of the clients"]
     if any(group.get("baselines") for group in groups.values()):
-        measure = next(iter(groups.values()))["measure"]
+        measure = measure_of(next(iter(groups.values())))
         kind = "the commonest" if look_of(measure).is_share else "the commonest, or the mean,"
         words.append(f"same answer: {kind} to everything")
     if any(_all_undefined(group) for group in groups.values()):
@@ -38,7 +38,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table | None:
     if not groups:
         return None
     first = next(iter(groups.values()))
-    measure, last = first["measure"], len(mean_of(first)) - 1
+    measure, last = measure_of(first), len(mean_of(first)) - 1
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(f"test {measure}\nof clients", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
@@ -52,8 +52,8 @@ def summary_table(summary: Mapping[str, Any]) -> Table | None:
     for name, group in groups.items():
         for each in measures_of(group):
             missing = num_undefined(group, last, each)
-            size = str(group["num_clients"] - missing) if missing or each == group["measure"] else ""
-            row = [name if each == group["measure"] else f"  {each}", size]
+            size = str(group["num_clients"] - missing) if missing or each == measure_of(group) else ""
+            row = [name if each == measure_of(group) else f"  {each}", size]
             row += [said(group, step, each) for step in steps] + [worst_said(group, step, each) for step in (0, last)]
             table.add_row(*row, *([_baseline(group, each)] if with_baseline else []))
         if any(diverged := [_num_diverged(group, step, last) for step in steps]):
@@ -71,7 +71,7 @@ def turned_summary(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str
     """Return header and rows of `summary_table` for a narrow terminal: a column for each group."""
     groups = _groups(summary)
     first = next(iter(groups.values()))
-    measure, last = first["measure"], len(mean_of(first)) - 1
+    measure, last = measure_of(first), len(mean_of(first)) - 1
     rows = [["clients", *(str(group["num_clients"]) for group in groups.values())]]
     further = dict.fromkeys(name for group in groups.values() for name in measures_of(group) if name != measure)
     for step in _steps_shown(summary, last):
@@ -123,13 +123,13 @@ def few_line(summary: Mapping[str, Any]) -> list[str]:
     """Return a line on how sure the clients' numbers are that were found on few test examples; none without any."""
     found = []
     for name, group in _groups(summary).items():
-        if few := (group.get("intervals") or {}).get(group["measure"]):
-            width, measure = few["half_width"], group["measure"]
+        if few := (group.get("intervals") or {}).get(measure_of(group)):
+            width, measure = few["half_width"], measure_of(group)
             reach = f"{100 * width:.0f} points" if look_of(measure).is_share else f"{width:.2g}"
             found.append(f"{few['num_clients']} {name} (± {reach})")
     if not found:
         return []
-    measure = next(iter(_groups(summary).values()))["measure"]
+    measure = measure_of(next(iter(_groups(summary).values())))
     return [f"Judged on fewer than 100 examples: {', '.join(found)}; 95 % intervals of {measure} are in clients.csv."]
 
 
