@@ -36,7 +36,7 @@ EVALUATED = {
     "round": 10,
     "problems": {},
     "seconds": 0.5,
-    "evaluation": {"participating": {"accuracy": CURVE, "loss": CURVE}},
+    "evaluation": {"participating": {"measure": "accuracy", "accuracy": CURVE, "loss": CURVE}},
 }
 PLAIN = {**EVALUATED, "round": 11, "evaluation": None, "problems": {"client-004": "array 'w' contains NaN"}}
 FOLDER = Path("runs/trial")
@@ -118,7 +118,7 @@ def test_replies_that_were_not_used_are_counted_at_the_end():
 
 
 def test_regression_is_shown_as_loss_and_a_diverged_number_by_that_word():
-    record = {"evaluation": {"participating": {"accuracy": None, "loss": [1.23456, None]}}}
+    record = {"evaluation": {"participating": {"measure": "loss", "accuracy": None, "loss": [1.23456, None]}}}
 
     assert last_evaluation(record) == "loss 1.235 → diverged"
 
