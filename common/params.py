@@ -10,12 +10,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from nufed.common.rng import GLOBAL_STATE
+
 Params = dict[str, Tensor]
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the model's own parameters that require gradients, by name, in the model's order."""
-    return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    """Return the model's own parameters that require gradients, by name, in the model's order.
+
+    Another thread may be computing with other parameters in their places (`nufed.common.task.with_params`): it is
+    waited for.
+    """
+    with GLOBAL_STATE:
+        return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
 
 
 def model_params(model: nn.Module) -> Params:

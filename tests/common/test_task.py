@@ -1,6 +1,8 @@
 """Losses: the model with other parameters, and nothing left behind in it."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from nufed.common.examples import Batch, TaskInfo
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.meta_gradient import MetaBatches
 from nufed.common.meta.proximal import proximal_loss
-from nufed.common.params import leaves, model_params
+from nufed.common.params import leaves, model_params, trained_parameters
 from nufed.common.rng import seeded_torch, torch_generator
 from nufed.common.steps.differentiate import value_and_gradient
 from nufed.common.task import judged_by_all, make_loss, with_params
@@ -129,6 +131,33 @@ def test_threads_that_share_a_model_do_not_see_each_others_parameters_or_masks()
         turns = list(pool.map(lambda i: value_and_gradient(loss, points[i % 4], masked[i % 4])[0], range(400)))
 
     assert all(torch.equal(value, alone[i % 4]) for i, value in enumerate(turns))
+
+
+def test_a_thread_that_asks_for_the_models_parameters_waits_while_others_are_in_their_places():
+    """Clients of one process share a model; what a model's trained parameters are does not depend on the others."""
+    inside, asked = Event(), Event()
+
+    class Slow(nn.Linear):
+        def forward(self, inputs):
+            inside.set()
+            asked.wait(0.3)  # long enough for the other thread to look, if it may
+            return super().forward(inputs)
+
+    model = Slow(3, 2)
+    loss = make_loss(model, TaskInfo("classification", (3,), 2))
+    others = {name: torch.zeros_like(tensor) for name, tensor in model_params(model).items()}
+    batch = Batch(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))
+
+    with ThreadPoolExecutor(1) as pool:
+        computed = pool.submit(loss, others, batch)
+        assert inside.wait(10)
+        seen = trained_parameters(model)
+        asked.set()
+
+    assert computed.result().item() == pytest.approx(math.log(2))
+    assert {name: id(tensor) for name, tensor in seen.items()} == {
+        name: id(tensor) for name, tensor in model.named_parameters()
+    }
 
 
 class Shifted(nn.Module):
