@@ -22,6 +22,11 @@ SAID = {
     "torch_dataset": r"15 rounds, complete; participating accuracy",
     "hospitals_from_csv": r"ν = 3\s+new\s+1",
     "hugging_face": r"writer-5\s+new",
+    "multi_label": r"at new hospitals: 0\.[67]\d before, 0\.8\d after",
+    "segmentation": r"at new laboratories: 0\.[4-6]\d before, 0\.9\d after",
+    "counts": r"at new stations: 1\.[67]\d bicycles before, 1\.[345]\d after",
+    "variable_length": r"new accuracy [45]\d\.\d % → 9\d",
+    "own_task": r"new concordance 0\.7\d+ → 0\.[78]",
     "new_site": r"after five steps on 40 images: accuracy [89]",
 }
 
