@@ -95,4 +95,6 @@ def nearest_match_hint(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = get_close_matches(name, known, n=1)
     guess = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{guess} Known: {', '.join(known)}." if len(known) <= LISTED else guess
+    # A mark of punctuation alone would not be told from the commas of the list.
+    shown = ", ".join(name if any(map(str.isalnum, name)) else repr(name) for name in known)
+    return f"{guess} Known: {shown}." if len(known) <= LISTED else guess

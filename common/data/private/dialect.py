@@ -4,8 +4,9 @@ sep=;            the separator of fields (`tab` for a tab); encoding=latin-1: of
 decimal=,        the mark before a number's decimals; thousands=.: the mark between its groups of three digits
                  (`space` for blanks of any width), which may be left out but not misplaced
 skip=2           lines before the header; header=none: there is none, and the columns are called 1, 2, 3 …
-bad=drop         leaves rows out that cannot be read, and logs how many: another number of fields than the header, text
-                 where a number is declared. A name that is read and not declared is refused all the same.
+bad=drop         leaves rows out that cannot be read, and logs how many: another number of fields than the header,
+                 misplaced quotes, text where a number is declared. A name that is read and not declared is refused all
+                 the same.
 """
 
 import codecs
@@ -109,7 +110,7 @@ def read_dialect(spec: PrivateSpec) -> Dialect:
 
 def _numerals(spec: PrivateSpec) -> Numerals:
     decimal = spec.choice("decimal", (".", ","), ".")
-    thousands = spec.choice("thousands", ("", *_MARKS), "")
+    thousands = spec.choice("thousands", tuple(_MARKS), "") if "thousands" in spec.options else ""
     if decimal == thousands:
         raise ConfigError(
             f"--data: decimal={decimal} and thousands={thousands} are one mark, so that no number could be read. Leave "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from nufed.common.data.private.dialect import Dialect, read_dialect
 from nufed.common.data.private.rows import listed, refusal
 from nufed.common.data.private.spec import PrivateSpec
 from nufed.common.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import _csv
 
 _CELLS_AT_ONCE = 2**18
 """As texts, which take ten times the memory of the numbers that they become."""
@@ -81,16 +84,49 @@ def _open_csv(spec: PrivateSpec) -> Iterator[TableFile]:
         for _ in range(dialect.skip):
             file.readline()
         lines = csv.reader(file, delimiter=dialect.separator, skipinitialspace=True, strict=True)
-        rows: Iterator[list[str]] = (line for line in lines if line)
-        first = next(rows, None)
+        first = next(_csv_rows(lines, dialect.skip, drops_bad=False), None)
         if first is None:
-            raise refusal(DataError, "expected a table with a header line, but the file is empty; check --data")
+            raise refusal(
+                DataError,
+                "expected a table with a header line, but "
+                + ("the file has no further line behind those of skip=" if dialect.skip else "the file is empty")
+                + "; check --data",
+            )
+        rows = _csv_rows(lines, dialect.skip, drops_bad=dialect.drops_bad)
+        if len(first) > 1:
+            rows = filter([""].__ne__, rows)  # lines of blanks alone
         # The byte-order mark of an encoding that does not take it for one.
         first[0] = first[0].removeprefix("\ufeff")
         header = first
         if not dialect.has_header:
             header, rows = [str(number) for number in range(1, len(first) + 1)], itertools.chain([first], rows)
         yield _named(header, lambda wanted: _csv_parts(rows, len(header), wanted, dialect), spec, dialect)
+
+
+def _csv_rows(lines: "_csv._reader", skipped: int, *, drops_bad: bool) -> Iterator[list[str]]:
+    """Give the rows that are not empty; with `drops_bad`, one without fields for each line that cannot be read."""
+    done = lines.line_num
+    while True:
+        try:
+            for row in lines:
+                done = lines.line_num
+                if row:
+                    yield row
+        except csv.Error as error:
+            if not drops_bad:
+                raise refusal(
+                    DataError,
+                    "expected a csv file, but a row cannot be read: it has a quote inside a quoted field, one that is "
+                    "not closed, or a field that is too long; correct the file, or sep= of --data, or leave such rows "
+                    "out with bad=drop",
+                    "%s in what begins in line %d",
+                    error,
+                    skipped + done + 1,
+                ) from error
+            yield from itertools.repeat([], lines.line_num - done)
+            done = lines.line_num
+        else:
+            return
 
 
 def _csv_parts(rows: Iterator[list[str]], width: int, wanted: Sequence[int], dialect: Dialect) -> Iterator[Part]:

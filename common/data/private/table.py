@@ -254,8 +254,8 @@ def _tell_dropped(num_rows: int, num_short: int, num_unreadable: int) -> None:
             DataError, f"expected rows that can be read, but bad=drop leaves none of {num_rows}; check --data"
         )
     tell_here(
-        "bad=drop leaves out %d of %d rows, which cannot be read: %d have another number of fields than the header, %d "
-        "have something else where a number is declared",
+        "bad=drop leaves out %d of %d rows, which cannot be read: %d have another number of fields than the header or "
+        "misplaced quotes, %d have something else where a number is declared",
         num_short + num_unreadable,
         num_rows,
         num_short,

@@ -129,7 +129,7 @@ def test_missing_markers_and_names_are_read_as_the_file_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("&decimal=x", "decimal='x' is unknown"),
+        ("&decimal=x", "decimal='x' is unknown. Known: ',', '.'."),
         ("&decimal=,&thousands=,", "one mark"),
         ("&thousands=xx", "thousands='xx' is unknown"),
         ("&encoding=klingon", "encoding='klingon' is unknown.*latin-1"),
@@ -163,6 +163,22 @@ def test_bad_rows_are_left_out_and_counted(tmp_path, caplog):
         load(broken, folder=tmp_path)
     with pytest.raises(DataError, match="run's classes"):
         load(PLAIN + "1,f,vielleicht\n", "&bad=drop", folder=tmp_path)
+
+
+def test_misplaced_quotes_are_bad_rows(tmp_path, caplog):
+    """Of so many lines; a cell's quoted line break and lines of blanks are none."""
+    quoted = PLAIN.replace("0.25,m,ja", '0.25,m,"ja\n"\n   ')
+    broken = quoted + '1,"f"f,ja\n1,f,"ja\n5,m,ja\n'
+
+    client = load("a\nb\n" + broken, "&bad=drop&skip=2", folder=tmp_path)
+
+    assert rows(client) == rows(load(PLAIN, folder=tmp_path)) == rows(load(quoted, folder=tmp_path))
+    assert "leaves out 3 of 7 rows, which cannot be read: 3 have" in caplog.text
+    with pytest.raises(DataError, match=r"not closed.*bad=drop"):
+        load("a\nb\n" + broken, "&skip=2", folder=tmp_path)
+    assert "in what begins in line 10" in caplog.text
+    with pytest.raises(DataError, match="no further line behind those of skip="):
+        load(PLAIN, "&skip=20", folder=tmp_path)
 
 
 def test_rows_keep_their_numbers_where_others_are_left_out(tmp_path):
