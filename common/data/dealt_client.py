@@ -121,7 +121,10 @@ def too_small(dealt: DealtClient) -> str:
     said = None if division is None or division.parts is None else division.parts[dealt.rows]
     num_test = len(dealt.test_rows) if said is None else int((said == PARTS.index("test")).sum())
     if dealt.test_table is not None or said is not None:
-        num_training = len(dealt.rows) - (0 if said is None else num_test)
+        num_training = len(dealt.rows)
+        if said is not None:
+            named = ("support", "validation") if dealt.group == "new" else ("support",)
+            num_training = int(np.isin(said, [PARTS.index(name) for name in named]).sum())
         if num_training and num_test:
             return ""
         return f"has {num_training} training and {num_test} test examples and needs at least 1 of each"

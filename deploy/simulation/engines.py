@@ -84,7 +84,7 @@ def _settled(config: RunConfig, options: ServerOptions) -> tuple[RunConfig, Serv
     options.events.say("what the data are (names, categories, classes, means) is written into the run's config.json")
     if not awaits_statistics(config.data):
         return config, options
-    gathered = GatheredStatistics(statistics_shape(config.data), site_statistics_of(config))
+    gathered = GatheredStatistics(statistics_shape(config.data), dict(sorted(site_statistics_of(config).items())))
     return scaled_by(StatisticsReport.of(gathered), config, options)
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import nufed as library
 from nufed.client.personal_model import hash_params, load_personal_model
+from nufed.common.config import RunConfig
 from nufed.common.errors import DataError
 from nufed.deploy.commands.cli import main
 from nufed.server.run_folder import load_model
@@ -13,6 +15,8 @@ from tests.system.processes import address_of, nufed, processes, round_records, 
 pytestmark = pytest.mark.system
 
 OPTIONS = """
+seed = 1  # by which a simulation of the same sites makes site-2 the new one
+
 [data]
 source = "private"
 feature-names = "age,sex"
@@ -51,7 +55,7 @@ def client(tmp_path, address, index, *more):
 
 
 def test_every_client_ends_with_its_own_model(tmp_path):
-    """It is what `nufed personalize` makes of the run's model offline, and the new client never trained."""
+    """As in a simulation, to the bit; it is what `nufed personalize` makes offline; the new client never trained."""
     for index in range(3):
         write_table(tmp_path / f"{index}.csv", index)
     with processes(tmp_path) as start:
@@ -74,6 +78,18 @@ def test_every_client_ends_with_its_own_model(tmp_path):
     assert len({hash_params(model.params) for model in personal}) == 3
     assert all(model.after.loss < model.before.loss for model in personal)
     assert (tmp_path / "offline.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+    rehearsed = rehearsal(folder, tmp_path)
+    assert hash_params(load_model(rehearsed)[0]) == hash_params(load_model(folder)[0])
+    assert (rehearsed / "clients.csv").read_bytes() == (folder / "clients.csv").read_bytes()
+
+
+def rehearsal(folder, tmp_path):
+    """Return the folder of a simulation with the deployed run's options and a table of all its clients, mixed up."""
+    tables = [pd.read_csv(tmp_path / f"{index}.csv").assign(site=f"site-{index}") for index in range(3)]
+    pd.concat(tables).sample(frac=1, random_state=0).to_csv(tmp_path / "all.csv", index=False)
+    source = f"csv:{tmp_path}/all.csv?label=y&scale=local&user=site"
+    config = RunConfig.load(folder / "config.json").updated({"data.source": source})
+    return library.simulate(config=config, out=tmp_path / "rehearsed", progress=False).path
 
 
 def test_a_client_with_other_data_is_turned_away_and_named_while_the_server_waits(tmp_path):

@@ -22,7 +22,7 @@ from nufed.common.data.private.spec import PrivateSpec
 from nufed.common.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    import _csv
+    from _csv import Reader
 
 _CELLS_AT_ONCE = 2**18
 """As texts, which take ten times the memory of the numbers that they become."""
@@ -103,7 +103,7 @@ def _open_csv(spec: PrivateSpec) -> Iterator[TableFile]:
         yield _named(header, lambda wanted: _csv_parts(rows, len(header), wanted, dialect), spec, dialect)
 
 
-def _csv_rows(lines: "_csv._reader", skipped: int, *, drops_bad: bool) -> Iterator[list[str]]:
+def _csv_rows(lines: "Reader", skipped: int, *, drops_bad: bool) -> Iterator[list[str]]:
     """Give the rows that are not empty; with `drops_bad`, one without fields for each line that cannot be read."""
     done = lines.line_num
     while True:

@@ -215,6 +215,10 @@ def test_what_a_split_column_cannot_be(frame, tmp_path):
         load(write("csv", frame.replace({"part": {"validation": "dev"}}), tmp_path) + "&split=part")
     with pytest.raises(DataError, match="0 test examples"):
         load(write("csv", frame.assign(part="train"), tmp_path) + "&split=part")
+    untrained = write("csv", frame.replace({"part": {"train": "validation"}}), tmp_path) + "&split=part"
+    with pytest.raises(DataError, match="0 training and 60 test examples"):
+        load(untrained)
+    assert len(load(untrained, group="new").support) == 240
     with pytest.raises(ConfigError, match=r"test=.*Leave one"):
         load(write("csv", frame, tmp_path) + f"&split=part&test={tmp_path}/t.csv")
 
