@@ -40,6 +40,8 @@ TABLE = {
 }
 UNNAMED = {**TABLE, "data.feature-names": "", "data.categories": "", "data.input-shape": "2"}
 VALUES = {**UNNAMED, "data.class-names": "", "data.task": "regression", "data.num-outputs": 1}
+MASKS = {**UNNAMED, "data.task": "segmentation", "data.target-shape": "2"}
+NAMED = {**UNNAMED, "data.input-shape": "a:2;b:1:integer"}
 IMAGES = {**UNNAMED, "data.input-shape": "1,4,4", "data.class-names": "3,yes"}
 GOOD = "a,b,ann-smith\n1,x,no\n2,y,yes\n3,x,no\n4,y,yes\n"
 LABEL = "?label=ann-smith"
@@ -252,6 +254,11 @@ CASES = {
     "a label of text": npz(x=X, y=np.array(["no", "ann-smith"] * 3)),
     "another shape": npz(x=np.ones((6, 3)), y=Y),
     "values for classes": npz(x=X, y=Y * 0.5),
+    "a table for masks": csv(run=MASKS),
+    "masks of another shape": npz(x=X, y=np.stack([Y, Y, Y], 1), run=MASKS),
+    "one array for several": npz(x=X, y=Y, run=NAMED),
+    "other names of inputs": function("return {'a': x, 'ann_smith': y}, y", run=NAMED),
+    "names of inputs where there is one": function("return {'a': {'ann_smith_2': x}, 'ann_smith': y}, y"),
     "missing inputs": npz(x=X * np.nan, y=Y, feature_names=np.array(["ann-smith", "b"])),
     "no such function": function("pass", name="ann_smith_2"),
     "no such module": spec("python:ann_smith:ann_smith"),
@@ -297,6 +304,8 @@ ELSEWHERE = {
         "declared_columns",
         "declared_scaling",
         "_input_shape",
+        "_input_form",
+        "_target_shape",
         "_outputs",
         "_numbers",
     ),

@@ -5,7 +5,7 @@ What was found (values, names of columns, folders and users, positions, paths) i
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from nufed.common.data.private.task import Column
 from nufed.common.data.task_of_arrays import INFERRED
 from nufed.common.errors import LISTED, DataError, NufedError
 from nufed.common.examples import InputSpec, TaskInfo, TensorSpec
-from nufed.common.input_forms import described_inputs
+from nufed.common.input_forms import described_inputs, is_named
 from nufed.common.tasks import find_task
 
 _log = logging.getLogger("nufed.private")
@@ -136,12 +136,34 @@ def _check_forms(inputs: ArrayTree, task: TaskInfo) -> None:
     wanted = task.input_spec or TensorSpec(task.input_shape)
     found = spec_of(inputs, keep_integers=True) or TensorSpec(inputs.shape[1:])
     if _loosely(found) != _loosely(wanted):
-        described = described_inputs(replace(task, input_spec=found))
+        told = described_inputs(replace(task, input_spec=_renamed(found, _names_in(wanted))))
         raise refusal(
             DataError,
-            f"expected inputs {described_inputs(task)}, as the run has them, but got {described}; bring the data to "
-            "that form",
+            f"expected inputs {described_inputs(task)}, as the run has them, but got {told}; bring the data to that "
+            "form",
+            "the inputs are %s",
+            described_inputs(replace(task, input_spec=found)),
         )
+
+
+def _names_in(spec: InputSpec) -> set[str]:
+    if isinstance(spec, TensorSpec):
+        return set()
+    if not is_named(spec):
+        return set().union(*map(_names_in, spec))
+    return {name for name, _ in spec}.union(*(_names_in(part) for _, part in spec))
+
+
+def _renamed(spec: InputSpec, known: Collection[str]) -> InputSpec:
+    """Return a form in which inputs that the run does not name have a number in the place of their name."""
+    if isinstance(spec, TensorSpec):
+        return spec
+    if not is_named(spec):
+        return tuple(_renamed(part, known) for part in spec)
+    return tuple(
+        (name if name in known else f"input {number}", _renamed(part, known))
+        for number, (name, part) in enumerate(spec, start=1)
+    )
 
 
 def _loosely(spec: InputSpec) -> InputSpec:
