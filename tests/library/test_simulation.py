@@ -154,7 +154,7 @@ def test_a_federation_with_its_own_splits_keeps_them():
     config = nufed.DataConfig(source="sinusoid", num_clients=3, num_new_clients=2)
     federation = load_federation(config, seed=5, dtype=torch.float32, settings=Settings())
 
-    given = nufed.simulate(federation, seed=5, **FEW, **QUIET)
+    given = nufed.simulate(federation, target_scale="none", seed=5, **FEW, **QUIET)  # as this source's are by default
     named = nufed.simulate("sinusoid", num_clients=3, num_new_clients=2, seed=5, **FEW, **QUIET)
 
     assert same_model(given, named)
@@ -186,7 +186,7 @@ def test_progress_is_shown_on_a_terminal_and_can_be_turned_off(monkeypatch, caps
         ({"method": "fedavgg"}, nufed.ConfigError, "Did you mean 'fedavg'"),
         ({"dataset": [1, 2]}, nufed.DataError, "expected a dict from client name .* but got list"),
         ({"dataset": {}}, nufed.DataError, "expected clients to train on, but the dataset has 0"),
-        ({"dataset": {"a": (1, 2, 3)}}, nufed.DataError, "client 'a' to be a pair .* but got tuple"),
+        ({"dataset": {"a": (1, 2, 3, 4)}}, nufed.DataError, "client 'a' to be a pair .* but got tuple"),
         ({"dataset": {"a": ([[1.0]], [0])}}, nufed.DataError, "client 'a' to have at least 2 examples"),
         ({"dataset": "digit"}, nufed.ConfigError, "Did you mean 'digits'"),
         ({"dataset": "digits", "new_clients": ["a"]}, nufed.ConfigError, "give num_new_clients instead"),

@@ -47,7 +47,8 @@ def runs():
 
 def test_every_engine_draws_the_same_curves_and_all_examples_give_the_usual_one(runs):
     local, cohort = runs["local"].shots, runs["cohort"].shots
-    usual = runs["local"].curves().query("split == 'test'").set_index(["client", "metric", "step"])["value"]
+    curves = runs["local"].curves().query("split == 'test' and metric in ['accuracy', 'loss']")  # no constant answer's
+    usual = curves.set_index(["client", "metric", "step"])["value"]
 
     assert len(local) == 6 * 3 * 2 * 4  # clients, numbers of examples, metrics, steps
     np.testing.assert_allclose(local["value"], cohort["value"], rtol=1e-4, atol=1e-5)

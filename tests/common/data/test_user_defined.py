@@ -164,7 +164,7 @@ NAN = np.where(np.arange(18).reshape(6, 3) == 4, np.nan, X)
     [
         (None, "Federation, or a dict .* got NoneType"),
         ({}, "dict of clients that is not empty, but got an empty one"),
-        ({"a": (X, Y), "b": X}, r"client 'b' to be a pair \(inputs, targets\), but got ndarray"),
+        ({"a": (X, Y), "b": X}, r"client 'b' to be a pair \(inputs, targets\), or .*groups\), but got ndarray"),
         ({"a": (X, Y), "b": (X, Y[:5])}, "client 'b' to have as many targets as inputs, but got 5 and 6"),
         ({"a": (X, Y), "b": (X[:1], Y[:1])}, "client 'b' to have at least 2 examples, .* has 1"),
         ({"a": (X, Y), "b": (X[:0], Y[:0])}, "client 'b' to have at least 2 examples, .* has 0"),
