@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _LARGEST = 2**24
 """Bytes that a file of options may have; /dev/zero has no end."""
@@ -20,7 +20,17 @@ def read_options_text(path: Path) -> str:
         ValueError: it is no UTF-8 text, or has more bytes than any file of options.
     """
     with path.open("rb") as file:
-        content = file.read(_LARGEST + 1)
+        return options_text(file)
+
+
+def options_text(file: BinaryIO) -> str:
+    """Return the text of an open file as `read_options_text` does.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8 text, or has more bytes than any file of options.
+    """
+    content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise ValueError(f"it has more than {_LARGEST // 2**20} MiB")
     try:

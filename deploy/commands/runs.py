@@ -175,7 +175,8 @@ def _root(folder: Path | None) -> Path:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(without_nan(value), indent=2, allow_nan=False, ensure_ascii=False))
+    text = json.dumps(without_nan(value), indent=2, allow_nan=False, ensure_ascii=False)
+    typer.echo(text.encode(errors="backslashreplace").decode())
 
 
 def _row(run: "StoredRun") -> list[str]:
@@ -214,9 +215,12 @@ def _described(run: "StoredRun") -> Iterator[str]:
     yield printable(f"{run.rounds} of {run.num_rounds} rounds{took}{begun}{f', {run.engine}' if run.engine else ''}")
     costs, problems = run.summary.get("costs"), run.summary.get("problems")
     if isinstance(costs, Mapping):
-        yield f"{num_bytes(costs.get('bytes_up') or 0)} up, {num_bytes(costs.get('bytes_down') or 0)} down"
+        up, down = (
+            value if isinstance(value := costs.get(f"bytes_{way}"), int | float) else 0 for way in ("up", "down")
+        )
+        yield f"{num_bytes(up)} up, {num_bytes(down)} down"
     if isinstance(problems, Mapping) and any(problems.values()):
-        yield "replies not used: " + ", ".join(f"{count} {name}" for name, count in problems.items() if count)
+        yield "replies not used: " + printable(", ".join(f"{n} {name}" for name, n in problems.items() if n))
 
 
 def _curve_row(name: str, group: "GroupResult", measure: str) -> list[str]:

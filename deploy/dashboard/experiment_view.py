@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nufed.common.json_text import parse_object, without_nan
+from nufed.common.json_text import options_text, parse_object, without_nan
 from nufed.common.metric_looks import look_of
+from nufed.common.regular_file import open_regular
 from nufed.deploy.dashboard.hidden_paths import without_folders
 from nufed.deploy.runs.catalog import CELLS, EXPERIMENT
 from nufed.deploy.runs.stored import GROUPS, read_stored
@@ -146,6 +147,7 @@ def _seconds_left(plan: Mapping[str, Any], done: int, left: int) -> float | None
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return parse_object(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return parse_object(options_text(file))
     except (OSError, ValueError):
         return {}

@@ -1,13 +1,16 @@
 """A run's folder as a page shows it: of its events.jsonl, or of an older run's metrics.jsonl; also while they grow."""
 
 import csv
-import json
+import io
 import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nufed.common.json_text import parse_object
+from nufed.common.regular_file import open_regular
+from nufed.deploy.dashboard.foreign_records import sound_record
 from nufed.deploy.dashboard.hidden_paths import shareable_options
 from nufed.deploy.dashboard.run_view import RunView
 from nufed.deploy.runs.stored import GROUPS, METRICS, StoredRun, read_stored
@@ -83,7 +86,7 @@ class FolderFollower:
 
     def _read_on(self) -> None:
         try:
-            with (self.folder / self._log).open("rb") as file:
+            with open_regular(self.folder / self._log) as file:
                 file.seek(self._position)
                 while chunk := file.read(_AT_ONCE):
                     self._position += len(chunk)
@@ -97,10 +100,8 @@ class FolderFollower:
 
     def _take(self, line: bytes) -> None:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(record, dict):
+            record = sound_record(parse_object(line))
+        except ValueError:
             return
         if self._log == EVENTS:
             self._target.take(record)
@@ -140,7 +141,7 @@ class FolderFollower:
                 view.ended = view.ended or view.last_event
             for name, row in _final_scores(self.folder / CLIENTS, view.measure):
                 client = view.client(name)
-                client.group, client.num_examples = row["group"], int(row["num_support"] or 0)
+                client.group, client.num_examples = row["group"], row["num_support"]
                 client.before, client.after = row["before"], row["after"]
 
 
@@ -148,14 +149,20 @@ def _final_scores(path: Path, measure: str) -> Iterator[tuple[str, dict[str, Any
     """Yield each client's name with its group and scores before and after fine-tuning, of clients.csv."""
     prefix = measure.replace("-", "_")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             columns = [name for name in rows.fieldnames or () if name.rpartition("_")[0] == prefix]
             for row in rows:
                 scores = [float(row[name]) if row[name] else None for name in columns] or [None]
-                yield row["client_id"], {
-                    "group": row["group"], "num_support": row["num_support"], "before": scores[0], "after": scores[-1],
-                }  # fmt: skip
+                yield (
+                    row["client_id"],
+                    {
+                        "group": row["group"],
+                        "num_support": int(row["num_support"] or 0),
+                        "before": scores[0],
+                        "after": scores[-1],
+                    },
+                )
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return
 

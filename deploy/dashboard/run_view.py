@@ -15,6 +15,7 @@ from nufed.common.json_text import without_nan
 from nufed.common.untrusted import printable
 from nufed.deploy.dashboard.client_rows import ClientRow, Wanted, page_of
 from nufed.deploy.dashboard.decimation import kept_indices
+from nufed.deploy.dashboard.foreign_records import sound_curve, sound_scores
 from nufed.deploy.dashboard.hidden_paths import shareable_options, without_folders
 from nufed.deploy.runs.stored import primary_curve
 
@@ -72,7 +73,7 @@ class RunView:
         with self.lock:
             try:
                 handler(self, event)
-            except (KeyError, TypeError, ValueError, AttributeError):
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
                 return
             self.version += 1
             self.last_event = event.get("time") or self.last_event
@@ -80,12 +81,12 @@ class RunView:
     def trained(self, record: Mapping[str, Any]) -> None:
         """Add a line of metrics.jsonl: a round, with what its clients say; a line that is no round changes nothing."""
         with self.lock:
-            for name, metrics in (record.get("clients") or {}).items():
-                row = self.clients.get(name) or self.client(name)
+            for name, metrics in _mapping(record.get("clients")).items():
+                row, known = self.clients.get(name) or self.client(name), sound_scores(metrics)
                 row.rounds += 1
-                row.train_seconds, row.loss, row.failed_in_a_row = metrics.get("seconds"), metrics.get("loss"), 0
+                row.train_seconds, row.loss, row.failed_in_a_row = known.get("seconds"), known.get("loss"), 0
             self.clients_version += 1
-            for name, reason in (record.get("problems") or {}).items():
+            for name, reason in _mapping(record.get("problems")).items():
                 self.take(
                     {"event": "rejected", "client": name, "phase": "training", "round": record.get("round"),
                      "outcome": "not used", "reason": reason}
@@ -326,8 +327,8 @@ class RunView:
         for name, scores in (event.get("clients") or {}).items():
             row = self.client(str(name))
             row.group = str(scores.get("group") or row.group)
-            row.before = (scores.get("before") or {}).get(self.measure)
-            row.after = (scores.get("after") or {}).get(self.measure)
+            row.before = sound_scores(scores.get("before")).get(self.measure)
+            row.after = sound_scores(scores.get("after")).get(self.measure)
         what = "final evaluation" if event.get("final") else "evaluation"
         self.say("evaluation", event.get("time"), f"{what} after round {event['round']}")
 
@@ -338,7 +339,7 @@ class RunView:
             if not group:
                 continue
             self.measure = self.measure or str(group["measure"])
-            curve = without_nan(primary_curve(group))
+            curve = sound_curve(primary_curve(group))
             at = min(self.step, len(curve) - 1)
             known["groups"][name] = {
                 "before": curve[0], "after": curve[at], "last": curve[-1], "num_clients": group["num_clients"],
@@ -373,6 +374,10 @@ class RunView:
         level = "info" if self.status == "complete" else "warning"
         why = f": {self.reason}" if self.reason else ""
         self.say(str(event["event"]), event.get("time"), f"the run is over, {self.status}{why}", level=level)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 _HANDLERS: dict[str, Callable[[RunView, Mapping[str, Any]], None]] = {

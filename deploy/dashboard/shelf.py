@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nufed.common.errors import RunError
+from nufed.common.untrusted import printable
 from nufed.deploy.dashboard.experiment_view import ExperimentView
 from nufed.deploy.dashboard.following import FolderFollower
 from nufed.deploy.dashboard.hidden_paths import shareable_options, without_folders
@@ -151,7 +152,7 @@ def _shown(run: StoredRun) -> dict[str, Any]:
     return {
         **values,
         "data": data,
-        "reason": without_folders(str(reason)),
+        "reason": without_folders(printable(str(reason))),
         "damage": without_folders(values["damage"] or ""),
         "model": run.options.get("model.name"),
     }

@@ -16,9 +16,12 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _NAME = re.compile(r"\d{8}-\d{6}-[A-Za-z0-9._-]+")
 _OURS = {
     *("config.json", "environment.json", "metrics.jsonl", "events.jsonl", "checkpoint.safetensors", "clients.csv"),
-    *("model.safetensors", "summary.json", "curves.png", "report.html"),
+    *("model.safetensors", "summary.json", "curves.png", "report.html", "shots.csv", "shots.png", "tracking.json"),
+    *("statistics.csv", "statistics.json"),
 }
 """What a run and `nufed report` leave in a run's folder; a folder with anything else holds work of somebody's."""
+_BOARD, _RECORD = "tensorboard", "events.out.tfevents."
+"""The folder of `--track tensorboard`, and what the names of its files begin with."""
 _PARTIAL = re.compile(r"\..+\.\d+\.part")
 
 
@@ -94,9 +97,18 @@ def _candidate(folder: Path, now: float, *, is_held: bool = False) -> Candidate:
         stats = [each.lstat() for each in entries]
         age = now - max(stat.st_mtime for stat in [folder.lstat(), *stats])
         kept = _kept(folder, entries, is_held=is_held)
+        board = folder / _BOARD
+        stats += [each.lstat() for each in board.iterdir()] if not kept and board.is_dir() else []
         return Candidate(folder, age, sum(stat.st_size for stat in stats), kept)
     except OSError as error:
         return Candidate(folder, float("inf"), 0, f"it cannot be read ({error.strerror})")
+
+
+def _is_board(path: Path) -> bool:
+    """Return whether it is the folder of TensorBoard's record, with nothing else in it."""
+    if path.name != _BOARD or path.is_symlink() or not path.is_dir():
+        return False
+    return all(each.name.startswith(_RECORD) and each.is_file() and not each.is_symlink() for each in path.iterdir())
 
 
 def _kept(folder: Path, entries: list[Path], *, is_held: bool) -> str:
@@ -107,10 +119,11 @@ def _kept(folder: Path, entries: list[Path], *, is_held: bool) -> str:
         return "its name is not one that a run makes"
     if not (folder / CONFIG).is_file():
         return f"it has no {CONFIG}"
-    others = sorted(path.name for path in entries if path.name not in _OURS and not _PARTIAL.fullmatch(path.name))
+    files = [path for path in entries if not _is_board(path)]
+    others = sorted(path.name for path in files if path.name not in _OURS and not _PARTIAL.fullmatch(path.name))
     if others:
-        return f"it holds {others[0]}, which no run has left"
-    if any(path.is_symlink() or not path.is_file() for path in entries):
+        return f"it holds {others[0]}, which is not of the run alone"
+    if any(path.is_symlink() or not path.is_file() for path in files):
         return "it holds links or folders"
     writer = "nobody" if is_held else writer_of(folder)
     if writer == "somebody":

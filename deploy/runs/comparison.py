@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nufed.common.json_text import parse_object
-from nufed.deploy.runs.stored import METRICS, StoredRun, group_results
+from nufed.common.regular_file import open_regular
+from nufed.deploy.runs.stored import LONGEST_LINE, METRICS, StoredRun, group_results
 
 _ABOUT_NAMES = ("name",)
 """Options that decide no numbers."""
@@ -31,8 +32,8 @@ def progress(run: StoredRun) -> dict[str, list[Point]]:
     """
     points: dict[str, dict[int, Point]] = {}
     try:
-        with (run.folder / METRICS).open("rb") as log:
-            for line in log:
+        with open_regular(run.folder / METRICS) as log:
+            while line := log.readline(LONGEST_LINE):
                 if b'"evaluation": null' in line[-200:]:
                     continue
                 record = parse_object(line)

@@ -5,13 +5,15 @@ be read makes a run that says so, never an error.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from nufed.common.json_text import parse_object, read_options_text
+from nufed.common.json_text import options_text, parse_object
+from nufed.common.regular_file import open_regular
 from nufed.server.run_lock import writer_of
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
@@ -21,6 +23,8 @@ Status = Literal["running", "complete", "interrupted", "diverged", "nothing-trai
 
 _ENDINGS = ("complete", "interrupted", "diverged", "nothing-trained")
 _CHUNK = 2**16
+LONGEST_LINE = 2**24
+_LONGEST_CURVE = 10_001  # the most that evaluation.num-adapt-steps takes, and s = 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,8 @@ def group_results(groups: Mapping[str, Any], step: int) -> tuple[str, dict[str, 
     results = {}
     for name, group in found.items():
         curve = tuple(None if value is None else float(value) for value in primary_curve(group))
+        if len(curve) > _LONGEST_CURVE:
+            raise ValueError(f"a curve of {len(curve)} steps")
         worst = group.get("worst_decile") or [None] * len(curve)
         at = min(step, len(curve) - 1)
         results[name] = GroupResult(int(group["num_clients"]), curve[0], curve[at], worst[at], curve)
@@ -171,8 +177,13 @@ def primary_curve(group: Mapping[str, Any]) -> list[float | None]:
 
 
 def log_lines(path: Path) -> Iterator[bytes]:
-    """Yield the whole lines of a log from the last one to the first; one that was cut short is left out."""
-    with path.open("rb") as file:
+    """Yield the whole lines of a log from the last one to the first; one that was cut short is left out.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: a line is longer than any of a run.
+    """
+    with open_regular(path) as file:
         position = file.seek(0, os.SEEK_END)
         rest, is_last = b"", True
         while position:
@@ -184,6 +195,8 @@ def log_lines(path: Path) -> Iterator[bytes]:
                     yield line
                 is_last = False
             rest = first
+            if len(rest) > LONGEST_LINE:
+                raise ValueError(f"it has a line of more than {LONGEST_LINE // 2**20} MiB")
         if rest and not is_last:
             yield rest
 
@@ -216,7 +229,9 @@ def method_of(options: Mapping[str, Any]) -> str:
 def _of_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
     if summary["status"] not in _ENDINGS:
         raise ValueError(summary["status"])
-    step = _whole(summary["primary_step"])
+    step, seconds = _whole(summary["primary_step"]), float(summary["seconds"])
+    if not math.isfinite(seconds):
+        raise ValueError(seconds)
     measure, groups = group_results(summary, step)
     return {
         "status": summary["status"],
@@ -224,7 +239,7 @@ def _of_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
         "measure": measure,
         "step": step,
         "groups": groups,
-        "seconds": float(summary["seconds"]),
+        "seconds": seconds,
         "summary": summary,
     }
 
@@ -263,7 +278,8 @@ def _read_options(path: Path, damage: list[str]) -> dict[str, Any]:
 
 def _read_object(path: Path, damage: list[str], *, needed: bool = False) -> dict[str, Any]:
     try:
-        return parse_object(read_options_text(path))
+        with open_regular(path) as file:
+            return parse_object(options_text(file))
     except FileNotFoundError:
         if needed:
             damage.append(f"{path.name} is missing")

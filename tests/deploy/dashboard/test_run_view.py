@@ -2,16 +2,20 @@
 
 import json
 import math
+import os
 import random
 import shutil
 
 import pytest
 
 from nufed.common.events import Finished, Interrupted, Joined, Note, Rejected, Replied
+from nufed.deploy.commands.cli import main
 from nufed.deploy.dashboard.client_rows import PAGE, Wanted
 from nufed.deploy.dashboard.decimation import kept_indices
 from nufed.deploy.dashboard.following import FolderFollower
 from nufed.deploy.dashboard.hidden_paths import without_folders
+from nufed.deploy.dashboard.shelf import Shelf
+from nufed.deploy.dashboard.stream import to_json
 from nufed.server.run_lock import locked
 from tests.deploy.dashboard.pages_made import SOME_EVENTS, evaluated, round_of, started, view_of
 
@@ -230,3 +234,77 @@ def test_a_run_that_was_killed_or_is_damaged_says_so(some_runs, tmp_path):
     head = FolderFollower(damaged).refresh().head()
     assert head["status"] == "damaged"
     assert "summary.json" in texts(head)
+
+
+def _rewrite(name, change):
+    def write(folder):
+        lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        (folder / name).write_text("".join(json.dumps({**line, **change(line)}) + "\n" for line in lines))
+
+    return write
+
+
+def _replace(name, old, new):
+    return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
+
+
+def _instead(name, make):
+    def write(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return write
+
+
+def _of_metrics(change):
+    def write(folder):
+        (folder / "events.jsonl").unlink()
+        _rewrite("metrics.jsonl", change)(folder)
+
+    return write
+
+
+HOSTILE = {
+    "time": _rewrite("events.jsonl", lambda _: {"time": "<b>"}),
+    "first-round": _rewrite("events.jsonl", lambda _: {"first_round": math.inf, "round": 10**400}),
+    "bytes": _rewrite("events.jsonl", lambda _: {"bytes_up": 10**400, "bytes_down": "9", "hvps": [1], "loss": {}}),
+    "scores": _rewrite("events.jsonl", lambda _: {"before": {"accuracy": "<b>"}, "after": [1], "loss": "x"}),
+    "curves": _rewrite("events.jsonl", lambda _: {"groups": {"new": {"accuracy": ["<b>"]}, "participating": 1}}),
+    "depth": lambda folder: (folder / "events.jsonl").write_text("[" * 100_000 + "\n"),
+    "rounds": _of_metrics(lambda _: {"clients": [1], "problems": "<b>", "evaluation": 3}),
+    "numbers": _of_metrics(lambda _: {"clients": {"a": "<b>"}, "round": "5", "problems": {"a": {"b": 1}}}),
+    "summary": _replace("summary.json", '"seconds": ', '"seconds": NaN, "x": '),
+    "costs": _replace("summary.json", '"bytes_up": ', '"bytes_up": "<b>", "x": '),
+    "surrogate": _replace("config.json", '"digits"', '"dig\\ud800its"'),
+    "table": _replace("clients.csv", "client-000,", "client-000,client-001,"),
+    "pipe": _instead("summary.json", os.mkfifo),
+    "pipe of rounds": lambda folder: [_instead(name, os.mkfifo)(folder) for name in ("events.jsonl", "metrics.jsonl")],
+    "endless": _instead("clients.csv", lambda path: path.symlink_to("/dev/zero")),
+}
+
+
+@pytest.mark.timeout(60)
+def test_a_folder_that_somebody_else_has_filled_is_shown_for_what_it_is_and_hides_no_other(some_runs, tmp_path):
+    for number, (name, spoil) in enumerate(HOSTILE.items()):
+        folder = tmp_path / f"20260102-0000{number:02d}-{name}"
+        shutil.copytree(some_runs / "20260101-000000-three", folder)
+        spoil(folder)
+    shelf = Shelf(tmp_path)
+
+    names = [entry["run"] for entry in json.loads(to_json(shelf.listing()))["runs"]]
+    compared = [json.loads(to_json(shelf.comparison([name])))["runs"] for name in names]
+    views = {name: shelf.view(name) for name in names}
+
+    assert len(names) == len(HOSTILE)
+    assert all(len(each) == 1 for each in compared)
+    for view in views.values():
+        for column in ("name", "before", "after", "loss", "bytes_up", "last_seen"):
+            view.page(Wanted.parse({"sort": column}))
+        shown = json.loads(to_json(view.snapshot()))
+        assert all(isinstance(value, float | None) for each in shown["curves"].values() for value in each["curve"])
+    damage = {entry["run"][16:]: entry["damage"] for entry in shelf.listing()["runs"]}
+    assert "not a regular file" in damage["pipe"]
+    assert "does not say" in damage["summary"]
+    assert main(["runs", "list", str(tmp_path), "--json"]) == 0
+    for name in names:
+        assert main(["runs", "show", str(tmp_path / name)]) == 0

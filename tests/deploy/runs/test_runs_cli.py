@@ -184,9 +184,14 @@ def test_clean_removes_old_runs_and_nothing_else(some_runs, tmp_path, capsys):
     (partial / "config.json").unlink()
     (root / "20260101-000005-other").mkdir()
     (root / "results.csv").write_text("1,2")
+    for name in ("shots.csv", "shots.png", "statistics.csv", "tracking.json", "tensorboard/events.out.tfevents.1.host"):
+        (old / name).parent.mkdir(exist_ok=True)
+        (old / name).write_text("of the run")
+    shutil.copytree(old, board := root / "20260101-000007-board")
+    (board / "tensorboard" / "notes.txt").write_text("my thoughts")
     shutil.copytree(old, tmp_path / "elsewhere")
     (root / "20260101-000006-link").symlink_to(tmp_path / "elsewhere")
-    for folder in (old, running, annotated, partial, tmp_path / "elsewhere", root / "20260101-000005-other"):
+    for folder in (old, running, annotated, partial, board, tmp_path / "elsewhere", root / "20260101-000005-other"):
         make_old(folder)
     os.utime(root / "20260101-000006-link", (0, 0), follow_symlinks=False)
     before = {path.name for path in root.iterdir()}
@@ -202,6 +207,7 @@ def test_clean_removes_old_runs_and_nothing_else(some_runs, tmp_path, capsys):
     assert "running" in reasons[running.name]
     assert "notes.txt" in reasons[annotated.name]
     assert "link" in reasons["20260101-000006-link"]
+    assert "holds tensorboard" in reasons[board.name]
     assert {path.name for path in root.iterdir()} == before - {old.name}
     assert (tmp_path / "elsewhere/config.json").exists()
     assert young.exists()
