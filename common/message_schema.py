@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 from nufed.common.config import EvaluationConfig
@@ -108,6 +109,12 @@ class CurveShape:
     primary: str = LOSS
     shots: tuple[int, ...] = ()
     num_classes: int = 0
+
+    @cached_property
+    def schemas(self) -> tuple[Schema, Schema]:
+        """Return what a reply may say, and the same with curves that may be NaN, which is looked at afterwards."""
+        schema = _shaped(self)
+        return schema, _relaxed(schema, self.looks)
 
 
 def curve_shape(evaluation: EvaluationConfig, task: TaskInfo) -> CurveShape:
@@ -219,12 +226,13 @@ def checked_curves(metrics: Mapping[str, object], shape: CurveShape | None) -> d
         WireError: with the first metric that does not fit.
     """
     if shape is None:
-        return _checked(metrics, _ANY_CURVES, {"accuracy": METRICS["accuracy"].look})
+        looks = {"accuracy": METRICS["accuracy"].look}
+        return _checked(metrics, (_ANY_CURVES, _relaxed(_ANY_CURVES, looks)), looks)
     for name in metrics:
         split, _, metric = name.partition("-")
         if split in SPLITS and metric in METRICS and shape.kind not in METRICS[metric].computes:
             raise WireError(f"{shown(name)} was not expected: the run's task is {shape.kind}")
-    checked = _checked(metrics, _shaped(shape), shape.looks)
+    checked = _checked(metrics, shape.schemas, shape.looks)
     for name, value in checked.items():
         if name.startswith(INTERVAL) and isinstance(value, list) and not value[0] <= value[1]:
             raise WireError(f"{shown(name)}={value} is refused: expected its lower end first")
@@ -275,10 +283,21 @@ def check_client_id(client_id: object) -> str:
     )
 
 
-def _checked(metrics: Mapping[str, object], schema: Schema, looks: Mapping[str, Look]) -> dict[str, MetricValue]:
+def _relaxed(schema: Schema, looks: Mapping[str, Look]) -> Schema:
+    """Return a schema whose curves of metrics may be NaN."""
+    curves = _curves_of(looks)
+    return {name: replace(each, may_diverge=True) if name in curves else each for name, each in schema.items()}
+
+
+def _curves_of(looks: Mapping[str, Look]) -> dict[str, Look]:
+    return {f"{split}-{name}": look for split in SPLITS for name, look in looks.items() if name != LOSS}
+
+
+def _checked(
+    metrics: Mapping[str, object], schemas: tuple[Schema, Schema], looks: Mapping[str, Look]
+) -> dict[str, MetricValue]:
     """Return metrics that fit a schema, whose curves are no numbers only where they may be."""
-    curves = {f"{split}-{name}": look for split in SPLITS for name, look in looks.items() if name != LOSS}
-    relaxed = {name: replace(each, may_diverge=name in curves or each.may_diverge) for name, each in schema.items()}
+    (schema, relaxed), curves = schemas, _curves_of(looks)
     checked = checked_metrics(metrics, relaxed)
     for name in sorted(curves.keys() & checked.keys()):
         loss = checked.get(f"{name.partition('-')[0]}-{LOSS}")

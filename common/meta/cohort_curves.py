@@ -129,9 +129,12 @@ def judge_outputs(
     counted, shown, meaning = [split > 0 for split in weights], by.in_units(targets), find_task(by.task)
     for out in outputs:
         each, values = meaning.losses(out, targets), by.in_units(out)
+        best = values.argmax(-1) if by.task.kind == "classification" and by.computes else None
         for number, split in enumerate(weights):
             losses[number].append((each * split).sum(1))
-            for name, metric in compute_all(by.computes, Judged(values, shown, counted[number])).items():
+            for name, metric in compute_all(
+                by.computes, Judged(values, shown, counted[number], known_best=best)
+            ).items():
                 found[number][name].append(metric)
     return [
         Judgement(torch.stack(loss), {name: torch.stack(values) for name, values in measures.items()})

@@ -15,7 +15,8 @@ NUM_BINS = 15
 
 def accuracy(of: Judged) -> Tensor:
     """Return the share of examples whose largest output is that of their class."""
-    return _mean(of, of.outputs.argmax(-1) == of.targets)
+    hits: Tensor = (of.counted & (of.best == of.targets)).sum(-1)
+    return hits.double() / of.counted.sum(-1)
 
 
 def balanced_accuracy(of: Judged) -> Tensor:
@@ -74,7 +75,7 @@ def log_loss(of: Judged) -> Tensor:
 
 def class_counts(of: Judged) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each class, [..., C]: examples of it that are recognized, examples of it, examples taken for it."""
-    best, weights = of.outputs.argmax(-1), of.weights
+    best, weights = of.best, of.weights
     nothing = weights.new_zeros((*weights.shape[:-1], of.outputs.shape[-1]))
     hits = nothing.scatter_add(-1, of.targets, weights * (best == of.targets))
     return hits, nothing.scatter_add(-1, of.targets, weights), nothing.scatter_add(-1, best, weights)

@@ -16,12 +16,19 @@ class Judged:
         targets: [..., N, *target shape]; whatever a task of one's own compares with, in tasks of one's own.
         counted: [..., N] whether an example counts: clients of fewer examples are filled up.
         ignored: the target that is left out, which is the padding of tokens and masks; None for none.
+        known_best: `best`, where it is known already: splits of one client share their outputs.
     """
 
     outputs: Tensor
     targets: Any
     counted: Tensor
     ignored: int | None = None
+    known_best: Tensor | None = None
+
+    @property
+    def best(self) -> Tensor:
+        """Return the class of each example's largest output, [..., N], of outputs [..., N, C]."""
+        return self.outputs.argmax(-1) if self.known_best is None else self.known_best
 
     @property
     def leading(self) -> int:
