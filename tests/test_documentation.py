@@ -91,3 +91,25 @@ def test_the_page_of_examples_shows_every_example():
 
     programs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob("*.py")}
     assert shown == {name for name in programs if not name.endswith("__init__.py")}
+
+
+def test_decision_records_are_numbered_one_after_another_and_by_their_headings():
+    records = sorted((ROOT / "docs/decisions").glob("*.md"))
+
+    headings = [path.read_text(encoding="utf-8").splitlines()[0] for path in records]
+
+    assert [path.name[:5] for path in records] == [f"{number:04}-" for number in range(1, len(records) + 1)]
+    assert [heading.split(".")[0] for heading in headings] == [f"# {number}" for number in range(1, len(records) + 1)]
+
+
+def test_every_decision_that_code_and_pages_name_exists():
+    named = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for folder in ("client", "common", "deploy", "docs", "nufed/library", "server", "strategy", "tests")
+        for path in (ROOT / folder).rglob("*.*")
+        if path.suffix in (".py", ".md", ".toml", ".yaml")
+        for name in re.findall(r"\b(\d{4}-[a-z][a-z-]*[a-z])\.md", path.read_text(encoding="utf-8"))
+    }
+
+    assert named
+    assert {(file, name) for file, name in named if not (ROOT / f"docs/decisions/{name}.md").exists()} == set()

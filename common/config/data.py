@@ -19,7 +19,9 @@ class DataConfig(Section):
     """Where the examples come from and how they are dealt to clients."""
 
     source: str = Field(
-        "digits", description="name of a data source, npz:PATH, python:module:function, or private: each client's own"
+        "digits",
+        description="name of a data source, csv:FILE?label=COLUMN&user=COLUMN, parquet:, images:, npz:PATH, "
+        "python:module:function, or private: each client's own",
     )
     partition: Literal["iid", "dirichlet", "classes", "by-user", "per-fedavg"] = Field(
         "classes",

@@ -11,7 +11,7 @@ from nufed.common.config.section import Section
 class ModelConfig(Section):
     """The model that is trained."""
 
-    name: str = Field("mlp", description="name of a model, or module:function")
+    name: str = Field("mlp", description="name of a model, module:function, or huggingface:FOLDER")
     hidden_sizes: str = Field(
         "80,60",
         pattern=r"^(\d+(,\d+)*)?$",

@@ -11,6 +11,9 @@ from pydantic_core import ErrorDetails
 from nufed.common.config.section import Scalar, to_kebab
 from nufed.common.errors import ConfigError, nearest_match_hint
 
+# A pattern tells a reader nothing that the option's description does not say in words.
+_PATTERN = "string_pattern_mismatch"
+
 
 def put(nested: dict[str, Any], key: str, value: Any, tables: Collection[str] = (), above: str = "") -> None:
     """Set a dotted key in a nested dict, copying tables so that the caller's are not changed.
@@ -65,9 +68,9 @@ def explain(error: ValidationError, known: Mapping[str, tuple[Scalar, str]]) -> 
             example = next(option for option in known if option.startswith(f"{key}."))
             lines.append(f"{key}={problem['input']!r} is refused: {key} is a table. Set one of its options: {example}.")
         else:
-            reason = problem["msg"][0].lower() + problem["msg"][1:]
+            reason = f": {problem['msg'][0].lower()}{problem['msg'][1:]}" if problem["type"] != _PATTERN else ""
             described = f" It is: {known[key][1]}." if key in known else ""
-            lines.append(f"{key}={problem['input']!r} is refused: {reason}.{_nearest_choice(problem)}{described}")
+            lines.append(f"{key}={problem['input']!r} is refused{reason}.{_nearest_choice(problem)}{described}")
     return " ".join(lines)
 
 

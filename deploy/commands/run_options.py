@@ -226,7 +226,7 @@ def _flag_parameter(flag: str, key: str) -> inspect.Parameter:
     allowed = allowed_values(key)
     declared = typer.Option(
         f"--{flag}",
-        help=f"{description} ({allowed}{'; ' if allowed else ''}default: {default})",
+        help=f"{description} ({allowed}{'; ' if allowed else ''}default: {'empty' if default == '' else default})",
         metavar=_METAVARS[type(default)],
         rich_help_panel=_PANELS.get(key.partition(".")[0], "Run"),
         show_default=False,

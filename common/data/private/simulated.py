@@ -9,7 +9,9 @@ part of the data, in a run that declares what is declared here. What the options
 all data (`inference.py`), which only a simulation can do; `settle` writes it into the run's options.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,11 +37,25 @@ if TYPE_CHECKING:
     from nufed.common.statistics import SiteStatistics
 
 
+@contextmanager
+def _named_as_source() -> Iterator[None]:
+    """Have errors name `--dataset`, by which such data are given here, where a client's would name `--data`."""
+    try:
+        yield
+    except NufedError as error:
+        told = re.sub(r"--data(?![\w-])", "--dataset", str(error))
+        renamed = type(error)(told)
+        renamed.sendable = error.sendable
+        raise renamed from error
+
+
+@_named_as_source()
 def describe(request: SourceRequest) -> TaskInfo:
     """Return the task; the data are read only where the run's options do not say what they are."""
     return declared_task(_declared(request.config))
 
 
+@_named_as_source()
 def load(request: SourceRequest) -> DealtFederation:
     """Return one client per user, drawn by the run's seed where there are more than are asked for."""
     sites = _Sites(request.config)
@@ -53,6 +69,7 @@ def load(request: SourceRequest) -> DealtFederation:
     return DealtFederation(sites.task, len(chosen), make_client, sites.notes(chosen), is_prepared=True)
 
 
+@_named_as_source()
 def settle(config: RunConfig) -> RunConfig:
     """Return a run's options with what they leave open of such data: what they are, and how many clients there are."""
     if not is_own_file(config.data):
@@ -68,6 +85,7 @@ def settle(config: RunConfig) -> RunConfig:
     return config.updated(changes)
 
 
+@_named_as_source()
 def site_statistics_of(config: RunConfig) -> "dict[str, SiteStatistics]":
     """Return what the participating clients of a simulation tell of their columns, by client id."""
     from nufed.common.data.private.load import Membership, statistics_of
@@ -139,7 +157,8 @@ class _Sites:
         from nufed.common.data.private.load import Membership, prepare_client
 
         try:
-            return prepare_client(self.rows(name), self.spec, Membership("", name, group), self.task, run)
+            with _named_as_source():
+                return prepare_client(self.rows(name), self.spec, Membership("", name, group), self.task, run)
         except NufedError as error:
             raise type(error)(f"client {name!r}: {error}") from error
 

@@ -147,9 +147,9 @@ def test_statistics_are_those_of_the_support_splits(tmp_path):
     [
         ("label=ill&missing=mean", {}, ConfigError, "user=COLUMN"),
         ("label=ill&missing=mean&user=ill", {}, ConfigError, "something else"),
-        ("label=ill&user=site", {}, DataError, "missing="),
+        ("label=ill&user=site", {}, DataError, "missing=.*of --dataset"),
         ("label=ill&missing=mean&user=site", {"data.num-clients": 5}, DataError, "has 3"),
-        ("missing=mean&user=site", {}, ConfigError, "label=COLUMN"),
+        ("missing=mean&user=site", {}, ConfigError, "^--dataset names no label.*label=COLUMN"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused(options, run, error, told, tmp_path):
