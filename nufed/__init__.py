@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nufed.common.config import MethodConfig as MethodConfig
     from nufed.common.config import ModelConfig as ModelConfig
     from nufed.common.config import RunConfig as RunConfig
+    from nufed.common.config import TaskConfig as TaskConfig
     from nufed.common.errors import ConfigError as ConfigError
     from nufed.common.errors import DataError as DataError
     from nufed.common.errors import DivergedError as DivergedError
@@ -49,6 +50,7 @@ _HOMES = {
     "nufed.common": ("__version__",),
     "nufed.common.config": (
         *("DataConfig", "EvaluationConfig", "FederationConfig", "MethodConfig", "ModelConfig", "RunConfig"),
+        "TaskConfig",
     ),
     "nufed.common.errors": (
         *("ConfigError", "DataError", "DivergedError", "ModelError", "NothingTrainedError"),
@@ -83,6 +85,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader wants them
     "MethodConfig",
     "FederationConfig",
     "EvaluationConfig",
+    "TaskConfig",
     "NufedError",
     "ConfigError",
     "DataError",

@@ -28,7 +28,9 @@ _DATA_OF_0_2 = {
 class RunConfig(Section):
     """Everything that decides a run's numbers."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="label of the run folder: up to 64 letters, digits, . _ -")
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="label of the run folder: up to 64 letters, digits, . _ -"
+    )
     seed: int = Field(0, ge=0, lt=2**62, description="seed of every random choice")
     data: DataConfig = DataConfig()
     task: TaskConfig = TaskConfig()

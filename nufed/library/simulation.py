@@ -59,14 +59,17 @@ def simulate(  # noqa: PLR0913 - all by name
     Args:
         dataset: the clients' examples, as one of
 
-            * a dict from client name to `(inputs, targets)`: arrays or tensors, inputs [N, ...], targets [N] whole
-              numbers (classes from 0) or [N] or [N, K] floats (values to predict). uint8 inputs of three or more
-              dimensions are pixels and scaled to [0, 1]; everything else is taken as it is;
+            * a dict from client name to `(inputs, targets)`: arrays or tensors, inputs [N, ...] or a tuple or dict of
+              such; targets [N] whole numbers (classes from 0), [N] or [N, K] floats (values to predict), or of the
+              form of another `data.task`, which is given as `task="multi-label"` and so on. uint8 inputs of three or
+              more dimensions are pixels and scaled to [0, 1]; values may be scaled by the run (`input_scale`,
+              `target_scale`), and everything else is taken as it is;
             * a dict from client name to a map-style torch `Dataset` of `(input, target)`;
             * a Hugging Face `datasets.Dataset` or a pandas frame, with `client_column` and `target_column`; or a dict
               from client name to one such table each; or a partitioner of flwr-datasets with its dataset;
             * a `nufed.common.examples.Federation` with its own splits;
-            * a name, as `--dataset` takes it: `"digits"`, `"npz:PATH"`, `"python:module:function"`;
+            * a name, as `--dataset` takes it: `"digits"`, `"csv:all.csv?label=COLUMN&user=COLUMN"`,
+              `"npz:PATH"`, `"python:module:function"`;
 
             None takes the configuration's. Of clients given in Python, all take part but those of `new_clients`;
             `num_clients` and `num_new_clients` draw fewer of them at random.
@@ -97,8 +100,8 @@ def simulate(  # noqa: PLR0913 - all by name
 
     Raises:
         NufedError: a `ConfigError` of options, a `DataError` of the data, a `ModelError` of the model, or a `RunError`
-            where the run cannot go on; a
-            `DivergedError` (a `ModelError`) or `NothingTrainedError` (a `RunError`) where it came to nothing.
+            where the run cannot go on; a `DivergedError` (a `ModelError`) or `NothingTrainedError` (a `RunError`)
+            where it came to nothing.
         KeyboardInterrupt: after what there is was written to `out`; `load_run(...).resume()` goes on.
 
     Examples:

@@ -15,7 +15,17 @@ EXPORTED = [
     *("ConfigError", "DataConfig", "DataError", "DivergedError", "Estimate", "Evaluation", "EvaluationConfig"),
     *("FederationConfig", "MetaBatches", "MetaFedAvg", "MethodConfig", "ModelConfig", "ModelError"),
     *("NothingTrainedError", "NufedError", "PeerError", "Run"),
-    *("RunConfig", "RunError", "WireError", "__version__", "compare", "evaluate", "load_run", "meta_gradient"),
+    *(
+        "RunConfig",
+        "RunError",
+        "TaskConfig",
+        "WireError",
+        "__version__",
+        "compare",
+        "evaluate",
+        "load_run",
+        "meta_gradient",
+    ),
     *("personalize", "predict", "simulate"),
 ]
 FUNCTIONS = ["compare", "evaluate", "load_run", "meta_gradient", "personalize", "predict", "simulate"]
