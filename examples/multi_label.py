@@ -23,7 +23,7 @@ def hospital(number: int, num_patients: int = 120) -> tuple[np.ndarray, np.ndarr
 
 
 def main() -> None:
-    """Train over ten hospitals, and judge two new ones by the area under the ROC curve."""
+    """Train over ten hospitals, and judge two new ones by F1."""
     hospitals = {f"hospital-{number}": hospital(number) for number in range(12)}
     run = nufed.simulate(
         hospitals,

@@ -120,7 +120,7 @@ def mlflow_server(folder):
 
 @pytest.mark.system
 @needs("mlflow")
-def test_mlflow_has_the_configuration_metrics_files_and_the_experiments_children(tmp_path):
+def test_mlflow_has_the_configuration_both_groups_metrics_and_the_files(tmp_path):
     from mlflow.tracking import MlflowClient
 
     with mlflow_server(tmp_path) as uri:
