@@ -8,7 +8,7 @@ import torch
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-import nufed.client.app
+import nufed.client.attending
 import nufed.deploy.simulation.cohort
 import nufed.deploy.simulation.cohort_clients
 from nufed.client.app import app as client_app
@@ -226,7 +226,7 @@ def test_an_error_is_its_clients_alone(monkeypatch):
         return broken(run_config, node_config, settings)
 
     monkeypatch.setattr(nufed.deploy.simulation.cohort, "workplace", workplace)
-    monkeypatch.setattr(nufed.client.app, "workplace", workplace)
+    monkeypatch.setattr(nufed.client.attending, "workplace", workplace)
 
     received = replies(CohortGrid, CONFIG, TrainRequest, "train")
 
