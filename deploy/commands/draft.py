@@ -62,11 +62,11 @@ def draft_command(
     numbers. It is a draft: names and values that other sites have are not in it.
     """
     from nufed.common.data.private.inference import infer
-    from nufed.common.data.private.spec import parse_spec
+    from nufed.common.data.private.spec import KINDS, USERS, parse_spec
     from nufed.common.durable_file import write_text
 
     _check_task(task)
-    spec = parse_spec(data)
+    spec = parse_spec(data, {kind: KINDS[kind] for kind in USERS})
     if out is not None:
         check_output(out, inputs=read_from(data=data), force=force)
     with while_working("reading"):

@@ -71,6 +71,7 @@ class ParticipantOptions(DeclaredOptions):
 
         check_spec(self.data, self.name)
         look_at(self.data)
+        keep = find_keep(self.keep)
         config: dict[str, Scalar] = {"data": self.data, "client-id": self.name}
         if self.new:
             config["group"] = "new"
@@ -78,7 +79,7 @@ class ParticipantOptions(DeclaredOptions):
             config |= {ALLOWS: True, LEAST: self.statistics_min_count}
         if self.personal_model:
             config["personal-model"] = str(self.personal_model.expanduser().absolute())
-            config["keep"] = find_keep(self.keep)
+            config["keep"] = keep
         personal_path(config)
         if self.state:
             config["state"] = str(self.state.expanduser().absolute())

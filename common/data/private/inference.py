@@ -215,6 +215,13 @@ def _guess(labels: Sequence[_Column], *, numbered: bool) -> tuple[str, str]:
 
 
 def _infer_images(spec: PrivateSpec) -> Inferred:
+    if not spec.path.is_dir():
+        raise refusal(
+            DataError,
+            "expected a folder of images where --data says, but there is no such folder; check --data",
+            "there is no folder %s",
+            spec.path,
+        )
     sites = [spec.path] if "user" in spec.options or not is_of_sites(spec.path) else subfolders(spec.path)
     classes = [path for site in sites for path in subfolders(site)]
     names = sorted({canonical(path.name) for path in classes}, key=lambda name: (parse_number(name) or 0, name))

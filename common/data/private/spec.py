@@ -83,14 +83,15 @@ def parse_spec(text: str, kinds: Mapping[str, tuple[str, ...]] = KINDS) -> Priva
 
     Args:
         text: as typed.
-        kinds: options that each kind takes, `KINDS` or `USERS`.
+        kinds: options that each kind takes: `KINDS`, beside which a client may name a slice, `USERS`, or some of them.
 
     Raises:
         ConfigError: it has no such form, or an option is unknown or stands twice.
     """
     kind, colon, rest = text.partition(":")
     if kind not in kinds or not colon:
-        known = ", ".join([*(_EXAMPLES[name] for name in kinds), "digits#3/20"])
+        slices = ["digits#3/20"] if kinds is KINDS else []
+        known = ", ".join([*(_EXAMPLES[name] for name in kinds), *slices])
         raise ConfigError(f"Expected --data of a known kind, got {text!r}. Type it like one of: {known}.")
     argument, _, query = rest.partition("?")
     if not argument:

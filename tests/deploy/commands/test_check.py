@@ -114,6 +114,7 @@ def test_what_is_found_is_printed(good, capsys):
         (["--set", "model.name=mlpp"], 2, "Did you mean 'mlp'"),
         (["--set", "data.class-names=no"], 3, "classes"),
         (["--name", "=cmd"], 2, "client-id"),
+        (["--keep", "bets"], 2, "best or always"),
         (["--data", "csv:nowhere.csv?label=a"], 3, "no such file"),
         (["--set", "model.name=tests.deploy.commands.test_check:infinite"], 4, "finite"),
         (["--server", "127.0.0.1"], 2, "--root-certificates"),

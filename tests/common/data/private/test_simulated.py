@@ -162,6 +162,18 @@ def test_what_cannot_be_simulated_is_refused(options, run, error, told, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("spec", "code", "told"), [("digits#3/20", 2, "images:scans."), ("images:nowhere", 3, "no such folder")]
+)
+def test_what_is_no_table_and_no_folder_is_refused_by_draft_and_simulate(spec, code, told, tmp_path, capsys):
+    """With what they can take, which a slice of a named source is not."""
+    assert main(["draft", "--data", spec]) == code
+    assert told in capsys.readouterr().err
+    if spec.startswith("images"):
+        assert main(["simulate", "--dataset", spec, "--out", str(tmp_path)]) == code
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("options", "check", "task", "expected"),
     [
         ("label=ill&ignore=patient,site", "label=ill", None, {"class-names": "no,yes"}),
