@@ -1,8 +1,8 @@
-"""Data and models given in Python, which have no name of their own: a run's options name them by their content.
+"""Data, models, tasks and metrics given in Python: a run's options name them by their content.
 
-`data.source` and `model.name` are then `given:FINGERPRINT`. The objects are known inside a `with given(...)` block; the
-worker processes of a simulation read them from the folder that the environment names (`NUFED_GIVEN`), a temporary one
-of this user's.
+`data.source`, `model.name`, `data.task` and the metrics are then `given:FINGERPRINT`. The objects are known inside a
+`with given(...)` block; the worker processes of a simulation read them from the folder that the environment names
+(`NUFED_GIVEN`), a temporary one of this user's.
 """
 
 import pickle
@@ -15,11 +15,12 @@ from nufed.common.errors import RunError
 from nufed.common.settings import process_settings
 
 GIVEN = "given"
+_ARGUMENTS = {"data": "dataset", "metric": "metrics"}  # of nufed.load_run, where not called as the thing itself
 _KNOWN: dict[str, Any] = {}  # filled and emptied by `given` alone
 
 
 def is_given(name: str) -> bool:
-    """Return whether a data source or a model was given in Python."""
+    """Return whether a data source, a model, a task or a metric was given in Python."""
     return name.startswith(f"{GIVEN}:")
 
 
@@ -42,7 +43,7 @@ def find_given(name: str, failure: type[Exception], what: str) -> Any:
     Args:
         name: `given:FINGERPRINT`.
         failure: what is raised where it is not known.
-        what: `data` or `model`, for the message.
+        what: `data`, `model`, `task` or `metric`, for the message.
 
     Raises:
         RunError: a worker process cannot read what its parent left for it.
@@ -53,7 +54,7 @@ def find_given(name: str, failure: type[Exception], what: str) -> Any:
     if folder is None or not (file := given_file(folder, name)).is_file():
         raise failure(
             f"expected the {what} that the run was started with, but {name} was given in Python and is not in a file. "
-            f"Go on in Python: nufed.load_run(FOLDER, {'dataset' if what == 'data' else 'model'}=...)."
+            f"Go on in Python: nufed.load_run(FOLDER, {_ARGUMENTS.get(what, what)}=...)."
         )
     try:
         return pickle.loads(file.read_bytes())  # noqa: S301 - written by the process that started this one

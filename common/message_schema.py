@@ -230,7 +230,8 @@ def checked_curves(metrics: Mapping[str, object], shape: CurveShape | None) -> d
         return _checked(metrics, (_ANY_CURVES, _relaxed(_ANY_CURVES, looks)), looks)
     for name in metrics:
         split, _, metric = name.partition("-")
-        if split in SPLITS and metric in METRICS and shape.kind not in METRICS[metric].computes:
+        is_strange = metric in METRICS and metric not in shape.looks and shape.kind not in METRICS[metric].computes
+        if split in SPLITS and is_strange:
             raise WireError(f"{shown(name)} was not expected: the run's task is {shape.kind}")
     checked = _checked(metrics, shape.schemas, shape.looks)
     for name, value in checked.items():

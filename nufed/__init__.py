@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nufed.common.errors import WireError as WireError
     from nufed.common.meta.meta_gradient import Estimate as Estimate
     from nufed.common.meta.meta_gradient import MetaBatches as MetaBatches
+    from nufed.common.tasks import OwnTask as OwnTask
     from nufed.library.bare_gradient import meta_gradient as meta_gradient
     from nufed.library.comparison import compare as compare
     from nufed.library.personal import Evaluation as Evaluation
@@ -57,6 +58,7 @@ _HOMES = {
         *("NufedError", "PeerError", "RunError", "WireError"),
     ),
     "nufed.common.meta.meta_gradient": ("Estimate", "MetaBatches"),
+    "nufed.common.tasks": ("OwnTask",),
     "nufed.library.bare_gradient": ("meta_gradient",),
     "nufed.library.comparison": ("compare",),
     "nufed.library.personal": ("Evaluation", "evaluate", "personalize", "predict"),
@@ -79,6 +81,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader wants them
     "meta_gradient",
     "MetaBatches",
     "Estimate",
+    "OwnTask",
     "RunConfig",
     "DataConfig",
     "ModelConfig",

@@ -113,3 +113,14 @@ def test_every_decision_that_code_and_pages_name_exists():
 
     assert named
     assert {(file, name) for file, name in named if not (ROOT / f"docs/decisions/{name}.md").exists()} == set()
+
+
+def test_the_loss_of_ones_own_runs_as_its_page_shows(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs/your-own-task.md").read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def deviance" in block)
+    command = re.search(r"^\$ nufed (simulate .*python:claims:task)$", page, re.MULTILINE).group(1)
+    (tmp_path / "claims.py").write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    assert main(command.split()) == 0
+    assert "test sum-error" in capsys.readouterr().out

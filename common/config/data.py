@@ -12,7 +12,7 @@ from nufed.common.errors import nearest_match_hint
 _SHAPE, _TYPE = r"[1-9]\d{0,6}(,[1-9]\d{0,6})*", "(float|integer|boolean)"
 _PART = rf"{_SHAPE}(:{_TYPE})?"
 TASK_KINDS = ("classification", "regression", "multi-label", "counts", "segmentation", "tokens")
-"""What `data.task` may say, beside python:module:function."""
+"""What `data.task` may say, beside python:module:function and what is given in Python."""
 
 
 class DataConfig(Section):
@@ -141,7 +141,7 @@ class DataConfig(Section):
     @field_validator("task")
     @classmethod
     def _task_is_known(cls, value: str) -> str:
-        if value not in TASK_KINDS and not re.fullmatch(r"python:[\w.]+:\w+", value):
+        if value not in TASK_KINDS and not re.fullmatch(r"python:[\w.]+:\w+|given:[0-9a-f]{16}", value):
             raise ValueError(
                 f"task={value!r} is unknown.{nearest_match_hint(value, TASK_KINDS)} Or python:module:function"
             )

@@ -11,7 +11,7 @@ from nufed.common.data.array_trees import ArrayTree, as_array_tree, first_array,
 from nufed.common.data.raw import as_array, as_targets, check_inputs, count_classes, image_layout
 from nufed.common.errors import DataError
 from nufed.common.examples import InputSpec, TaskInfo
-from nufed.common.tasks.own import PREFIX
+from nufed.common.tasks.own import is_own
 
 INFERRED = ("classification", "regression")
 """What whole numbers [N] and floating-point numbers are where `data.task` says nothing else."""
@@ -57,7 +57,7 @@ def read_targets(values: Any, kind: str, what: str) -> tuple[str, ArrayTree]:
     """
     if not kind:
         return as_targets(values, what)
-    if kind.startswith(PREFIX):
+    if is_own(kind):
         return kind, as_array_tree(values, what, as_array)
     targets = as_array(values, what)
     if kind in ("segmentation", "tokens"):
@@ -114,7 +114,7 @@ def input_form(inputs: ArrayTree, kind: str, config: DataConfig) -> tuple[tuple[
 
 
 def _count(kind: str, parts: Sequence[ArrayTree], what: str) -> int:
-    if not kind.startswith(PREFIX):
+    if not is_own(kind):
         flat = [np.asarray(part).ravel() for part in parts]
         return count_classes([part[part >= 0] for part in flat], what, "or set data.num-outputs")
     first = first_array(parts[0])

@@ -1,7 +1,7 @@
 """What a run is judged by: the metrics that its options name, for its task."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,6 +20,7 @@ from nufed.common.metrics.registry import METRICS, Compute
 from nufed.common.tasks import TASKS, find_task
 from nufed.common.tasks.positions import ignored_number
 
+Own = Callable[..., Any]
 AUTO = "auto"
 MOST_OUTPUTS_EACH = 8
 """Outputs up to which regression is judged by each of them too."""
@@ -55,25 +56,26 @@ def judging(evaluation: EvaluationConfig, task: TaskInfo) -> Judging:
         ConfigError: a metric is unknown, or is not for the task.
     """
     default_names, default_primary = default_metrics(task)
-    names: list[str] = []
+    names: list[str | Own] = []
     for name in _listed(evaluation.metrics, "evaluation.metrics"):
         names += default_names if name == AUTO else [name]
     primary = default_primary if evaluation.primary_metric == AUTO else evaluation.primary_metric
     found = {each: find_metric(each, task, "evaluation.metrics") for each in dict.fromkeys(names) if each != LOSS}
-    if primary != LOSS:
-        found.setdefault(primary, find_metric(primary, task, "evaluation.primary-metric"))
+    called: dict[str, str | Own] = {name: each for each, (name, _, _) in found.items()}
+    if (key := called.get(primary, primary)) != LOSS:  # a metric of one's own is meant by its name too
+        found.setdefault(key, find_metric(key, task, "evaluation.primary-metric"))
     looks, computes = {LOSS: LOSS_LOOK}, {}
     for name, look, compute in found.values():
         if name in computes:
-            raise ConfigError(f"evaluation.metrics names two metrics {name!r}. Rename one of your functions.")
+            raise ConfigError(f"evaluation.metrics names two metrics {name!r}. Leave one out, or rename a function.")
         looks[name], computes[name] = look, compute
-    return Judging(primary if primary == LOSS else found[primary][0], looks, computes)
+    return Judging(LOSS if key == LOSS else found[key][0], looks, computes)
 
 
-def default_metrics(task: TaskInfo) -> tuple[list[str], str]:
+def default_metrics(task: TaskInfo) -> tuple[list[str | Own], str]:
     """Return the metrics that a task is judged by where the options name none, and the primary one."""
     seam = find_task(task)
-    names = list(seam.default_metrics)
+    names: list[str | Own] = list(seam.default_metrics)
     if task.kind == "classification" and task.num_outputs == 2:
         names += _TWO_CLASSES
     if task.kind == "regression" and 2 <= task.num_outputs <= MOST_OUTPUTS_EACH:
@@ -99,12 +101,12 @@ def compute_all(computes: Mapping[str, Compute], of: Judged) -> dict[str, Tensor
 
 
 def evaluate_metrics(
-    names: Iterable[str], task: TaskInfo, outputs: Tensor, targets: Any, scaling: TargetScaling | None = None
+    names: Iterable[str | Own], task: TaskInfo, outputs: Tensor, targets: Any, scaling: TargetScaling | None = None
 ) -> dict[str, float]:
     """Return metrics of outputs [N, ...] by name; NaN where one is undefined.
 
     Args:
-        names: of `metrics_for`, or `module:function`.
+        names: of `metrics_for`, `module:function`, or functions of one's own.
         task: what outputs and targets are.
         outputs: of the model.
         targets: as they were trained on.
@@ -132,13 +134,13 @@ def ignored_target(task: TaskInfo) -> int | None:
     return ignored_number(task) if task.kind in ("tokens", "segmentation") else None
 
 
-def find_metric(name: str, task: TaskInfo, option: str = "evaluation.metrics") -> tuple[str, Look, Compute]:
+def find_metric(name: str | Own, task: TaskInfo, option: str = "evaluation.metrics") -> tuple[str, Look, Compute]:
     """Return the name, the look and the computation of a metric for a task.
 
     Raises:
         ConfigError: it is unknown, or is not for the task.
     """
-    if ":" in name:
+    if not isinstance(name, str) or ":" in name:
         return own_metric(name, option)
     base, _, number = name.rpartition("-")
     if name in METRICS and _fits(name, task):
@@ -168,7 +170,7 @@ def _kind(name: str, task: TaskInfo) -> str:
     if task.kind in TASKS:
         return task.kind
     outputs, targets = find_task(task).output_shape, task.target_shape
-    if outputs == targets:
+    if outputs == targets or (outputs is None and targets == (task.num_outputs,)):
         kinds = ["regression", "counts", "multi-label"]
     elif not targets:
         kinds = ["classification"]

@@ -1,23 +1,26 @@
-"""Metrics of the user's own: `module:function`, from outputs and targets to a number."""
+"""Metrics of the user's own: `module:function` or given in Python, from outputs and targets to a number."""
 
+import functools
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nufed.common.errors import ConfigError, ModelError
+from nufed.common.given import find_given, is_given
 from nufed.common.metric_looks import LOSS, Look
 from nufed.common.metrics.judged import Judged
 from nufed.common.metrics.registry import METRICS, Compute
-from nufed.common.user_code import load_function
+from nufed.common.user_code import guarded, load_function
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST = 40
 
 
-def own_metric(reference: str, option: str) -> tuple[str, Look, Compute]:
+def own_metric(reference: str | Callable[..., Any], option: str) -> tuple[str, Look, Compute]:
     """Return the name, look and computation of a metric of one's own.
 
     The function takes the outputs [N, ...] (of regression in the targets' units) and the targets of a client's
@@ -25,20 +28,34 @@ def own_metric(reference: str, option: str) -> tuple[str, Look, Compute]:
     `lower_is_better = True`.
 
     Args:
-        reference: `module:function`; the metric is called like the function, with - for _.
+        reference: `module:function`, `given:FINGERPRINT` or the function; the metric is called like it, with - for _.
         option: where it was given, for messages.
 
     Raises:
         ConfigError: there is no such function, or its name is taken or cannot stand in a table.
     """
-    function = load_function(reference, option, ModelError)
-    name = reference.partition(":")[2].replace("_", "-")
+    if isinstance(reference, str) and not is_given(reference):
+        what = f"{option}={reference!r}"
+        function, called = load_function(reference, option, ModelError), reference.partition(":")[2]
+    else:
+        found = find_given(reference, ConfigError, "metric") if isinstance(reference, str) else reference
+        called = _called(found)
+        what = f"the metric {called!r}"
+        function = guarded(found, what, ModelError, Path.cwd())
+    name = called.replace("_", "-")
     if not _NAME.fullmatch(name) or len(name) > _LONGEST or name in METRICS or name == LOSS:
         why = "is taken" if name in METRICS or name == LOSS else f"is no name of at most {_LONGEST} small letters"
-        raise ConfigError(f"{option}={reference!r} would be the metric {name!r}, which {why}. Rename the function.")
+        raise ConfigError(f"{what} would be the metric {name!r}, which {why}. Rename the function.")
     is_error = bool(getattr(function, "lower_is_better", False))
     look = Look("lower" if is_error else "higher", may_be_undefined=True)
-    return name, look, _computation(function, f"{option}={reference!r}")
+    return name, look, _computation(function, what)
+
+
+def _called(function: Any) -> str:
+    """Return the name of a function, or of what it is bound from, or of an object's class."""
+    if isinstance(function, functools.partial):
+        return _called(function.func)
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _computation(function: Callable[[Tensor, Any], Any], what: str) -> Compute:

@@ -10,6 +10,7 @@ from nufed.common.metrics.judged import judged
 from nufed.common.metrics.judging import compute_all, ignored_target, in_units, judging
 from nufed.common.params import model_params
 from nufed.common.rng import seeded_generators
+from nufed.common.tasks import find_task
 
 FEW = 4
 """Examples that metrics are tried on."""
@@ -23,7 +24,8 @@ def try_own_metrics(evaluation: EvaluationConfig, model: nn.Module, task: TaskIn
         ConfigError: there is no such function.
         ModelError: it raises an error, or returns no number.
     """
-    if ":" not in evaluation.metrics + evaluation.primary_metric or len(data.test) == 0:
+    named = ":" in evaluation.metrics + evaluation.primary_metric
+    if not (named or find_task(task).own) or len(data.test) == 0:
         return
     from nufed.common.task import with_params
 

@@ -73,6 +73,6 @@ def find_entry(kind: str) -> TaskEntry:
     Raises:
         ConfigError: the kind is unknown.
     """
-    if kind.startswith(own.PREFIX):
+    if own.is_own(kind):
         return OWN
     return find_registered(TASKS, kind, what="task", option="data.task")

@@ -20,7 +20,7 @@ class Task:
             own task of [B, ...] alone.
         predictions: outputs -> what a user is given: probabilities, rates, values, labels' or masks' probabilities.
         check_targets: raises a DataError for targets [N, ...] that are not what the task compares with.
-        default_metrics: names of what it is judged by beside the loss.
+        default_metrics: what it is judged by beside the loss, names or functions.
         primary_metric: the one that it is reported by; `loss` where there is none.
         output_shape: shape of one example's outputs; None where any will do.
         target_shape: shape of one example's targets.
@@ -34,7 +34,7 @@ class Task:
     losses: Callable[[Tensor, Any], Tensor]
     predictions: Callable[[Tensor], Tensor]
     check_targets: Callable[[Tree], None]
-    default_metrics: tuple[str, ...]
+    default_metrics: tuple[str | Callable[..., Any], ...]
     primary_metric: str
     output_shape: tuple[int, ...] | None
     target_shape: tuple[int, ...]

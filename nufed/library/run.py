@@ -25,6 +25,7 @@ from nufed.common.models import build_model
 from nufed.common.models.frozen import check_frozen, frozen_hash
 from nufed.common.settings import process_settings
 from nufed.library.arguments import as_folder
+from nufed.library.given_task import names_by_argument, read_judging
 from nufed.library.personal import remember_fine_tuning
 from nufed.library.turns import private
 from nufed.library.wording import in_words_of_python
@@ -54,7 +55,7 @@ class Origin:
     """What a run was made of that is in no file.
 
     Attributes:
-        objects: data and model given in Python, by the names that the options have for them.
+        objects: data, model, task and metrics given in Python, by the names that the options have for them.
         engine: what runs the clients.
         machine: options of the machine.
     """
@@ -217,12 +218,15 @@ class Run:
         return curves_figure(evaluations, groups["participating"], groups["new"], config=self.config)
 
     @in_words_of_python
-    def resume(
+    def resume(  # noqa: PLR0913 - all but one by name
         self,
         num_rounds: int | None = None,
         *,
         dataset: Any = None,
         model: Any = None,
+        task: Any = None,
+        metrics: Any = None,
+        primary_metric: Any = None,
         engine: str | None = None,
         progress: bool = True,
         **tables: Any,
@@ -235,20 +239,24 @@ class Run:
             num_rounds: K, rounds in all; None finishes a run that was interrupted.
             dataset: what the run was given in Python, if it was loaded without it.
             model: likewise.
+            task: likewise.
+            metrics: likewise.
+            primary_metric: likewise.
             engine: None is the one that the run was started with, `local` for a run that was loaded.
             progress: show a bar.
             **tables: `new_clients` and columns, as they were given.
 
         Raises:
-            NufedError: nothing is left to do, or data or model are not those of the run.
+            NufedError: nothing is left to do, or data, model, task or metrics are not those of the run.
         """
         from nufed.library.simulation import conduct, given_again
 
         config = self.config
         if num_rounds is not None:
             config = config.updated({"federation.num-rounds": num_rounds})
-        objects = {**self.origin.objects, **given_again(self.config, dataset, model, **tables)}
-        for name, what in ((config.data.source, "dataset"), (config.model.name, "model")):
+        said = read_judging(task, metrics, primary_metric)
+        objects = {**self.origin.objects, **given_again(self.config, said, dataset, model, **tables)}
+        for name, what in names_by_argument(config):
             if is_given(name) and name not in objects:
                 raise ConfigError(
                     f"{what} is missing: the run was given it in Python, and it is in no file. Give the same one "

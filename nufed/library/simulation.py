@@ -19,7 +19,8 @@ from nufed.deploy.monitoring.tracking import check_tracking, tracked
 from nufed.deploy.simulation.engines import find_engine, simulate_checked
 from nufed.library.arguments import as_config, as_folder, as_name
 from nufed.library.given_data import GivenData, read_dataset
-from nufed.library.given_model import fingerprint, read_model
+from nufed.library.given_model import GivenModel, fingerprint, read_model
+from nufed.library.given_task import GivenJudging, GivenTask, read_judging
 from nufed.library.options import config_and_notes, split_machine
 from nufed.library.progress import ProgressBar
 from nufed.library.run import Origin, Run, TemporaryFolder
@@ -39,6 +40,9 @@ def simulate(  # noqa: PLR0913 - all by name
     dataset: Any = None,
     model: Any = None,
     *,
+    task: Any = None,
+    metrics: Any = None,
+    primary_metric: Any = None,
     config: RunConfig | None = None,
     method: str | None = None,
     engine: str = "local",
@@ -76,6 +80,12 @@ def simulate(  # noqa: PLR0913 - all by name
         model: a `torch.nn.Module`, whose parameters are the starting point; a function that returns a module, called
             with nothing, with `(task)` or with `(config, task)` as far as it needs arguments, torch being seeded by
             the run's seed; or a name, as `--model` takes it. None takes the configuration's.
+        task: what the data are for: a name as `data.task` takes it; an `OwnTask`; a function (outputs, targets) ->
+            each example's loss [B]; or a function (TaskInfo) -> `OwnTask`. None takes the configuration's.
+        metrics: what models are judged by: names and functions (outputs [N, ...], targets) -> float, called like the
+            function, NaN where it is undefined; less is better where the function has the attribute
+            `lower_is_better = True`. None takes the configuration's.
+        primary_metric: one of them, or `"loss"`.
         config: options to begin with; keyword options win.
         method: a preset, e.g. `"per-fedavg"`; `nufed methods` lists them.
         engine: `local` (one client after another), `cohort` (all at once, equal up to rounding), `processes`, `ray`,
@@ -117,19 +127,23 @@ def simulate(  # noqa: PLR0913 - all by name
     """
     trackers = check_tracking([track] if isinstance(track, str) else list(track))
     columns = Columns(client_column, input_columns, target_column, group)
+    said = read_judging(task, metrics, primary_metric)
     values, machine = split_machine(options)
     find_engine(as_name(engine, "engine"))
     folder = None if out is None else as_folder(out, "out")
     is_given = not (dataset is None or isinstance(dataset, str))
-    asked = config_and_notes(as_config(config), method, values, {})[0] if is_given else RunConfig()
-    data = read_dataset(dataset, columns, new_clients, asked.data) if is_given else None
+    data = None
+    if is_given:
+        asked = config_and_notes(as_config(config), method, values, {})[0].updated(said.options)
+        with private({}, said.objects):
+            data = read_dataset(dataset, columns, new_clients, asked.data)
     if data is None and (columns.named or group is not None or new_clients is not None):
         raise ConfigError(
             "new_clients and columns belong to a dataset given in Python. With a name, give num_new_clients instead."
         )
     settled, notes = config_and_notes(as_config(config), method, values, _sizes(data))
     with private(machine):
-        settled, origin = _named(settled, dataset, data, model)
+        settled, origin = _named(settled.updated(said.options), said, dataset, data, model)
         made_of = Origin(origin, engine, machine)
         return conduct(settled, made_of, folder, shown=progress, told=Told(notes, trackers))
 
@@ -188,18 +202,30 @@ class _Folder:
 
 
 @in_words_of_python
-def load_run(path: str | os.PathLike[str], *, dataset: Any = None, model: Any = None, **tables: Any) -> Run:
+def load_run(  # noqa: PLR0913 - all by name
+    path: str | os.PathLike[str],
+    *,
+    dataset: Any = None,
+    model: Any = None,
+    task: Any = None,
+    metrics: Any = None,
+    primary_metric: Any = None,
+    **tables: Any,
+) -> Run:
     """Return a run that was made before, by `nufed.simulate` or by the command line.
 
     Args:
         path: the run's folder.
         dataset: what the run was given, where it was given in Python; needed for `Run.model` and `Run.resume`.
         model: likewise.
+        task: likewise.
+        metrics: likewise; needed for `Run.resume` alone.
+        primary_metric: likewise.
         **tables: `new_clients`, `client_column`, `input_columns`, `target_column` and `group`, as they were given.
 
     Raises:
         RunError: the folder is not a run's.
-        ConfigError: the dataset or the model is another one than the run's.
+        ConfigError: dataset, model, task or metrics are others than the run's.
 
     Examples:
         >>> import nufed, tempfile
@@ -211,10 +237,11 @@ def load_run(path: str | os.PathLike[str], *, dataset: Any = None, model: Any = 
     """
     folder = as_folder(path, "path")
     config = stored_config(folder)
-    return Run(folder, Origin(given_again(config, dataset, model, **tables)))
+    said = read_judging(task, metrics, primary_metric)
+    return Run(folder, Origin(given_again(config, said, dataset, model, **tables)))
 
 
-def given_again(config: RunConfig, dataset: Any, model: Any, **tables: Any) -> dict[str, Any]:
+def given_again(config: RunConfig, said: GivenJudging, dataset: Any, model: Any, **tables: Any) -> dict[str, Any]:
     """Return the objects of a run by the names that its options have for them.
 
     Raises:
@@ -224,9 +251,13 @@ def given_again(config: RunConfig, dataset: Any, model: Any, **tables: Any) -> d
     if unknown := sorted(set(tables) - set(names)):
         raise ConfigError(f"Unknown option {unknown[0]!r}. Known: {', '.join(names)}.")
     columns = Columns(*(tables.get(name) for name in names[1:]))
-    objects: dict[str, Any] = {}
+    known = config.flat()
+    for key, name in said.options.items():
+        _check_same(key.rpartition(".")[2].replace("-", "_"), name, known[key])
+    objects = dict(said.objects)
     if dataset is not None and not isinstance(dataset, str):
-        data = read_dataset(dataset, columns, tables.get("new_clients"), config.data)
+        with private({}, objects):
+            data = read_dataset(dataset, columns, tables.get("new_clients"), config.data)
         objects[data.source] = data.content
         _check_same("dataset", data.source, config.data.source)
     elif dataset is not None:
@@ -243,7 +274,7 @@ def given_again(config: RunConfig, dataset: Any, model: Any, **tables: Any) -> d
     return objects
 
 
-def _check_same(what: str, now: str, then: str) -> None:
+def _check_same(what: str, now: Scalar, then: Scalar) -> None:
     if now != then:
         raise ConfigError(
             f"Expected the {what} of the run, {then!r}, but got another one, {now!r}. Give the same {what}, or start a "
@@ -256,9 +287,11 @@ def _sizes(data: GivenData | None) -> dict[str, Scalar]:
     return {"data.num-clients": data.num_clients, "data.num-new-clients": data.num_new_clients} if data else {}
 
 
-def _named(config: RunConfig, dataset: Any, data: GivenData | None, model: Any) -> tuple[RunConfig, dict[str, Any]]:
-    """Return the options with data and model named, and those given in Python by their names."""
-    objects: dict[str, Any] = {}
+def _named(
+    config: RunConfig, said: GivenJudging, dataset: Any, data: GivenData | None, model: Any
+) -> tuple[RunConfig, dict[str, Any]]:
+    """Return the options with data and model named, and all that was given in Python by its names."""
+    objects = dict(said.objects)
     if data is not None:
         objects[data.source] = data.content
     if dataset is not None:
@@ -297,8 +330,12 @@ def _pickled(content: Any, engine: str) -> bytes:
     try:
         return bytes(cloudpickle.dumps(content))
     except (TypeError, AttributeError, pickle.PicklingError, RecursionError) as error:
+        what, way = "a metric", "metrics=['module:function']"
+        if isinstance(content, GivenModel):
+            what, way = "the model", "model='module:function'"
+        if isinstance(content, GivenTask):
+            what, way = "the task", "task='python:module:function'"
         raise RunError(
-            f"Expected to hand the model to the processes of engine {engine!r}, but it cannot be pickled ({error}). "
-            "Put the function that makes it into a module and give its name, model='module:function', or use "
-            "engine='local'."
+            f"Expected to hand {what} to the processes of engine {engine!r}, but it cannot be pickled ({error}). "
+            f"Put the function into a module and give its name, {way}, or use engine='local'."
         ) from error

@@ -10,7 +10,9 @@ import torch
 from nufed.client.workplace import forget_workplaces
 from nufed.common.data import forget_federations
 from nufed.common.given import given
+from nufed.common.metrics.judging import judging
 from nufed.common.settings import exported
+from nufed.common.tasks import find_task
 
 _TURN = threading.RLock()
 
@@ -31,5 +33,7 @@ def private(machine: Mapping[str, Any], objects: Mapping[str, Any] | None = None
             finally:
                 forget_workplaces()
                 forget_federations()
+                find_task.cache_clear()
+                judging.cache_clear()  # which may hold functions of one name that use what has changed
                 if torch.get_num_threads() != num_threads:
                     torch.set_num_threads(num_threads)

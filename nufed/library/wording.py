@@ -16,6 +16,9 @@ _WORDS = (
     (re.compile(r"--out\b"), "out="),
     (re.compile(r"\bdata\.source='given:[0-9a-f]+'|\bgiven:[0-9a-f]{16}\b(?= has)"), "the dataset"),
     (re.compile(r"\bmodel\.name='given:\w+'"), "model"),
+    (re.compile(r" \(data\.task=given:\w+\)"), ""),
+    (re.compile(r"\bdata\.task='?given:\w+'?"), "the task"),
+    (re.compile(r"\bevaluation\.(?=metrics=|primary-metric=)"), ""),
 )
 
 

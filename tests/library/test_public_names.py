@@ -14,18 +14,8 @@ import nufed
 EXPORTED = [
     *("ConfigError", "DataConfig", "DataError", "DivergedError", "Estimate", "Evaluation", "EvaluationConfig"),
     *("FederationConfig", "MetaBatches", "MetaFedAvg", "MethodConfig", "ModelConfig", "ModelError"),
-    *("NothingTrainedError", "NufedError", "PeerError", "Run"),
-    *(
-        "RunConfig",
-        "RunError",
-        "TaskConfig",
-        "WireError",
-        "__version__",
-        "compare",
-        "evaluate",
-        "load_run",
-        "meta_gradient",
-    ),
+    *("NothingTrainedError", "NufedError", "OwnTask", "PeerError", "Run", "RunConfig", "RunError", "TaskConfig"),
+    *("WireError", "__version__", "compare", "evaluate", "load_run", "meta_gradient"),
     *("personalize", "predict", "simulate"),
 ]
 FUNCTIONS = ["compare", "evaluate", "load_run", "meta_gradient", "personalize", "predict", "simulate"]

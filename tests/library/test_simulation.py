@@ -34,16 +34,24 @@ def run():
 
 
 @pytest.mark.system
-def test_worker_processes_have_data_and_models_of_this_process(run):
-    """A closure, which no worker could import; new clients by name."""
-    width = 4
+def test_worker_processes_have_data_model_task_and_metrics_of_this_process():
+    """Closures, which no worker could import; new clients by name."""
+    width, step = 4, 1
 
     def closure(config, task):
         return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
 
-    other = nufed.simulate(sites(), closure, new_clients=["site-4", "site-5"], engine="processes", **FEW, **QUIET)
+    def losses(outputs, targets):
+        return nn.functional.cross_entropy(outputs / step, targets, reduction="none")
+
+    def first_class(outputs, targets):
+        return float((outputs.argmax(1) < step).double().mean())
+
+    options = {"task": losses, "metrics": [first_class], "new_clients": ["site-4", "site-5"], **FEW, **QUIET}
+    run, other = (nufed.simulate(sites(), closure, engine=engine, **options) for engine in ("local", "processes"))
 
     assert same_model(run, other)
+    assert set(run.curves()["metric"]) == {"loss", "first-class"}
     assert other.curves().equals(run.curves())
     assert other.config == run.config
 
