@@ -3,6 +3,7 @@
 from nufed.common.errors import DataError, NufedError
 from nufed.common.examples import ClientData, TaskInfo
 from nufed.common.tasks.registry import find_task
+from nufed.common.trees import Tree
 
 
 def check_client_targets(client: ClientData, info: TaskInfo) -> None:
@@ -11,18 +12,22 @@ def check_client_targets(client: ClientData, info: TaskInfo) -> None:
     Raises:
         DataError: naming the client and its split, with counts and no value.
     """
-    check = find_task(info).check_targets
     for name, examples in (("support", client.support), ("validation", client.validation), ("test", client.test)):
-        if not len(examples):
-            continue
-        where = f"client {client.client_id!r}, targets of the {name} split"
-        try:
-            check(examples.targets)
-        except NufedError as error:
-            told = DataError(f"{where}: {error}")
-            told.sendable = error.sendable
-            raise told from error
-        except Exception as error:  # a check of the user's own may raise anything
-            raise DataError(
-                f"{where}: {info.kind} refuses them ({type(error).__name__}: {error}); correct them"
-            ) from error
+        if len(examples):
+            check_targets(examples.targets, info, f"client {client.client_id!r}, targets of the {name} split")
+
+
+def check_targets(targets: Tree, info: TaskInfo, where: str) -> None:
+    """Refuse targets [N, ...] that a task does not have.
+
+    Raises:
+        DataError: naming them as `where` does, with counts and no value.
+    """
+    try:
+        find_task(info).check_targets(targets)
+    except NufedError as error:
+        told = DataError(f"{where}: {error}")
+        told.sendable = error.sendable
+        raise told from error
+    except Exception as error:  # a check of the user's own may raise anything
+        raise DataError(f"{where}: {info.kind} refuses them ({type(error).__name__}: {error}); correct them") from error

@@ -1,10 +1,12 @@
 """`nufed.personalize` and `nufed.evaluate`: fine-tune a model to somebody's examples, and judge it."""
 
 import copy
+import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from nufed.client.personal_model import predict as predictions_of
 from nufed.client.verdict import judged_in_units
 from nufed.common.config import MethodConfig, RunConfig
 from nufed.common.data import SharedScaling
+from nufed.common.data.array_trees import ArrayTree, first_array
 from nufed.common.data.cast import cast_tree, input_name, target_name
 from nufed.common.data.pool import Array, Table
 from nufed.common.data.private.preparation import Preparation
@@ -28,10 +31,14 @@ from nufed.common.models import check_model
 from nufed.common.params import Params, model_params
 from nufed.common.rng import numpy_generator
 from nufed.common.task import make_loss
+from nufed.common.tasks.weights import weighted
 from nufed.common.trees import one_tensor
 from nufed.library.arguments import as_count, as_module, as_step_size
+from nufed.library.examples_of_run import inputs_of_task, labelled, unlabelled
+from nufed.library.turns import private
 
 _ATTRIBUTE, _TASK = "nufed_fine_tuning", "nufed_task"
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class FineTuning:
         target_scale: whose examples values to predict are scaled by: `none`, `run` or `local`.
         target_scaling: of the values that the model predicts; None where they are not scaled, or by nobody yet.
         preparation: of the inputs that the model takes; None where they are as they come.
+        objects: the run's task by its name, where it was given in Python.
     """
 
     step_size: float
@@ -53,6 +61,7 @@ class FineTuning:
     target_scale: str = "none"
     target_scaling: TargetScaling | None = None
     preparation: Preparation | None = None
+    objects: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,8 @@ class Evaluation:
     """How good a model is.
 
     Attributes:
-        loss: cross-entropy, or half the squared error summed over outputs, as they were scaled; mean over examples.
-        accuracy: share of examples, in [0, 1]; None for regression.
+        loss: of the task, with targets as they were scaled; mean over examples.
+        accuracy: share of examples, in [0, 1]; None for tasks without.
         num_examples: examples judged on.
         metrics: the task's usual metrics by name, in the units of the targets.
     """
@@ -72,16 +81,35 @@ class Evaluation:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def remember_fine_tuning(
-    model: nn.Module, config: RunConfig, sizes: Mapping[str, Tensor], task: TaskInfo, scaling: SharedScaling
+def _knowing_its_task(function: Function) -> Function:
+    """Return a function of a model, which finds the task that the model's run was given in Python."""
+
+    @functools.wraps(function)
+    def call(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        known: FineTuning | None = getattr(model, _ATTRIBUTE, None)
+        with private({}, known.objects) if known and known.objects else nullcontext():
+            return function(model, *args, **kwargs)
+
+    return cast("Function", call)
+
+
+def remember_fine_tuning(  # noqa: PLR0913 - all of them are remembered
+    model: nn.Module,
+    config: RunConfig,
+    sizes: Mapping[str, Tensor],
+    task: TaskInfo,
+    scaling: SharedScaling,
+    objects: Mapping[str, Any],
 ) -> None:
     """Let a model know how the clients of its run fine-tune it; copies and pickles of the model know it too."""
     step_size, way = config.evaluation.adapt_lr or config.method.inner_lr, target_scale(config.data, task)
-    known = FineTuning(step_size, config.method, dict(sizes), way, scaling.targets, scaling.inputs)
+    given = {name: each for name, each in objects.items() if name == task.kind}
+    known = FineTuning(step_size, config.method, dict(sizes), way, scaling.targets, scaling.inputs, given)
     setattr(model, _ATTRIBUTE, known)
     setattr(model, _TASK, task)
 
 
+@_knowing_its_task
 def personalize(  # noqa: PLR0913 - all but three by name
     model: nn.Module,
     inputs: Any,
@@ -101,8 +129,10 @@ def personalize(  # noqa: PLR0913 - all but three by name
 
     Args:
         model: `Run.model`, or any module without running statistics; not changed.
-        inputs: [N, ...] array or tensor; uint8 of three or more dimensions are pixels and scaled to [0, 1].
-        targets: [N] whole numbers (classes from 0), or [N] or [N, K] floats (values to predict).
+        inputs: [N, ...] array or tensor, or a tuple or dict of several, as the run had them; uint8 of three or more
+            dimensions are pixels and scaled to [0, 1].
+        targets: as the run had them; of a model of no run [N] whole numbers (classes from 0), or [N] or [N, K] floats
+            (values to predict).
         steps: S, fine-tuning steps.
         lr: step size; None is the run's. A model of no run needs one.
         batch_size: examples in a step, drawn at random; 0 takes all of them.
@@ -137,7 +167,7 @@ def personalize(  # noqa: PLR0913 - all but three by name
     scaling = known.target_scaling if known else None
     if known and known.target_scale == "local":
         scaling = fit_target_scaling(one_tensor(unscaled.targets, "targets").numpy())
-    examples = _ready(unscaled, scaling, model)
+    examples = weighted(_ready(unscaled, scaling, model), task)
     method, sizes = (known.method, dict(known.sizes)) if known else (MethodConfig(), {})
     if sizes and lr is not None:
         raise ConfigError("lr contradicts the step sizes that the run has learned (Meta-SGD). Leave it out.")
@@ -168,10 +198,11 @@ def _better(model: nn.Module, personal: nn.Module, validation: tuple[Any, Any], 
     shared, own = (Judged(found.loss, found.metrics) for found in (before, after))
     choice = choose(shared, own, after.num_examples, Primary(), keep)
     if choice.told:
-        warnings.warn(f"{choice.told[0].upper()}{choice.told[1:]}.", stacklevel=3)
+        warnings.warn(f"{choice.told[0].upper()}{choice.told[1:]}.", stacklevel=4)
     return personal if choice.kept == "personal" else start
 
 
+@_knowing_its_task
 def evaluate(model: nn.Module, inputs: Any, targets: Any) -> Evaluation:
     """Return how good a model is on examples.
 
@@ -198,8 +229,9 @@ def evaluate(model: nn.Module, inputs: Any, targets: Any) -> Evaluation:
     return Evaluation(loss, found.get("accuracy"), len(examples), found)
 
 
+@_knowing_its_task
 def predict(model: nn.Module, inputs: Any) -> Array:
-    """Return a model's predictions: class probabilities [N, K], or values [N, K] in the unit of the targets.
+    """Return a model's predictions: probabilities, rates, or values in the unit of the targets, [N, ...].
 
     Args:
         model: `Run.model`, what `personalize` returns, or any module; used in evaluation mode and not changed.
@@ -216,14 +248,14 @@ def predict(model: nn.Module, inputs: Any) -> Array:
         (2, 1)
     """
     known: FineTuning | None = getattr(as_module(model), _ATTRIBUTE, None)
-    rows, like = _rows(inputs, known), next(model.parameters(), torch.zeros(0))
-    width = _num_outputs(model, rows.shape[1:], like)
-    task: TaskInfo = getattr(model, _TASK, None) or TaskInfo("regression", rows.shape[1:], width, target_shape=(width,))
-    unlabelled = Table(rows, np.zeros(len(rows), np.int64)).examples(
-        np.arange(len(rows)), TaskInfo("classification", rows.shape[1:], width), like.dtype
-    )
+    like, task = next(model.parameters(), torch.zeros(0)), getattr(model, _TASK, None)
+    rows: ArrayTree = _rows_of_run(task, inputs, known) if task else _rows(inputs, known)
+    if not task:
+        shape = first_array(rows).shape[1:]
+        width = _num_outputs(model, shape, like)
+        task = TaskInfo("regression", shape, width, target_shape=(width,))
     still, scaling = copy.deepcopy(model).eval(), _scaling_of(known)
-    on_device = unlabelled.to(like.device).inputs
+    on_device = unlabelled(task, rows, like.dtype).to(like.device).inputs
     predictions: Array = predictions_of(still, task, model_params(still), on_device, scaling).cpu().numpy()
     return predictions
 
@@ -268,8 +300,20 @@ def _rows(inputs: Any, known: FineTuning | None) -> Array:
     return rows
 
 
+def _rows_of_run(task: TaskInfo, inputs: Any, known: FineTuning | None) -> ArrayTree:
+    """Return inputs as the model of a run takes them."""
+    rows = inputs_of_task(task, inputs)
+    return known.preparation.apply(first_array(rows)) if known and known.preparation else rows
+
+
 def _examples(model: nn.Module, inputs: Any, targets: Any, known: FineTuning | None) -> tuple[TaskInfo, Examples]:
     """Return what the examples are for, checked against the model, and the examples, targets unscaled."""
+    task: TaskInfo | None = getattr(model, _TASK, None)
+    like, is_scaled = next(model.parameters(), torch.zeros(0)), known is not None and known.target_scale != "none"
+    if task:
+        check_model(model, task)
+        dtype = torch.float64 if is_scaled else like.dtype
+        return task, labelled(task, _rows_of_run(task, inputs, known), targets, dtype)
     kind, labels = as_targets(as_array(targets, "targets"), "targets")
     rows = _rows(inputs, known)
     if len(rows) != len(labels) or not len(rows):
@@ -277,7 +321,6 @@ def _examples(model: nn.Module, inputs: Any, targets: Any, known: FineTuning | N
             f"expected as many targets as inputs, and at least one, but got {len(labels)} and {len(rows)}; give every "
             "example one target"
         )
-    like = next(model.parameters(), torch.zeros(0))
     num_outputs = _num_outputs(model, rows.shape[1:], like)
     largest = int(labels.max()) + 1 if kind == "classification" else labels.shape[1]
     if largest > num_outputs or (kind == "regression" and largest != num_outputs):
@@ -288,8 +331,7 @@ def _examples(model: nn.Module, inputs: Any, targets: Any, known: FineTuning | N
         )
     task = TaskInfo(kind, rows.shape[1:], num_outputs)
     check_model(model, task)
-    is_scaled = known is not None and known.target_scale != "none"
-    return task, Table(rows, labels).examples(np.arange(len(rows)), task, torch.float64 if is_scaled else like.dtype)
+    return task, Table(rows, labels).examples(np.arange(len(rows)), task, like.dtype)
 
 
 @torch.no_grad()

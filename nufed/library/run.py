@@ -133,7 +133,7 @@ class Run:
         check_frozen(frozen_hash(model), self._frozen, "the run's model")
         params, sizes = split_step_sizes(self.params)
         model.load_state_dict(params, strict=False)  # buffers, if any, are the architecture's
-        remember_fine_tuning(model, self.config, sizes, task, scaling)
+        remember_fine_tuning(model, self.config, sizes, task, scaling, self.origin.objects)
         return model.eval()
 
     def curves(self, group: str | None = None) -> "DataFrame":
@@ -259,8 +259,7 @@ class Run:
         for name, what in names_by_argument(config):
             if is_given(name) and name not in objects:
                 raise ConfigError(
-                    f"{what} is missing: the run was given it in Python, and it is in no file. Give the same one "
-                    f"again: run.resume({what}=...)."
+                    f"{what} is missing: the run was given it in Python. Give the same again: run.resume({what}=...)."
                 )
         origin = Origin(objects, engine or self.origin.engine, self.origin.machine)
         return conduct(config, origin, self, shown=progress)
