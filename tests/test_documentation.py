@@ -93,6 +93,17 @@ def test_the_page_of_examples_shows_every_example():
     assert shown == {name for name in programs if not name.endswith("__init__.py")}
 
 
+def test_the_site_begins_with_the_output_that_the_readme_shows():
+    shown = [
+        re.search(r"^```text\n(digits .*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        for page in ("README.md", "docs/index.md")
+    ]
+
+    assert shown[0] is not None
+    assert shown[1] is not None
+    assert shown[0].group(1) == shown[1].group(1)
+
+
 def test_decision_records_are_numbered_one_after_another_and_by_their_headings():
     records = sorted((ROOT / "docs/decisions").glob("*.md"))
 

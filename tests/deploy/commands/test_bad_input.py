@@ -135,7 +135,7 @@ OUT_OF_RANGE = [
     (["--local-lr", "0"], CONFIG, "--local-lr (method.local-lr)='0' is refused: input should be greater than 0"),
     (["--clients", "0"], CONFIG, "--clients (data.num-clients)='0' is refused"),
     (["--seed", "-3"], CONFIG, "--seed='-3' is refused"),
-    (["--name", "a/b"], CONFIG, "--name='a/b' is refused"),
+    (["--name", "a/b"], CONFIG, "--name='a/b' is refused. It is: label of the run folder: up to 64 letters"),
     (["--threads", "0"], CONFIG, "'--threads': 0 is not in the range"),
     (["--config", "range.json"], CONFIG, "In range.json: method.inner-lr=-1 is refused"),
     (["--set", "data=5"], CONFIG, "data is a table. Set one of its options: data.source"),
