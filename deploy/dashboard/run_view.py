@@ -15,7 +15,7 @@ from nufed.common.json_text import without_nan
 from nufed.common.untrusted import printable
 from nufed.deploy.dashboard.client_rows import ClientRow, Wanted, page_of
 from nufed.deploy.dashboard.decimation import kept_indices
-from nufed.deploy.dashboard.foreign_records import sound_curve, sound_scores
+from nufed.deploy.dashboard.foreign_records import is_number, sound_curve, sound_scores
 from nufed.deploy.dashboard.hidden_paths import shareable_options, without_folders
 from nufed.deploy.runs.stored import primary_curve
 
@@ -241,8 +241,9 @@ class RunView:
         self.measure, self.step = str(event["measure"]), int(event.get("primary_step") or 0)
         self.num_rounds, self.num_parameters = int(event["num_rounds"]), int(event.get("num_parameters") or 0)
         self.status, self.reason, self.ended = "running", "", None
-        self.begun = self.begun or event.get("time")
         self.points = [point for point in self.points if point["round"] < first]
+        begun, before = event.get("time"), sum(point["seconds"] for point in self.points)
+        self.begun = begun - before if before and begun else self.begun or begun  # a pause is no time of the run
         self.evaluations = {done: each for done, each in self.evaluations.items() if done < first}
         self.round, self.epoch = first - 1, self.epoch + 1
         going_on = f", going on at round {first}" if first > 1 else ""
@@ -370,6 +371,8 @@ class RunView:
         for row in self.clients.values():
             row.is_working = False
         summary = event.get("summary") or {}
+        if self.begun is not None and is_number(summary.get("seconds")):  # of its rounds, as everywhere else
+            self.ended = self.begun + summary["seconds"]
         self.judged(self.round, {name: summary.get(name) for name in ("participating", "new") if summary.get(name)})
         level = "info" if self.status == "complete" else "warning"
         why = f": {self.reason}" if self.reason else ""

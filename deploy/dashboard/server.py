@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 _ADDRESS = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):)?(?P<port>\d{1,5})")
 _MOST_CONNECTIONS = 128
+_MOST_OPEN = 256
+"""Connections that are held open, also those that ask for nothing: a run needs files, of which a process has few."""
 _FIRST_WORD = 15.0
 """Seconds that somebody who has connected may take to ask for something."""
 
@@ -117,10 +119,12 @@ class PageServer:
         from uvicorn.protocols.http.h11_impl import H11Protocol
 
         class Prompt(H11Protocol):
-            """Lets go who connects and asks for nothing."""
+            """Lets go who connects and asks for nothing, or comes when there are too many."""
 
             def connection_made(self, transport: Any) -> None:
                 super().connection_made(transport)
+                if len(self.connections) > _MOST_OPEN:
+                    transport.abort()
                 self._silence = self.loop.call_later(_FIRST_WORD, self._end_if_silent)
 
             def connection_lost(self, exc: Exception | None) -> None:

@@ -71,9 +71,11 @@ class PrometheusMetrics:
         self._diverged = self._gauge("diverged_clients", "Clients of the last round whose training loss is not finite")
         self._training_loss = self._gauge("training_loss", "Mean training loss of the last round's clients")
         labels = ["group", "adaptation"]
-        self._loss = self._gauge("evaluation_loss", "Mean test loss, before and after fine-tuning", labels)
+        self._loss = self._gauge("evaluation_loss", "Mean test loss, before and after all fine-tuning steps", labels)
         self._score = self._gauge(
-            "evaluation_score", "Mean over clients of a test metric, before and after fine-tuning", [*labels, "metric"]
+            "evaluation_score",
+            "Mean over clients of a test metric, before and after all fine-tuning steps",
+            [*labels, "metric"],
         )
         self._evaluated = self._gauge("evaluated_clients", "Clients that answered the last evaluation", ["group"])
         self._gradients = self._counter("gradient_evaluations", "Gradients computed by clients in training")

@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -238,6 +239,23 @@ def test_readers_and_connections_are_bounded():
         assert ask(f"{base}/api/runs/live")[0] == 200
         for reader in readers:
             reader.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not show a process's open files")
+def test_connections_that_ask_for_nothing_leave_the_process_its_files():
+    files = Path("/proc/self/fd")
+    with served(live=view_of(*SOME_EVENTS)) as (base, _):
+        place, before = ("127.0.0.1", int(base.rpartition(":")[2])), len(list(files.iterdir()))
+        silent = [socket.create_connection(place) for _ in range(400)]
+        until = time.monotonic() + 10
+        held = len(silent)
+        while not 0 < held < 300 and time.monotonic() < until:
+            time.sleep(0.2)
+            held = len(list(files.iterdir())) - before - len(silent)
+        for connection in silent:
+            connection.close()
+
+        assert 0 < held < 300  # with the few files that the server itself opens
 
 
 def test_over_tls_the_cookie_is_secure_and_other_protocols_are_not_spoken(tmp_path):

@@ -69,6 +69,15 @@ def test_a_run_that_goes_on_does_its_rounds_again_once():
     assert view.status == "running"
 
 
+def test_the_time_of_a_run_is_that_of_its_rounds_without_the_pause_before_it_went_on():
+    view = view_of(*SOME_EVENTS, started(first_round=2, time=90_000.0), round_of(2, seconds=1.0))
+
+    assert view.begun == 90_000.0 - 1.0
+    summary = {"seconds": 2.5}
+    view = view_of(*SOME_EVENTS, Finished(status="complete", round=1, time=90_000.0, summary=summary))
+    assert view.head()["elapsed"] == 2.5
+
+
 @pytest.mark.parametrize(
     ("event", "status", "words"),
     [
@@ -264,7 +273,7 @@ def _of_metrics(change):
     return write
 
 
-HOSTILE = {
+SPOILED = {
     "time": _rewrite("events.jsonl", lambda _: {"time": "<b>"}),
     "first-round": _rewrite("events.jsonl", lambda _: {"first_round": math.inf, "round": 10**400}),
     "bytes": _rewrite("events.jsonl", lambda _: {"bytes_up": 10**400, "bytes_down": "9", "hvps": [1], "loss": {}}),
@@ -285,7 +294,7 @@ HOSTILE = {
 
 @pytest.mark.timeout(60)
 def test_a_folder_that_somebody_else_has_filled_is_shown_for_what_it_is_and_hides_no_other(some_runs, tmp_path):
-    for number, (name, spoil) in enumerate(HOSTILE.items()):
+    for number, (name, spoil) in enumerate(SPOILED.items()):
         folder = tmp_path / f"20260102-0000{number:02d}-{name}"
         shutil.copytree(some_runs / "20260101-000000-three", folder)
         spoil(folder)
@@ -295,7 +304,7 @@ def test_a_folder_that_somebody_else_has_filled_is_shown_for_what_it_is_and_hide
     compared = [json.loads(to_json(shelf.comparison([name])))["runs"] for name in names]
     views = {name: shelf.view(name) for name in names}
 
-    assert len(names) == len(HOSTILE)
+    assert len(names) == len(SPOILED)
     assert all(len(each) == 1 for each in compared)
     for view in views.values():
         for column in ("name", "before", "after", "loss", "bytes_up", "last_seen"):
