@@ -6,6 +6,10 @@ empty cell is NaN; of a column with categories, in all of its places. `in_model`
 shifts and scales the inputs and undoes the scaling of what it predicts, or whether the reader has to:
 
     x ← (x, or fill where x is NaN) - shift, divided by scale           y = output * scale + mean
+
+`arrays` has an entry for each array that the model takes, in order: its name, its path in the tree of inputs (names in
+dicts, numbers in tuples; nothing for one array alone), its shape and its type. `called` says how the model takes them:
+`model(array)`, `model(*arrays)` or `model(**arrays)`.
 """
 
 import math
@@ -18,12 +22,21 @@ from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.spare import filled
 from nufed.common.data.private.task import Column
 from nufed.common.data.target_scaling import TargetScaling
-from nufed.common.examples import TaskInfo
-from nufed.common.input_forms import described_inputs
+from nufed.common.examples import TaskInfo, TensorSpec
+from nufed.common.input_forms import arrays_of, described_inputs, is_named
 from nufed.common.tasks import find_task
 
 FORMAT = "nufed-inputs-1"
 ENDING = ".inputs.json"
+
+_OUTPUTS = {
+    "classification": "logits: softmax gives probabilities, the largest is the class",
+    "multi-label": "logits: sigmoid gives the probability of each label",
+    "regression": "values",
+    "counts": "logarithms: exp gives rates",
+    "segmentation": "logits: softmax over the second dimension gives probabilities, the largest is the pixel's class",
+    "tokens": "logits: softmax over the last dimension gives probabilities, the largest is the position's class",
+}
 
 
 def description_path(path: Path) -> Path:
@@ -49,7 +62,7 @@ def describe(
         in_model: whether the file does what these say.
     """
     preparation, targets = scalings
-    is_classified = task.kind == "classification"
+    arrays = arrays_of(task)
     return {
         "format": FORMAT,
         "version": __version__,
@@ -57,15 +70,40 @@ def describe(
         "dtype": dtype,
         "takes": described_inputs(task).removeprefix("of shape "),
         "input_shape": list(task.input_shape),
-        "images": "pixels from 0 to 1: those of 8 bits are divided by 255" if len(task.input_shape) == 3 else None,
+        "called": _called(task),
+        "arrays": [_array(position, *each, dtype) for position, each in enumerate(arrays)],
+        "images": "pixels from 0 to 1: those of 8 bits are divided by 255" if any(map(_is_image, arrays)) else None,
         "inputs": _inputs(columns, preparation),
         "empty_cells": "NaN" if preparation else "not allowed",
-        "returns": f"[N, {task.num_outputs}]" if len(find_task(task).target_shape) < 2 else "an array for each example",
-        "outputs": "logits: softmax gives probabilities, the largest is the class" if is_classified else "values",
+        "returns": _returned(task),
+        "outputs": _OUTPUTS.get(task.kind, f"values: {task.kind} says what they are"),
         "class_names": list(task.class_names),
         "target_scaling": targets.to_json() if targets else None,
         "in_model": in_model,
     }
+
+
+def _called(task: TaskInfo) -> str:
+    spec = task.input_spec
+    if spec is None or isinstance(spec, TensorSpec):
+        return "model(array)"
+    return "model(**arrays)" if is_named(spec) else "model(*arrays)"
+
+
+def _array(position: int, path: tuple[str | int, ...], spec: TensorSpec, dtype: str) -> dict[str, Any]:
+    named = path and isinstance(path[0], str)
+    name = ".".join(map(str, path)) if named else "_".join(map(str, ("inputs", *path)))
+    kind = {"float": dtype, "integer": "int64", "boolean": "bool"}[spec.dtype]
+    return {"position": position, "name": name, "path": list(path), "shape": ["N", *spec.shape], "dtype": kind}
+
+
+def _is_image(array: tuple[tuple[str | int, ...], TensorSpec]) -> bool:
+    return array[1].dtype == "float" and len(array[1].shape) == 3
+
+
+def _returned(task: TaskInfo) -> str:
+    shape = find_task(task).output_shape
+    return "an array for each example" if shape is None else f"[{', '.join(map(str, ('N', *shape)))}]"
 
 
 def _inputs(columns: Sequence[Column], preparation: Preparation | None) -> list[dict[str, Any]] | None:

@@ -25,17 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from nufed.client.model_description import describe, description_path
+from nufed.common.data.array_trees import map_arrays
 from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.spare import filled
 from nufed.common.data.private.task import Column
 from nufed.common.data.target_scaling import TargetScaling
 from nufed.common.durable_file import write_bytes, write_json
 from nufed.common.errors import ConfigError, ModelError, nearest_match_hint
-from nufed.common.examples import TaskInfo
-from nufed.common.input_forms import dummy_inputs
+from nufed.common.examples import InputSpec, TaskInfo, TensorSpec
+from nufed.common.input_forms import dummy_inputs, is_named
 from nufed.common.params import Params
 from nufed.common.rng import torch_generator
-from nufed.common.task import call_model
+from nufed.common.task import call_model, logits_of
 from nufed.common.trees import Tree, leaves
 
 DESCRIPTION = "nufed.json"
@@ -100,7 +101,7 @@ class PreparedModel(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs for raw inputs; prepared in float64, as the client's own data were."""
-        outputs: Tensor = self.model(self._prepared(inputs) if self.is_prepared else inputs)
+        outputs = call_model(self.model, self._prepared(inputs) if self.is_prepared else inputs)
         if not self.is_scaled:
             return outputs
         wide = outputs.double() * self.get_buffer("target_scales") + self.get_buffer("target_means")
@@ -159,6 +160,39 @@ def export_model(what: Exportable, form: str, path: Path) -> float:
 Outputs = Callable[[Tree], Tensor]
 
 
+class Answers(nn.Module):
+    """What follows a model's call: the logits of what it returns, and values in their own unit."""
+
+    def __init__(self, scaling: TargetScaling | None) -> None:
+        """Keep the scaling as buffers, so that it is exported with the parameters."""
+        super().__init__()
+        self.is_scaled = scaling is not None
+        if scaling:
+            self.register_buffer("target_means", torch.tensor(scaling.means, dtype=torch.float64))
+            self.register_buffer("target_scales", torch.tensor(scaling.scales, dtype=torch.float64))
+
+    def forward(self, returned: Any) -> Tensor:
+        """Return the outputs that a model has returned."""
+        outputs = logits_of(returned)
+        if not self.is_scaled:
+            return outputs
+        wide = outputs.double() * self.get_buffer("target_scales") + self.get_buffer("target_means")
+        return wide.to(outputs.dtype)
+
+
+def several_inputs(model: nn.Module, spec: InputSpec, scaling: TargetScaling | None) -> nn.Module:
+    """Return a module whose forward has one argument for each part of the inputs, in the order of the description."""
+    graph = torch.fx.Graph()
+    names = [name for name, _ in spec] if is_named(spec) else [f"inputs_{number}" for number in range(len(spec))]  # type: ignore[arg-type, union-attr]
+    arguments = [graph.placeholder(name) for name in names]
+    by_name = is_named(spec)
+    returned = graph.call_module(
+        "model", () if by_name else tuple(arguments), dict(zip(names, arguments, strict=True)) if by_name else {}
+    )
+    graph.output(graph.call_module("answers", (returned,)))
+    return torch.fx.GraphModule({"model": model, "answers": Answers(scaling)}, graph).eval()
+
+
 def _call(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a model's call, as `nufed.common.task.call_model` gives them."""
     if isinstance(inputs, Tensor):
@@ -166,10 +200,15 @@ def _call(inputs: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))
 
 
+def _each(tree: Any, value: Any) -> Any:
+    """Return the tree with a value in the place of each tensor."""
+    return map_arrays(lambda _: value, tree)
+
+
 def _torch_export(module: nn.Module, example: Tree, described: str) -> tuple[bytes, Outputs]:
     args, named = _call(example)
     sizes = {0: torch.export.Dim.DYNAMIC}
-    shapes: Any = dict.fromkeys(named, sizes) if named else tuple(sizes for _ in args)
+    shapes: Any = _each(named or args, sizes)
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own passes
@@ -210,12 +249,12 @@ def _onnx(module: nn.Module, example: Tree, described: str) -> tuple[bytes, Outp
     from onnx.reference import ReferenceEvaluator
 
     args, named = _call(example)
-    names = list(named) or (["inputs"] if len(args) == 1 else [f"inputs_{number}" for number in range(len(args))])
+    names = [array["name"] for array in json.loads(described)["arrays"]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of exporter and numpy about themselves
         options: Mapping[str, Any] = {"input_names": names, "output_names": ["outputs"], "verbose": False}
         sizes = {0: torch.export.Dim("batch")}
-        shapes: Any = dict.fromkeys(named, sizes) if named else tuple(sizes for _ in args)
+        shapes: Any = _each(named or args, sizes)
         program: Any = torch.onnx.export(
             module, args, kwargs=named or None, dynamo=True, dynamic_shapes=shapes, **options
         )
@@ -245,9 +284,20 @@ def _module(what: Exportable, form: str) -> nn.Module:
     """Return a model in evaluation mode that holds the parameters, behind its preparation if the file does it."""
     what.model.load_state_dict(what.params, strict=False)  # buffers, if any, are the architecture's
     model = what.model.eval().requires_grad_(False)
-    if form == STATE_DICT or (what.preparation is None and what.target_scaling is None):
+    if form == STATE_DICT:
+        return model
+    spec = what.task.input_spec
+    if spec is not None and not isinstance(spec, TensorSpec):
+        return several_inputs(model, spec, what.target_scaling)
+    if what.preparation is None and what.target_scaling is None and _returns_tensor(what, model):
         return model
     return PreparedModel(model, what.preparation, what.target_scaling, what.task.input_shape).eval()
+
+
+@torch.no_grad()
+def _returns_tensor(what: Exportable, model: nn.Module) -> bool:
+    """Return whether a model that takes one tensor returns one, and not what has logits."""
+    return isinstance(model(_inputs(what, 1, STATE_DICT)), Tensor)
 
 
 def _dtype(what: Exportable) -> torch.dtype:

@@ -41,6 +41,18 @@ def is_named(spec: InputSpec) -> bool:
     return isinstance(spec, tuple) and all(isinstance(part, tuple) and isinstance(part[0], str) for part in spec)
 
 
+def arrays_of(task: TaskInfo) -> list[tuple[tuple[str | int, ...], TensorSpec]]:
+    """Return each tensor's path in the inputs, names in dicts and numbers in tuples, and its form, in order."""
+
+    def found(spec: InputSpec, path: tuple[str | int, ...]) -> list[tuple[tuple[str | int, ...], TensorSpec]]:
+        if isinstance(spec, TensorSpec):
+            return [(path, spec)]
+        parts = spec if is_named(spec) else tuple(enumerate(spec))
+        return [each for place, part in parts for each in found(part, (*path, place))]
+
+    return found(task.input_spec or TensorSpec(task.input_shape), ())
+
+
 def described_inputs(task: TaskInfo) -> str:
     """Return the form of the inputs in words, such as `of shape [B, 3]`."""
 

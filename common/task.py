@@ -30,9 +30,12 @@ def call_model(model: nn.Module, inputs: Tree) -> Tensor:
     Of an output that has logits, as those of Hugging Face's models, these are taken.
     """
     if isinstance(inputs, Tensor):
-        outputs = model(inputs)
-    else:
-        outputs = model(*inputs) if isinstance(inputs, tuple) else model(**inputs)
+        return logits_of(model(inputs))
+    return logits_of(model(*inputs) if isinstance(inputs, tuple) else model(**inputs))
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Return what a model has returned, or the logits that are in it."""
     if isinstance(outputs, Tensor):
         return outputs
     found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)

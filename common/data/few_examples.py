@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from nufed.common.config import DataConfig
-from nufed.common.data.pool import Array, DealtFederation, Rows
+from nufed.common.data.array_trees import ArrayTree, rows_of
+from nufed.common.data.pool import DealtFederation, Rows
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
 from nufed.common.rng import numpy_generator
 from nufed.common.trees import first_leaf
@@ -29,7 +30,7 @@ class FewRows:
     is_short: bool
 
 
-def choose_few(targets: Array, number: int, task: TaskInfo, *, seed: int, client_id: str) -> FewRows:
+def choose_few(targets: ArrayTree, number: int, task: TaskInfo, *, seed: int, client_id: str) -> FewRows:
     """Return which examples are left.
 
     Args:
@@ -39,7 +40,7 @@ def choose_few(targets: Array, number: int, task: TaskInfo, *, seed: int, client
         seed: of the run.
         client_id: whose split it is.
     """
-    size = len(targets)
+    size = rows_of(targets)
     if not number:
         return FewRows(np.arange(size), is_short=False)
     order = numpy_generator(seed, "data", "few-examples", client_id).permutation(size)

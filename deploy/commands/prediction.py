@@ -1,4 +1,4 @@
-"""`nufed predict`: a CSV line for each example."""
+"""`nufed predict`: a CSV line for each example, or arrays in their own shape."""
 
 import csv
 import io
@@ -22,13 +22,22 @@ if TYPE_CHECKING:
     from nufed.common.data.private.rows import PrivateRows
     from nufed.common.examples import Examples, TaskInfo
 
+_CLASS_AXES = {"classification": -1, "tokens": -1, "segmentation": 1}
+
 
 @with_option_groups
 def predict_command(  # noqa: PLR0913 - one parameter per option
     machine: MachineOptions,
     model: AnyModel,
     data: Data,
-    out: Annotated[Path | None, typer.Option(help="CSV file (default: standard output)", metavar="CSV")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file (default: standard output); a name that ends in .npz gets arrays, masks and token labels in "
+            "their shape",
+            metavar="CSV|NPZ",
+        ),
+    ] = None,
     missing: Annotated[
         str,
         typer.Option(
@@ -39,11 +48,11 @@ def predict_command(  # noqa: PLR0913 - one parameter per option
     ] = "fill",
     force: Force = False,
 ) -> None:
-    """Predict your data with a model, one CSV line per example; labels, where there are any, are compared with."""
+    """Predict your data with a model, one CSV line per example or as arrays; labels, if any, are compared with."""
     from nufed.client.personal_model import predict
     from nufed.common.data.private.found_rows import load_rows
     from nufed.common.data.private.spare import find_way
-    from nufed.common.durable_file import write_text
+    from nufed.common.durable_file import write_bytes, write_text
     from nufed.common.settings import process_settings
 
     way = find_way(missing)
@@ -55,11 +64,18 @@ def predict_command(  # noqa: PLR0913 - one parameter per option
         rows, examples = found.rows, found.examples
         network = given.network()
         outputs = predict(network, given.task, given.params, examples.inputs, given.target_scaling)
-        text = _as_csv(_lines(given.task, rows, outputs.double().flatten(1).tolist()))
-        if out is None:
-            sys.stdout.write(text)
+        if out is not None and out.suffix.lower() == ".npz":
+            write_bytes(out, _as_npz(given.task, rows, outputs.cpu().numpy()))
         else:
-            write_text(out, text)
+            flat = outputs[:, None] if outputs.ndim == 1 else outputs.flatten(1)
+            text = _as_csv(_lines(given.task, rows, flat.double().tolist()))
+            if out is None:
+                sys.stdout.write(text)
+            else:
+                write_text(out, text)
+            if outputs.ndim > 2:
+                shape = ", ".join(map(str, outputs.shape[1:]))
+                typer.echo(f"each line has the {flat.shape[1]} numbers of [{shape}]; --out NAME.npz keeps it", err=True)
         if found.told:
             typer.echo(found.told, err=True)
         if rows.targets is not None:
@@ -77,13 +93,42 @@ def _lines(task: "TaskInfo", rows: "PrivateRows", outputs: list[list[float]]) ->
             truth = [task.class_names[int(known[index])]] if known is not None else []
             yield [int(rows.numbers[index]), task.class_names[best], *truth, *(f"{value:.6f}" for value in values)]
         return
-    flat = None if known is None else known.reshape(len(known), -1)
+    flat = None if known is None else _flat(known)
     width = len(outputs[0]) if outputs else task.num_outputs
     targets = [f"target_{number + 1}" for number in range(flat.shape[1])] if flat is not None else []
     yield ["row", *(f"prediction_{number + 1}" for number in range(width)), *targets]
     for index, values in enumerate(outputs):
         truth = flat[index].tolist() if flat is not None else []
         yield [int(rows.numbers[index]), *(f"{value:.9g}" for value in [*values, *truth])]
+
+
+def _flat(targets: Any) -> Any:
+    """Return targets [N, ...], one array or several, as [N, M]."""
+    import numpy as np
+
+    from nufed.common.data.array_trees import named_arrays
+
+    return np.concatenate(
+        [array.reshape(len(array), math.prod(array.shape[1:])) for _, array in named_arrays(targets)], 1
+    )
+
+
+def _as_npz(task: "TaskInfo", rows: "PrivateRows", outputs: Any) -> bytes:
+    """Return an archive: `rows` [N], `predictions` [N, ...], `classes` of examples or positions, `targets` if known."""
+    import numpy as np
+
+    from nufed.common.data.array_trees import named_arrays
+
+    arrays = {"rows": rows.numbers, "predictions": outputs}
+    if task.kind in _CLASS_AXES:
+        arrays["classes"] = outputs.argmax(_CLASS_AXES[task.kind])
+    if task.class_names:
+        arrays["class_names"] = np.array(task.class_names)
+    if rows.targets is not None:
+        arrays |= {f"targets_{place}" if place else "targets": array for place, array in named_arrays(rows.targets)}
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
 
 
 def _as_csv(lines: Iterator[list[Any]]) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from nufed.common.config import DataConfig, RunConfig
 from nufed.common.config.lists import write_names
+from nufed.common.data.array_trees import map_arrays
 from nufed.common.data.input_scaling import may_scale_inputs
 from nufed.common.data.pool import Table
 from nufed.common.data.private.load import (
@@ -89,7 +90,7 @@ def _found_slice(data: ClientData) -> FoundRows:
     test, scaling = data.test, data.target_scaling
     if scaling:
         test = replace(test, targets=scaling.undo(one_tensor(test.targets, "targets")))
-    inputs, targets = one_tensor(test.inputs).numpy(), one_tensor(test.targets, "targets").numpy()
+    inputs, targets = (map_arrays(lambda leaf: leaf.numpy(), tree) for tree in (test.inputs, test.targets))
     return FoundRows(PrivateRows(inputs, targets, np.arange(1, len(test) + 1)), test)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from nufed.common.config import DataConfig, RunConfig
+from nufed.common.data.array_trees import take_rows
 from nufed.common.data.cast import cast_tree, target_name
 from nufed.common.data.dealt_client import DealtClient, SplitRows, make_splits, split_rows, too_small
 from nufed.common.data.federation import describe_task, load_client, shared_scaling
@@ -299,7 +300,7 @@ def _divided(rows: PrivateRows, member: Membership, task: TaskInfo, config: RunC
 def _few(split: SplitRows, dealt: DealtClient, task: TaskInfo, config: RunConfig) -> SplitRows:
     """Return the split with as few support examples as the run asks for; say so here where there are fewer."""
     number = asked_for(config.data, dealt.group)
-    targets = dealt.table.targets[split.support]
+    targets = take_rows(dealt.table.targets, split.support)
     few = choose_few(targets, number, task, seed=config.seed, client_id=dealt.client_id)
     if few.is_short:
         tell_here("fewer support examples than the %d that the run asks for: all %d are used", number, len(few.rows))
