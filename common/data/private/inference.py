@@ -48,19 +48,20 @@ class Inferred:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-def infer(spec: PrivateSpec, task: str | None = None) -> Inferred:
+def infer(spec: PrivateSpec, task: str | None = None, inputs: Sequence[str] = ()) -> Inferred:
     """Return what a run would have to declare of the data that a spec names.
 
     Args:
         spec: of kind csv, parquet or images.
         task: kind of the task; None guesses it.
+        inputs: names of a table's columns that are the inputs, in order; none takes all that are nothing else.
 
     Raises:
         ConfigError: the spec names no label, or a column that can be neither a number nor a category.
         DataError: the data cannot be read, or there are none.
     """
     if spec.kind in ("csv", "parquet"):
-        return _infer_table(spec, task)
+        return _infer_table(spec, task, inputs)
     if spec.kind == "images":
         return _infer_images(spec)
     raise ConfigError(f"--data: nothing can be inferred of {spec.kind}:. Name a csv or parquet file, or images.")
@@ -111,7 +112,7 @@ class _Column:
         return self.are_numbers and bool(np.equal(np.mod(self.numbers, 1), 0).all())
 
 
-def _infer_table(spec: PrivateSpec, task: str | None) -> Inferred:
+def _infer_table(spec: PrivateSpec, task: str | None, named: Sequence[str]) -> Inferred:
     labels, aside = (
         spec.names("label"),
         {name for kind in ("group", "split", "user", "ignore") for name in spec.names(kind)},
@@ -126,8 +127,12 @@ def _infer_table(spec: PrivateSpec, task: str | None) -> Inferred:
     given = parse_categories(spec.options.get("categories", ""), "--data: categories")
     with open_table(spec) as table:
         markers = Markers(spec.names("na"), table.dialect.numerals)
-        wanted = [name for name in table.header if name not in aside]
+        wanted = [name for name in table.header if (name in {*labels, *named} if named else name not in aside)]
         columns = {name: _Column(name, markers) for name in wanted}
+        if absent := [name for name in named if name not in columns]:
+            raise ConfigError(
+                f"data.feature-names: {absent[0]!r} is no column of {spec.path}. It has: {listed(table.header)}."
+            )
         if lacking := [name for name in labels if name not in columns]:
             raise ConfigError(
                 f"--data: label={lacking[0]!r} is no column of {spec.path}. It has: {listed(table.header)}."
@@ -139,7 +144,7 @@ def _infer_table(spec: PrivateSpec, task: str | None) -> Inferred:
                 column.add(part.cells[positions[name]])
     if not num_rows:
         raise refusal(DataError, "expected examples, but there are none; check --data")
-    inputs = [column for name, column in columns.items() if name not in labels]
+    inputs = [columns[name] for name in named or [each for each in columns if each not in labels]]
     options, reasons = _of_labels([columns[name] for name in labels], spec, task)
     return Inferred({**options, **_of_inputs(inputs, given, num_rows)}, num_rows, reasons)
 

@@ -26,7 +26,7 @@ from nufed.common.data.pool import DealtFederation, Rows, SourceRequest
 from nufed.common.data.private.images import is_of_sites, subfolders
 from nufed.common.data.private.inference import OPTIONS, infer
 from nufed.common.data.private.spec import USERS, PrivateSpec, parse_spec
-from nufed.common.data.private.task import OWN_FILES, PRIVATE, declared_task, statistics_shape
+from nufed.common.data.private.task import OWN_FILES, PRIVATE, declared_task, split_names, statistics_shape
 from nufed.common.errors import ConfigError, DataError, NufedError
 from nufed.common.examples import ClientData, Group, TaskInfo
 from nufed.common.rng import numpy_generator
@@ -127,10 +127,9 @@ class _Sites:
         """Return what a reader of the run should know."""
         notes = []
         if self._small:
-            notes.append(
-                f"{len(self._small)} users of {self.config.source} have fewer than {SMALLEST_CLIENT} examples, and are "
-                "left out"
-            )
+            number = len(self._small)
+            have = "users have" if number > 1 else "user has"
+            notes.append(f"{number} {have} fewer than {SMALLEST_CLIENT} examples in {self.config.source}; left out")
         if spare := len(self.usable) - len(chosen):
             notes.append(
                 f"{len(chosen)} of {len(self.usable)} users of {self.config.source} are clients; {spare} are not"
@@ -222,8 +221,9 @@ def _declared(config: DataConfig) -> DataConfig:
     defaults = DataConfig()
     given = {name: getattr(config, name) for name in OPTIONS if getattr(config, name) != getattr(defaults, name)}
     values = config.model_dump() | {"source": PRIVATE}
-    if not given.keys() & {"feature_names", "input_shape"}:
-        found = _inferred(config.source, given.get("task"), _stamp(config))
+    if "input_shape" not in given:
+        named = split_names(config.feature_names, "data.feature-names")
+        found = _inferred(config.source, given.get("task"), named, _stamp(config))
         values |= {name: value for name, value in found.items() if name not in given}
         if config.scale == "federated" and "feature_means" not in given:
             values |= {"feature_means": "", "feature_scales": ""}
@@ -237,5 +237,5 @@ def _stamp(config: DataConfig) -> tuple[float, int]:
 
 
 @lru_cache(maxsize=4)
-def _inferred(source: str, task: str | None, _stamp: tuple[float, int]) -> Mapping[str, Any]:
-    return infer(parse_spec(source, USERS), task).options
+def _inferred(source: str, task: str | None, named: tuple[str, ...], _stamp: tuple[float, int]) -> Mapping[str, Any]:
+    return infer(parse_spec(source, USERS), task, named).options

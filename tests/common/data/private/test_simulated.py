@@ -122,6 +122,20 @@ def test_a_run_from_python_reads_back_what_was_inferred(tmp_path):
     assert (first.path / "model.safetensors").read_bytes() == (second.path / "model.safetensors").read_bytes()
 
 
+def test_of_named_columns_everything_else_is_inferred(tmp_path):
+    path = tmp_path / "all.csv"
+    frame().to_csv(path, index=False)
+    source = f"csv:{path}?label=ill&user=site&missing=run"
+
+    found = settle(RunConfig.parse({"data.source": source, "data.feature-names": ["sex, at birth", "age"]})).data
+
+    assert json.loads(found.feature_names) == ["sex, at birth", "age"]
+    assert found.class_names == "no,yes"
+    assert float(found.feature_means) == pytest.approx(np.nanmean(frame()["age"]))
+    with pytest.raises(ConfigError, match="'agee' is no column"):
+        settle(RunConfig.parse({"data.source": source, "data.feature-names": ["agee"]}))
+
+
 def test_statistics_are_those_of_the_support_splits(tmp_path):
     """Of the participating clients, before anything is filled in."""
     table = frame(400)
