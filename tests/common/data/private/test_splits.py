@@ -303,7 +303,7 @@ def test_groups_of_clients_given_in_python(frame, monkeypatch):
     seen = []
     monkeypatch.setattr("nufed.library.simulation.conduct", lambda *_, **__: None)
     monkeypatch.setattr(
-        "nufed.library.simulation._named", lambda config, _dataset, data, *_: (config, seen.append(data))
+        "nufed.library.simulation._named", lambda config, _said, _dataset, data, _model: (config, seen.append(data))
     )
     site = "site-" + (frame["b"] % 3).astype(str)
     groups = {name: own["patient"].tolist() for name, own in frame.groupby(site)}
