@@ -52,9 +52,9 @@ def group_metrics(group: Mapping[str, Any] | None) -> dict[str, tuple[float, ...
     return {name: tuple(curve) for name, curve in {**curves, **further}.items()}
 
 
-def client_scores(curves: Iterable[ClientCurves]) -> dict[str, dict[str, Any]]:
-    """Return what `Evaluated` says of each client: its group, and its metrics before and after fine-tuning."""
-    return {client.client_id: {"group": client.group, **_ends(_client_metrics(client))} for client in curves}
+def client_scores(curves: Iterable[ClientCurves], step: int) -> dict[str, dict[str, Any]]:
+    """Return what `Evaluated` says of each client: its group, and its metrics before and after `step` steps."""
+    return {client.client_id: {"group": client.group, **_ends(_client_metrics(client), step)} for client in curves}
 
 
 def _client_metrics(client: ClientCurves) -> dict[str, Curve]:
@@ -63,10 +63,10 @@ def _client_metrics(client: ClientCurves) -> dict[str, Curve]:
     return {name: curve for name, curve in {**known, **further}.items() if curve is not None}
 
 
-def _ends(curves: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+def _ends(curves: Mapping[str, Sequence[float]], step: int) -> dict[str, dict[str, float]]:
     return {
         "before": {name: curve[0] for name, curve in curves.items()},
-        "after": {name: curve[-1] for name, curve in curves.items()},
+        "after": {name: curve[step] for name, curve in curves.items()},
     }
 
 

@@ -100,6 +100,7 @@ class Run:
         self.events = RunEvents(options.events, config, self._num_rounds)
         told = self.strategy.telling
         told.events, told.check = options.events, self._check_goes_on
+        told.primary_step = config.evaluation.primary_step
         told.wire_bytes = getattr(grid, "wire_bytes", None)
         self._frozen = ""  # until the model is built
 

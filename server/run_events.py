@@ -100,7 +100,8 @@ class RunEvents:
             final=final,
             groups={name: group_metrics(group) for name, group in found.items()},
             num_clients={name: group["num_clients"] for name, group in found.items()},
-            clients=client_scores(curves),
+            clients=client_scores(curves, self._config.evaluation.primary_step),
+            primary_step=self._config.evaluation.primary_step,
             seconds=seconds,
         )
 

@@ -133,6 +133,7 @@ class PhaseRecord:
 
     def _tell_reply(self, client_id: str, metrics: Mapping[str, MetricValue], received: int) -> None:
         curves = {name.removeprefix("test-"): value for name, value in metrics.items() if name.startswith("test-")}
+        step = self._telling.primary_step
         self._telling.events.tell(
             Replied,
             client=client_id,
@@ -142,7 +143,9 @@ class PhaseRecord:
             num_examples=metrics.get(NUM_EXAMPLES, 0),
             loss=metrics.get("loss"),
             before={name: curve[0] for name, curve in curves.items() if isinstance(curve, list) and curve},
-            after={name: curve[-1] for name, curve in curves.items() if isinstance(curve, list) and curve},
+            after={
+                name: curve[step] for name, curve in curves.items() if isinstance(curve, list) and step < len(curve)
+            },
             **self._about,
         )
 

@@ -14,6 +14,7 @@ class Telling:
         wire_bytes: returns the bytes that have come from a node and gone to it so far; None where nothing goes over a
             wire that is known.
         complaints: client id and trouble that were logged, so that they are logged once and not every round.
+        primary_step: the element of a client's curves that its numbers after fine-tuning are told of; -1 is the last.
     """
 
     def __init__(self, events: EventStream | None = None, check: Callable[[], None] = lambda: None) -> None:
@@ -22,3 +23,4 @@ class Telling:
         self.check = check
         self.wire_bytes: Callable[[int], tuple[int, int]] | None = None
         self.complaints: set[tuple[str, str]] = set()
+        self.primary_step = -1

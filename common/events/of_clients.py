@@ -89,7 +89,7 @@ class Replied(Event):
         num_examples: that it has trained or judged on.
         loss: mean training loss of its local steps; None in evaluations.
         before: metric -> value before fine-tuning, in evaluations.
-        after: metric -> value after all fine-tuning steps, in evaluations.
+        after: metric -> value after s* fine-tuning steps, in evaluations.
     """
 
     kind: ClassVar[str] = "replied"

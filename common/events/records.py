@@ -19,7 +19,7 @@ A record holds what JSON can hold. What other machines sent is made printable an
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -136,8 +136,9 @@ class Evaluated(Event):
         groups: group -> metric -> mean curve over its clients, element s after s fine-tuning steps; element 0 is before
             adaptation. NaN where no client's number is finite.
         num_clients: group -> clients that answered.
-        clients: client -> `group`, `before` and `after` (metric -> value before, and after all fine-tuning steps).
+        clients: client -> `group`, `before` and `after` (metric -> value before, and after `primary_step` steps).
         seconds: that it took.
+        primary_step: s*, the number of fine-tuning steps that single numbers are told after.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -148,10 +149,15 @@ class Evaluated(Event):
     num_clients: Mapping[str, int]
     clients: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
+    primary_step: int = -1
 
     def reduced(self) -> Self:
         """Return the record without single clients."""
         return replace(self, clients={})
+
+    def after(self, curve: Sequence[float]) -> float:
+        """Return a curve's value after s* steps; its last one where the record does not say which step that is."""
+        return curve[self.primary_step if self.primary_step < len(curve) else -1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +186,7 @@ class CellFinished(Event):
         ending: `complete`, `diverged` or `trained nothing`.
         seconds: that it took.
         seconds_left: until this part is done, estimated; None where it cannot be.
-        results: group -> metric -> before, after all steps.
+        results: group -> metric -> before, after s* steps.
     """
 
     kind: ClassVar[str] = "cell"

@@ -33,7 +33,7 @@ class ClientRow:
         train_seconds: that it worked in its last training round; None if unknown.
         loss: mean training loss of its last round.
         before: of its last evaluation, what the run is judged by before fine-tuning.
-        after: after all fine-tuning steps.
+        after: after s* fine-tuning steps.
         num_examples: examples to train and adapt on; 0 if unknown.
         rejections: replies that could not be used.
         reasons: (round, why) of the last ones.

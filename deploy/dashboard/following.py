@@ -139,14 +139,14 @@ class FolderFollower:
             elif stored.status in ("killed", "damaged"):
                 view.status, view.reason = stored.status, stored.damage
                 view.ended = view.ended or view.last_event
-            for name, row in _final_scores(self.folder / CLIENTS, view.measure):
+            for name, row in _final_scores(self.folder / CLIENTS, view.measure, view.step):
                 client = view.client(name)
                 client.group, client.num_examples = row["group"], row["num_support"]
                 client.before, client.after = row["before"], row["after"]
 
 
-def _final_scores(path: Path, measure: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each client's name with its group and scores before and after fine-tuning, of clients.csv."""
+def _final_scores(path: Path, measure: str, step: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each client's name with its group and scores before and after `step` steps, of clients.csv."""
     prefix = measure.replace("-", "_")
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
@@ -160,7 +160,7 @@ def _final_scores(path: Path, measure: str) -> Iterator[tuple[str, dict[str, Any
                         "group": row["group"],
                         "num_support": int(row["num_support"] or 0),
                         "before": scores[0],
-                        "after": scores[-1],
+                        "after": scores[min(step, len(scores) - 1)],
                     },
                 )
     except (OSError, ValueError, KeyError, TypeError, csv.Error):

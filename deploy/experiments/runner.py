@@ -125,11 +125,12 @@ class _Clock:
 
 
 def _results(outcome: Outcome) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return group -> metric -> mean before and after fine-tuning."""
+    """Return group -> metric -> mean before, and after s* fine-tuning steps."""
     summary = (read_outcome(outcome.folder) if outcome.folder else None) or {}
+    step = summary.get("primary_step", -1)
     curves = {group: group_metrics(summary.get(group)) for group in ("participating", "new")}
     return {
-        group: {metric: (curve[0], curve[-1]) for metric, curve in metrics.items()}
+        group: {metric: (curve[0], curve[step]) for metric, curve in metrics.items()}
         for group, metrics in curves.items()
         if metrics
     }

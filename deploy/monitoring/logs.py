@@ -97,7 +97,7 @@ class LogSink:
         told = {"client": self._context.client, "round": self._context.round, **event.to_json()}
         if isinstance(event, Evaluated):
             told["groups"] = {
-                group: {metric: [curve[0], curve[-1]] for metric, curve in curves.items()}
+                group: {metric: [curve[0], event.after(curve)] for metric, curve in curves.items()}
                 for group, curves in event.groups.items()
             }
         plain = {

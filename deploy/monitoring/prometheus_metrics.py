@@ -71,10 +71,10 @@ class PrometheusMetrics:
         self._diverged = self._gauge("diverged_clients", "Clients of the last round whose training loss is not finite")
         self._training_loss = self._gauge("training_loss", "Mean training loss of the last round's clients")
         labels = ["group", "adaptation"]
-        self._loss = self._gauge("evaluation_loss", "Mean test loss, before and after all fine-tuning steps", labels)
+        self._loss = self._gauge("evaluation_loss", "Mean test loss, before and after s* fine-tuning steps", labels)
         self._score = self._gauge(
             "evaluation_score",
-            "Mean over clients of a test metric, before and after all fine-tuning steps",
+            "Mean over clients of a test metric, before and after s* fine-tuning steps",
             [*labels, "metric"],
         )
         self._evaluated = self._gauge("evaluated_clients", "Clients that answered the last evaluation", ["group"])
@@ -158,7 +158,7 @@ class PrometheusMetrics:
         for group, curves in event.groups.items():
             self._evaluated.labels(group).set(event.num_clients[group])
             for metric, curve in curves.items():
-                for adaptation, value in (("before", curve[0]), ("after", curve[-1])):
+                for adaptation, value in (("before", curve[0]), ("after", event.after(curve))):
                     if metric == "loss":
                         self._loss.labels(group, adaptation).set(value)
                     else:

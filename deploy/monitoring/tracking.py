@@ -261,5 +261,5 @@ def _of_evaluation(event: Evaluated) -> dict[str, float]:
         f"{group}/{metric}/{adaptation}": float(value)
         for group, curves in event.groups.items()
         for metric, curve in curves.items()
-        for adaptation, value in (("before", curve[0]), ("after", curve[-1]))
+        for adaptation, value in (("before", curve[0]), ("after", event.after(curve)))
     }

@@ -90,10 +90,7 @@ export class Clients {
   show(found) {
     this.seen = found.version;
     this.query.page = found.page;
-    const { head, options } = this.run.state;
-    const all = options["evaluation.num-adapt-steps"];
-    const after = all === undefined || all === head.step ? "" : `, after all ${count(all)} fine-tuning steps here`;
-    setText(this.summary, found.total === 0 ? "No clients." : `${count(found.total)} ${found.total === 1 ? "client" : "clients"}${after}`);
+    setText(this.summary, found.total === 0 ? "No clients." : `${count(found.total)} ${found.total === 1 ? "client" : "clients"}`);
     setText(this.pageText, `Page ${found.page + 1} of ${found.pages}`);
     this.previous.disabled = found.page === 0;
     this.next.disabled = found.page >= found.pages - 1;

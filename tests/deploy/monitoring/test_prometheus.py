@@ -68,8 +68,8 @@ def test_metrics_of_a_run_are_those_of_its_folder(told):
     assert value(found, "nufed_phase_duration_seconds_count", phase="evaluation") == 4
     assert value(found, "nufed_run_state", nufed_run_state="complete") == 1
     for group in ("participating", "new"):
-        curve = summary[group]["accuracy"]
-        assert value(found, "nufed_evaluation_score", group=group, adaptation="after", metric="accuracy") == curve[-1]
+        curve, step = summary[group]["accuracy"], summary["primary_step"]
+        assert value(found, "nufed_evaluation_score", group=group, adaptation="after", metric="accuracy") == curve[step]
         assert value(found, "nufed_evaluation_loss", group=group, adaptation="before") == summary[group]["loss"][0]
     assert value(found, "process_resident_memory_bytes") > 1e7
 

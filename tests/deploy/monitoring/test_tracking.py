@@ -44,7 +44,7 @@ def test_tensorboard_has_the_configuration_both_groups_metrics_and_the_picture(t
     board, final = read_board(folder / "tensorboard"), summary(folder)
 
     for group in ("participating", "new"):
-        for adaptation, step in (("before", 0), ("after", -1)):
+        for adaptation, step in (("before", 0), ("after", final["primary_step"])):
             scalars = board.Scalars(f"{group}/accuracy/{adaptation}")
             assert scalars[-1].value == pytest.approx(final[group]["accuracy"][step])
             assert scalars[-1].step == 2
@@ -134,7 +134,7 @@ def test_mlflow_has_the_configuration_both_groups_metrics_and_the_files(tmp_path
     final = summary(folder)
     assert (found.info.run_name, found.info.status) == (folder.name, "FINISHED")
     assert found.data.params["data.num-clients"] == "3"
-    assert found.data.metrics["new/accuracy/after"] == pytest.approx(final["new"]["accuracy"][-1])
+    assert found.data.metrics["new/accuracy/after"] == pytest.approx(final["new"]["accuracy"][final["primary_step"]])
     assert {each.step for each in history} == {0, 1, 2}
     assert {"summary.json", "clients.csv", "model.safetensors", "curves.png", "config.json"} <= files
 
@@ -182,7 +182,7 @@ def test_wandb_records_a_run_offline(tmp_path, monkeypatch):
             logged["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
         options |= {item.key or item.nested_key[0] for item in message.run.config.update}
     final = summary(folder)
-    assert logged["new/accuracy/after"] == pytest.approx(final["new"]["accuracy"][-1])
+    assert logged["new/accuracy/after"] == pytest.approx(final["new"]["accuracy"][final["primary_step"]])
     assert logged["participating/accuracy/before"] == pytest.approx(final["participating"]["accuracy"][0])
     assert "data.num-clients" in options
 
