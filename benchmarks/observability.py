@@ -112,7 +112,7 @@ def watched(events, folder: Path, *, page: bool):
             from nufed.deploy.commands.dashboard import DashboardOptions
             from nufed.server.control import RunControl
 
-            held.enter_context(DashboardOptions(dashboard="0").shown(events, RunControl(), folder))
+            held.enter_context(DashboardOptions(dashboard="0").shown(events, RunControl(), folder, resume=None))
 
         def scrape() -> None:
             while not over.wait(1.0):
