@@ -236,3 +236,20 @@ def test_an_experiment_shows_runs_done_and_left_and_how_methods_stand(browser, s
     assert re.search(r"Final runs, about \d+ s left", text)
     assert f"{100 * summary['new']['accuracy'][5]:.1f} %" in text
     assert "three" in text
+
+
+def test_on_a_phone_a_long_notice_stands_below_the_names_of_the_pages(browser):
+    with (
+        served(live=view_of(*SOME_EVENTS)) as (base, dashboard),
+        browser.page(f"{base}/#/run/live/overview", width=390) as page,
+    ):
+        page.expected = ("ERR_", "Failed to load resource")
+        page.wait_for_text("Round 1 of 10")
+        line = "parseFloat(getComputedStyle(document.body).lineHeight) * 2"
+
+        dashboard.settle()
+        page.wait_for_text("process has ended")
+
+        for name in (".brand", "#pages", "#theme"):
+            assert page.evaluate(f"document.querySelector('{name}').offsetHeight < {line}"), name
+        assert not page.is_too_wide()
