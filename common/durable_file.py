@@ -6,7 +6,6 @@ library writes several keys in an order that differs from process to process and
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,13 +14,12 @@ from glob import escape as glob_escape
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from nufed.common.errors import RunError
-from nufed.common.json_text import parse_json
+from nufed.common.json_text import json_ready, parse_json
 from nufed.common.params import Params
 
 METADATA_KEY = "nufed"
@@ -90,19 +88,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text durably."""
     write_bytes(path, text.encode())
-
-
-def json_ready(value: Any) -> Any:
-    """Return `value` in JSON's own types: NaN and infinities become null, NumPy scalars and tuples plain ones."""
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(inner) for inner in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,9 +1,9 @@
-"""JSON and TOML from files that somebody may have edited: whatever is wrong with the text is a ValueError."""
+"""JSON and TOML from files that somebody may have edited, whose faults are all ValueErrors; and values for JSON."""
 
 import json
 import math
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,13 +71,21 @@ def parse_toml(text: str) -> dict[str, Any]:
         return tomllib.loads(text)
 
 
-def without_nan(value: Any) -> Any:
-    """Return what JSON was parsed to with null in place of NaN and infinities, which Python reads and JSON has not."""
+def json_ready(value: Any) -> Any:
+    """Return `value` in JSON's own types: NaN and infinities become null, NumPy scalars and tuples plain ones."""
+    if value is None or isinstance(value, str | int):
+        return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    return [without_nan(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    import numpy as np  # loaded where it may be needed: commands that compute nothing tell things as JSON too
+
+    return json_ready(value.item()) if isinstance(value, np.generic) else value
 
 
 @contextmanager

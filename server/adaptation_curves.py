@@ -114,7 +114,7 @@ class GroupCurves:
         return sign_of(self.better or look_of(self.measure).better)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the curves as JSON values; `nufed.common.durable_file.json_ready` turns NaN into null."""
+        """Return the curves as JSON values; `nufed.common.json_text.json_ready` turns NaN into null."""
         optional = ("metrics", "details", "baselines", "intervals")
         return {key: value for key, value in asdict(self).items() if value or key not in optional}
 

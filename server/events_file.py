@@ -15,10 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from nufed.common.durable_file import json_ready
 from nufed.common.errors import RunError
 from nufed.common.events import Ended, Event, Note, Started, from_json
-from nufed.common.json_text import parse_object
+from nufed.common.json_text import json_ready, parse_object
 
 EVENTS = "events.jsonl"
 LIMIT_OF_CLIENTS = 32 * 2**20

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from nufed.common.durable_file import json_ready, writing
+from nufed.common.durable_file import writing
 from nufed.common.errors import RunError
-from nufed.common.json_text import parse_object
+from nufed.common.json_text import json_ready, parse_object
 from nufed.server.checkpoint import LogMark
 
 METRICS = "metrics.jsonl"

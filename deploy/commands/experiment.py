@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from nufed.common.errors import ConfigError
+from nufed.common.json_text import json_ready
 from nufed.deploy.commands.dashboard import DashboardOptions
 from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.option_groups import MachineOptions, beginning_with, engine_names, with_option_groups
@@ -166,7 +167,6 @@ def _document(path: Path) -> str:
 
 
 def _show(name: str, folder: Path, *, quiet: bool, as_json: bool) -> None:
-    from nufed.common.durable_file import json_ready
     from nufed.deploy.experiments.report import write_report
     from nufed.deploy.experiments.story import read_story
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nufed.common.errors import ConfigError
-from nufed.common.json_text import without_nan
+from nufed.common.json_text import json_ready
 from nufed.common.untrusted import printable
 from nufed.deploy.commands.outputs import Force, check_output
 from nufed.deploy.commands.tables import print_table
@@ -175,7 +175,7 @@ def _root(folder: Path | None) -> Path:
 
 
 def _print_json(value: Any) -> None:
-    text = json.dumps(without_nan(value), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(json_ready(value), indent=2, allow_nan=False, ensure_ascii=False)
     typer.echo(text.encode(errors="backslashreplace").decode())
 
 

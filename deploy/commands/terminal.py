@@ -16,6 +16,7 @@ from rich.text import Text
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import LISTED, ConfigError
+from nufed.common.json_text import json_ready
 from nufed.common.untrusted import escaped
 from nufed.deploy.commands.heartbeat import Heartbeat
 from nufed.deploy.commands.option_groups import option
@@ -219,8 +220,6 @@ class JsonObserver:
 
     def on_finish(self, summary: Mapping[str, Any], folder: Path) -> None:
         """Print the JSON object."""
-        from nufed.common.durable_file import json_ready
-
         text = json.dumps(json_ready({"folder": folder, **summary}), indent=2, allow_nan=False, ensure_ascii=False)
         self._console.print(Text(text), soft_wrap=True)
 

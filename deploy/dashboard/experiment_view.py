@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nufed.common.json_text import options_text, parse_object, without_nan
+from nufed.common.json_text import json_ready, options_text, parse_object
 from nufed.common.metric_looks import look_of
 from nufed.common.regular_file import open_regular
 from nufed.deploy.dashboard.hidden_paths import without_folders
@@ -56,7 +56,7 @@ class ExperimentView:
         planned = [each for each in plan.get("cells") or () if isinstance(each, dict) and "cell" in each]
         left = [each for each in planned if each["cell"] not in done]
         record = _read(self.folder / EXPERIMENT)
-        held: dict[str, Any] = without_nan(
+        held: dict[str, Any] = json_ready(
             {
                 "name": self.folder.resolve().name,
                 "title": str((record.get("suite") or {}).get("title") or ""),

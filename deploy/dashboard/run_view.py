@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nufed.common.json_text import without_nan
+from nufed.common.json_text import json_ready
 from nufed.common.untrusted import printable
 from nufed.deploy.dashboard.client_rows import ClientRow, Wanted, page_of
 from nufed.deploy.dashboard.decimation import kept_indices
@@ -180,7 +180,7 @@ class RunView:
             points = [self.points[index] for index in kept_indices(self.points, ("loss", "seconds"))]
             evaluations = [self.evaluations[done] for done in sorted(self.evaluations)]
             few = [{"after": (each["groups"].get("participating") or {}).get("after")} for each in evaluations]
-            held: dict[str, Any] = without_nan(
+            held: dict[str, Any] = json_ready(
                 {
                     "head": self.head(),
                     "points": points,
@@ -207,7 +207,7 @@ class RunView:
             points = list(self._points_after(after))
             rounds = [done for done in self.evaluations if done > after or done >= self.round]
             lines = [each for each in list(self.lines)[-RECENT_LINES:] if each["number"] > line]
-            held: dict[str, Any] = without_nan(
+            held: dict[str, Any] = json_ready(
                 {
                     "head": self.head(),
                     "points": points,
@@ -229,7 +229,7 @@ class RunView:
         """Return one page of the clients."""
         self.observed()
         with self.lock:
-            held: dict[str, Any] = without_nan(
+            held: dict[str, Any] = json_ready(
                 {**page_of(self.clients.values(), wanted), "version": self.clients_version}
             )
             return held
@@ -304,7 +304,7 @@ class RunView:
         point |= {name: event.get(name) or 0 for name in ("gradient_evaluations", "hvps")}
         point["seconds"] = float(event.get("seconds") or 0.0)
         self.points = [each for each in self.points if each["round"] < self.round] if self._repeats() else self.points
-        self.points.append(without_nan(point))
+        self.points.append(json_ready(point))
         self.problems = {
             printable(str(name)): without_folders(printable(str(why)))
             for name, why in (event.get("problems") or {}).items()
@@ -351,9 +351,7 @@ class RunView:
                 "round": done,
                 "num_clients": group["num_clients"],
                 "curve": curve,
-                **{
-                    key: without_nan(group[key]) for key in ("worst_decile", "spread", "num_diverged") if group.get(key)
-                },
+                **{key: json_ready(group[key]) for key in ("worst_decile", "spread", "num_diverged") if group.get(key)},
             }
 
     def _note(self, event: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from nufed.common.json_text import without_nan
+from nufed.common.json_text import json_ready
 from nufed.deploy.dashboard.run_view import RunView
 
 PAUSE = 0.5
@@ -94,5 +94,5 @@ def cursor_of(text: str) -> tuple[int, int]:
 
 def to_json(value: Any) -> bytes:
     """Return JSON in UTF-8, with null for what is not finite."""
-    text = json.dumps(without_nan(value), allow_nan=False, ensure_ascii=False)
+    text = json.dumps(json_ready(value), allow_nan=False, ensure_ascii=False)
     return text.encode(errors="backslashreplace")  # half a pair of UTF-16 becomes its escape in JSON

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import IO, Any, Literal
 
-from nufed.common.durable_file import json_ready
 from nufed.common.events import (
     Asked,
     CellFinished,
@@ -35,6 +34,7 @@ from nufed.common.events import (
     SinkDropped,
     Started,
 )
+from nufed.common.json_text import json_ready
 from nufed.common.untrusted import escaped, printable
 
 LogFormat = Literal["text", "json"]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nufed.common.config import EvaluationConfig
-from nufed.common.durable_file import json_ready
 from nufed.common.examples import TaskInfo
+from nufed.common.json_text import json_ready
 from nufed.common.message_schema import curve_shape
 from nufed.common.wire import ClientDescription, params_to_arrays
 from nufed.strategy import MetaFedAvg
