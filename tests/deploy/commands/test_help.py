@@ -3,6 +3,7 @@
 import re
 import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -172,3 +173,14 @@ def test_what_is_built_from_a_checkout_is_stamped_with_its_commit(tmp_path):
     runpy.run_path(str(root / "setup.py"), run_name="imported")["_stamp"](tmp_path)
 
     assert (tmp_path / STAMP).read_text() == f"{commit}\n"
+
+
+def test_the_command_line_is_loaded_without_pytorch_and_what_else_computes():
+    code = (
+        "import sys, nufed.deploy.commands.cli; "
+        "print(sorted({'torch', 'flwr', 'pandas', 'numpy', 'matplotlib', 'starlette'} & set(sys.modules)))"
+    )
+
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.strip() == "[]"
