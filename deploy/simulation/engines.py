@@ -74,9 +74,6 @@ def _settled(config: RunConfig, options: ServerOptions) -> tuple[RunConfig, Serv
     """Return the options with what follows from data of all clients: names, means, and how many clients there are."""
     from nufed.common.data.private.simulated import is_own_file, settle, site_statistics_of
     from nufed.common.data.private.task import awaits_statistics, statistics_shape
-    from nufed.deploy.commands.gathering import scaled_by
-    from nufed.server.statistics import StatisticsReport
-    from nufed.strategy.statistics import GatheredStatistics
 
     if not is_own_file(config.data):
         return config, options
@@ -84,6 +81,10 @@ def _settled(config: RunConfig, options: ServerOptions) -> tuple[RunConfig, Serv
     options.events.say("what the data are (names, categories, classes, means) is written into the run's config.json")
     if not awaits_statistics(config.data):
         return config, options
+    from nufed.deploy.commands.gathering import scaled_by
+    from nufed.server.statistics import StatisticsReport
+    from nufed.strategy.statistics import GatheredStatistics
+
     gathered = GatheredStatistics(statistics_shape(config.data), dict(sorted(site_statistics_of(config).items())))
     return scaled_by(StatisticsReport.of(gathered), config, options)
 
