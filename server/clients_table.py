@@ -98,11 +98,7 @@ def _client(row: dict[str, str]) -> ClientCurves:
     curves = curves_of_row(row)
     if "loss" not in curves:
         raise KeyError("loss_0")
-    intervals = {
-        name: (low, high)
-        for name, low in _numbers(row, "interval_low_").items()
-        if (high := _numbers(row, "interval_high_").get(name)) is not None
-    }
+    lows, highs = _numbers(row, "interval_low_"), _numbers(row, "interval_high_")
     counts = [int(cell) for column, cell in row.items() if column and column.startswith("count_") and cell]
     return ClientCurves(
         client_id=row["client_id"],
@@ -116,7 +112,7 @@ def _client(row: dict[str, str]) -> ClientCurves:
         validation_accuracy=curves.get("validation_accuracy"),
         metrics={"-".join(metric_of(name)): curve for name, curve in curves.items() if name not in _CURVES},
         baselines=_numbers(row, "baseline_"),
-        intervals=intervals,
+        intervals={name: (low, highs[name]) for name, low in lows.items() if name in highs},
         confusion=tuple(counts),
     )
 

@@ -18,10 +18,10 @@ from nufed.common.errors import RunError
 from nufed.common.metric_looks import look_of
 from nufed.common.shots import SHOTS
 from nufed.server.client_curves import ClientCurves
+from nufed.server.curve_means import as_curve, mean_of_finite, worst_decile
 from nufed.server.shot_curves import ShotCurves
 
 SHOTS_TABLE = "shots.csv"
-_WORST = 10
 
 
 def shots_summary(
@@ -74,17 +74,8 @@ def with_shots(clients: Sequence[ClientCurves], text: str) -> list[ClientCurves]
         RunError: it is no such table.
     """
     shots: dict[str, dict[int, ShotCurves]] = {}
-    try:
-        for row in csv.DictReader(io.StringIO(text)):
-            curves: dict[str, list[float]] = {}
-            for column, cell in list(row.items())[5:]:
-                name = column.rpartition("_")[0].replace("_", "-")
-                curves.setdefault(name, []).append(float(cell or "nan"))
-            own = {name: tuple(curve) for name, curve in curves.items()}
-            shot = ShotCurves(int(row["num_support"]), row["short"] == "1", own)
-            shots.setdefault(row["client_id"], {})[int(row["shots"])] = shot
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"Expected the clients' shots in {SHOTS_TABLE}, but {error}. Run it again.") from error
+    for client, _, size, shot in _read(text):
+        shots.setdefault(client, {})[size] = shot
     return [replace(client, shots=shots.get(client.client_id, {})) for client in clients]
 
 
@@ -94,13 +85,28 @@ def shot_rows(text: str) -> Iterator[tuple[str, str, int, int, bool, int, str, f
     Raises:
         RunError: it is no such table.
     """
+    for client, group, size, shot in _read(text):
+        for name, curve in shot.curves.items():
+            for step, value in enumerate(curve):
+                if not math.isnan(value):
+                    yield client, group, size, shot.num_support, shot.is_short, step, name, value
+
+
+def _read(text: str) -> Iterator[tuple[str, str, int, ShotCurves]]:
+    """Yield (client, group, k, curves) of each line of shots.csv.
+
+    Raises:
+        RunError: it is no such table.
+    """
     try:
         for row in csv.DictReader(io.StringIO(text)):
-            of_client = row["client_id"], row["group"], int(row["shots"]), int(row["num_support"]), row["short"] == "1"
+            curves: dict[str, dict[int, float]] = {}
             for column, cell in list(row.items())[5:]:
                 name, _, step = column.rpartition("_")
-                if cell:
-                    yield *of_client, int(step), name.replace("_", "-"), float(cell)
+                curves.setdefault(name.replace("_", "-"), {})[int(step)] = float(cell or "nan")
+            own = {name: tuple(curve.values()) for name, curve in curves.items()}
+            shot = ShotCurves(int(row["num_support"]), row["short"] == "1", own)
+            yield row["client_id"], row["group"], int(row["shots"]), shot
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"Expected the clients' shots in {SHOTS_TABLE}, but {error}. Run it again.") from error
 
@@ -116,11 +122,9 @@ def _of_size(shots: Sequence[ShotCurves | None], measure: str, *, lower: bool) -
     }
     for name in dict.fromkeys(name for shot in known for name in shot.curves):
         values = np.array([shot.curves[name] for shot in known if name in shot.curves])
-        finite = np.isfinite(values)
         with np.errstate(invalid="ignore"):
-            found[name] = [float(each) for each in np.where(finite, values, 0.0).sum(0) / finite.sum(0)]
+            found[name] = list(as_curve(mean_of_finite(values)))
         if name == measure:
             sign = -1 if lower else 1
-            worst = np.sort(sign * values, axis=0)[: math.ceil(len(values) / _WORST)].mean(0)
-            found["worst_decile"] = [float(each) for each in np.where(finite.all(0), sign * worst, np.nan)]
+            found["worst_decile"] = list(as_curve(sign * worst_decile(sign * values, ~np.isfinite(values))))
     return found
