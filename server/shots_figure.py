@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from nufed.common.metric_looks import look_of
 from nufed.server.figures import ShownFigure
 
 MOST_NUMBERS = 12
@@ -42,7 +43,7 @@ def shots_figure(shots: Mapping[str, Any], title: str = "") -> ShownFigure:
 
 def _draw(axes: Axes, name: str, found: Mapping[str, Any]) -> None:
     measure = next(iter(found.values()))["measure"]
-    scale, unit = (100.0, " (%)") if measure == "accuracy" else (1.0, "")
+    scale, unit = (100.0, " (%)") if look_of(measure).is_share else (1.0, "")
     rows = [[math.nan if value is None else scale * value for value in own.get(measure, [])] for own in found.values()]
     width = max(map(len, rows), default=0)
     values = np.array([row + [math.nan] * (width - len(row)) for row in rows]).reshape(len(rows), width)
