@@ -58,17 +58,19 @@ def said(group: Mapping[str, Any], step: int, measure: str = "") -> str:
 def worst_said(group: Mapping[str, Any], step: int, measure: str = "") -> str:
     """Return the mean of a group's worst tenth after a step as it is shown; `diverged` where one client has."""
     name = measure or measure_of(group)
-    numbers = group if name == measure_of(group) else (group.get("details") or {}).get(name) or {}
-    curve = numbers.get("worst_decile")
+    curve = _details(group, name).get("worst_decile")
     return _number_of(curve[step], name, group, step, any_diverged=True) if curve else ""
 
 
 def num_undefined(group: Mapping[str, Any], step: int, measure: str = "") -> int:
     """Return for how many of a group's clients a metric is undefined after a step."""
-    name = measure or measure_of(group)
-    numbers = group if name == measure_of(group) else (group.get("details") or {}).get(name) or {}
-    counts = numbers.get("num_undefined")
+    counts = _details(group, measure or measure_of(group)).get("num_undefined")
     return int(counts[step]) if counts else 0
+
+
+def _details(group: Mapping[str, Any], measure: str) -> Mapping[str, Any]:
+    """Return how a metric is spread over a group's clients; the measure's numbers are the group's own."""
+    return group if measure == measure_of(group) else (group.get("details") or {}).get(measure) or {}
 
 
 def _number_of(value: float | None, name: str, group: Mapping[str, Any], step: int, *, any_diverged: bool) -> str:

@@ -1,14 +1,18 @@
 """What came out of a run, as tables of text: each group of clients, and each client where there are few."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from nufed.common.errors import RunError
 from nufed.common.metric_looks import look_of
 from nufed.server.progress_lines import mean_of, measure_of, measures_of, num_undefined, number, said, worst_said
+
+if TYPE_CHECKING:
+    from nufed.server.client_curves import ClientCurves
 
 MOST_CLIENTS_SHOWN = 6
 GROUPS = ("participating", "new")
@@ -102,21 +106,28 @@ def clients_table(summary: Mapping[str, Any], folder: Path) -> tuple[list[str], 
         clients = read_clients_csv((folder / CLIENTS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RunError):
         return None  # the summary is shown all the same
+    if not any(client.baselines for client in clients):
+        return None
     first = next(iter(groups.values()))
     names = measures_of(first)[: 1 + _FURTHER_OF_CLIENTS]
     measure, rows = names[0], []
     for client in clients:
         cells = [client.client_id, str(client.num_test)]
         for name in names:
-            curve, ends = client.curve(name), client.intervals.get(name)
-            value = "diverged" if client.has_diverged(step) else number(curve[step], name) if curve else ""
-            value = "undefined" if curve and curve[step] != curve[step] and not client.has_diverged(step) else value
+            ends, value = client.intervals.get(name), _of_client(client, name, step)
             cells.append(value + (f" {_ends(ends, name)}" if ends else ""))
         baseline = client.baselines.get(measure)
         rows.append([*cells, "" if baseline is None else number(baseline, measure)])
-    if not any(client.baselines for client in clients):
-        return None
     return [f"s* = {step}, [95 %]", "n test", *names, "same answer"], rows
+
+
+def _of_client(client: "ClientCurves", name: str, step: int) -> str:
+    """Return a client's number after a step as it is shown; empty where it has no such metric."""
+    if client.has_diverged(step):
+        return "diverged"
+    if (curve := client.curve(name)) is None:
+        return ""
+    return "undefined" if math.isnan(curve[step]) else number(curve[step], name)
 
 
 def few_line(summary: Mapping[str, Any]) -> list[str]:

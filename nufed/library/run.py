@@ -34,8 +34,9 @@ from nufed.server.checkpoint import checkpoint_round, load_checkpoint
 from nufed.server.clients_table import CLIENTS, curves_of_row, metric_of
 from nufed.server.history import History
 from nufed.server.outcome import SUMMARY
-from nufed.server.progress_lines import mean_of, said
+from nufed.server.progress_lines import said
 from nufed.server.resuming import stored_config
+from nufed.server.round_record import group_metrics
 from nufed.server.run_folder import kept_params
 from nufed.server.run_log import METRICS
 from nufed.server.shots import SHOTS_TABLE, shot_rows
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 GROUPS = ("participating", "new")
-_MEASURES = ("accuracy", "loss")
 _NOT_DRAWN = ("details", "intervals", "metrics", "baselines")
 _SIZES = ("num_support", "num_validation", "num_test")
 
@@ -372,9 +372,8 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a round's numbers, with the mean curve of its evaluation spread over columns."""
     row = {key: value for key, value in record.items() if not isinstance(value, dict | list) and key != "evaluation"}
     participating = (record.get("evaluation") or {}).get("participating") or {}
-    further = (key.removeprefix("test-") for key in participating.get("metrics") or {} if key.startswith("test-"))
-    for measure in dict.fromkeys([*_MEASURES, *further]):
-        for step, value in enumerate(mean_of(participating, measure) if participating else ()):
+    for measure, curve in group_metrics(participating).items():
+        for step, value in enumerate(curve):
             row[f"{measure.replace('-', '_')}_{step}"] = value
     return row
 
