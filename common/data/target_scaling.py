@@ -26,7 +26,7 @@ from torch import Tensor
 from nufed.common.config import DataConfig
 from nufed.common.data.cast import cast_tree, input_name, target_name
 from nufed.common.data.pool import Array, DealtFederation
-from nufed.common.data.private.task import NOISE, PRIVATE
+from nufed.common.data.private.task import NOISE, PRIVATE, check_scales, read_numbers
 from nufed.common.errors import ConfigError
 from nufed.common.examples import ClientData, Examples, TaskInfo
 from nufed.common.trees import one_tensor
@@ -150,18 +150,14 @@ def declared_target_scaling(config: DataConfig) -> TargetScaling | None:
     """
     if not config.target_means and not config.target_scales:
         return None
-    means = _numbers(config.target_means, "data.target-means")
-    scales = _numbers(config.target_scales, "data.target-scales")
+    means = read_numbers(config.target_means, "data.target-means")
+    scales = read_numbers(config.target_scales, "data.target-scales")
     if len(means) != len(scales):
         raise ConfigError(
             f"expected as many numbers in data.target-means as in data.target-scales, but got {len(means)} and "
             f"{len(scales)}. Give both for each value to predict."
         )
-    if any(scale <= NOISE * abs(mean) for mean, scale in zip(means, scales, strict=True)):
-        raise ConfigError(
-            f"data.target-scales={config.target_scales!r} is refused: scales are above 0, and above the rounding of "
-            "their mean. Write 1 for a value that never varies."
-        )
+    check_scales(means, scales, f"data.target-scales={config.target_scales!r}", "value")
     return TargetScaling(means, scales)
 
 
@@ -252,13 +248,3 @@ def _pooled(clients: Iterable[ClientData]) -> TargetScaling:
     return fit_target_scaling(
         np.concatenate([one_tensor(client.support.targets, "targets").numpy() for client in clients])
     )
-
-
-def _numbers(text: str, option: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in text.split(",")) if text.strip() else ()
-    except ValueError as error:
-        raise ConfigError(f"{option}={text!r} is refused: expected comma-separated numbers. Correct it.") from error
-    if not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"{option}={text!r} is refused: expected finite numbers. Correct it.")
-    return numbers

@@ -211,19 +211,15 @@ def declared_scaling(config: DataConfig) -> tuple[tuple[float, ...], tuple[float
     """
     if not config.feature_means and not config.feature_scales:
         return None
-    means = _numbers(config.feature_means, "data.feature-means")
-    scales = _numbers(config.feature_scales, "data.feature-scales")
+    means = read_numbers(config.feature_means, "data.feature-means")
+    scales = read_numbers(config.feature_scales, "data.feature-scales")
     wanted = sum(not column.categories for column in declared_columns(config))
     if not len(means) == len(scales) == wanted or not wanted:
         raise ConfigError(
             f"expected a mean and a scale for each of the {wanted} columns of data.feature-names without categories, "
             f"but got {len(means)} in data.feature-means and {len(scales)} in data.feature-scales. Give both for each."
         )
-    if any(scale <= NOISE * abs(mean) for mean, scale in zip(means, scales, strict=True)):
-        raise ConfigError(
-            f"data.feature-scales={config.feature_scales!r} is refused: scales are above 0, and above the rounding of "
-            "their column's mean. Write 1 for a column that never varies."
-        )
+    check_scales(means, scales, f"data.feature-scales={config.feature_scales!r}", "column")
     return means, scales
 
 
@@ -372,7 +368,12 @@ def _outputs(config: DataConfig) -> tuple[int, tuple[str, ...]]:
     return (config.num_outputs or len(names)), (*names,) or tuple(map(str, range(config.num_outputs)))
 
 
-def _numbers(text: str, option: str) -> tuple[float, ...]:
+def read_numbers(text: str, option: str) -> tuple[float, ...]:
+    """Return the comma-separated numbers.
+
+    Raises:
+        ConfigError: one is none, or is not finite.
+    """
     try:
         numbers = tuple(float(part) for part in text.split(",")) if text.strip() else ()
     except ValueError as error:
@@ -380,3 +381,22 @@ def _numbers(text: str, option: str) -> tuple[float, ...]:
     if not all(map(math.isfinite, numbers)):
         raise ConfigError(f"{option}={text!r} is refused: expected finite numbers. Correct it.")
     return numbers
+
+
+def check_scales(means: Sequence[float], scales: Sequence[float], option: str, what: str) -> None:
+    """Refuse scales that are 0 or below, or within the rounding of what they scale.
+
+    Args:
+        means: [K], of what is scaled.
+        scales: [K].
+        option: with its value.
+        what: each of them belongs to.
+
+    Raises:
+        ConfigError: one is not above 0, or not above the rounding of its mean.
+    """
+    if any(scale <= NOISE * abs(mean) for mean, scale in zip(means, scales, strict=True)):
+        raise ConfigError(
+            f"{option} is refused: scales are above 0, and above the rounding of their {what}'s mean. Write 1 for a "
+            f"{what} that never varies."
+        )
