@@ -13,8 +13,9 @@ import numpy as np
 from nufed.common.data.pool import Array, Rows
 from nufed.common.data.private.missing import COMPUTED
 from nufed.common.data.private.rows import refusal, shown_names, told_column
-from nufed.common.data.private.task import NOISE, Column
+from nufed.common.data.private.task import Column
 from nufed.common.errors import ConfigError, DataError
+from nufed.common.statistics import NOISE
 
 Scaling = tuple[Sequence[float], Sequence[float]]
 

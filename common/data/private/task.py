@@ -17,16 +17,13 @@ from nufed.common.config.lists import check_line, read_names, read_table
 from nufed.common.errors import ConfigError
 from nufed.common.examples import InputSpec, TaskInfo, TensorSpec
 from nufed.common.given import GIVEN
-from nufed.common.statistics import StatisticsShape
+from nufed.common.statistics import NOISE, StatisticsShape
 
 PRIVATE = "private"
 """The `data.source` of a federation whose clients bring their own data."""
 
 OWN_FILES = ("csv", "parquet", "images")
 """Kinds of files that a simulation may be made of, and whose content the options may describe as a server's do."""
-
-NOISE = 2.0**-23
-"""Float32's rounding, relative to a value: what varies less than that does not vary."""
 
 # What programs write for a number: no leading zeros, no plus sign, an exponent as in 1e+16.
 _WRITTEN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:e[+-][0-9]{1,3})?")
