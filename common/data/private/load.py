@@ -314,5 +314,4 @@ def preparation_policy(spec: PrivateSpec, config: DataConfig) -> Policy:
         width = sum(not column.categories for column in declared_columns(config))
         run_scaling = (0.0,) * width, (1.0,) * width
     scale = spec.choice("scale", SCALES, "run" if run_scaling else "none")
-    missing = read_missing(spec)
-    return Policy(missing.default, scale, run_scaling, missing.own)
+    return Policy(read_missing(spec), scale, run_scaling)

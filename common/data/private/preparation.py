@@ -5,13 +5,13 @@ training or adaptation; it is kept with a personal model, because predictions mu
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nufed.common.data.pool import Array, Rows
-from nufed.common.data.private.missing import COMPUTED
+from nufed.common.data.private.missing import COMPUTED, Missing
 from nufed.common.data.private.rows import refusal, shown_names, told_column
 from nufed.common.data.private.task import Column
 from nufed.common.errors import ConfigError, DataError
@@ -25,25 +25,19 @@ class Policy:
     """What is to be done.
 
     Attributes:
-        missing: one of `missing.MISSING`.
+        missing: where cells are empty.
         scale: one of `table.SCALES`.
         run_scaling: (means, scales) of the columns without categories, that the run gives; None if it gives none.
-        own: column -> what is done where its cells are empty, if it is not `missing`.
     """
 
-    missing: str
+    missing: Missing
     scale: str
     run_scaling: Scaling | None = None
-    own: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def needs_support(self) -> bool:
         """Whether statistics of the client's support split are used."""
-        return bool({self.missing, *self.own.values()}.intersection(COMPUTED)) or self.scale == "local"
-
-    def of(self, column: Column) -> str:
-        """Return what is done where a column's cells are empty."""
-        return self.own.get(column.name, self.missing)
+        return self.missing.uses(*COMPUTED) or self.scale == "local"
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ def fit_preparation(columns: Sequence[Column], policy: Policy, inputs: Array, su
         ConfigError: the policy needs the run's means and scales, and there are none.
         DataError: a column has no value that its mean, median or mode could be computed of.
     """
-    if policy.run_scaling is None and ("run" in (policy.missing, policy.scale) or "run" in policy.own.values()):
+    if policy.run_scaling is None and (policy.scale == "run" or policy.missing.uses("run")):
         raise refusal(
             ConfigError,
             "--data: scale=run and missing=run need the run's data.feature-means and data.feature-scales, but it has "
@@ -135,9 +129,10 @@ def fit_preparation(columns: Sequence[Column], policy: Policy, inputs: Array, su
         mean, deviation = (0.0, 1.0) if column.categories else next(run_values, (0.0, 1.0))
         # One column at a time in float64, so that the support split is not held a second time.
         values = inputs[support, part].astype(np.float64) if policy.needs_support else np.zeros((0, column.num_values))
-        fill = _fill(column, policy, values, mean)
+        how = policy.missing.of(column)
+        fill = fill_of(column, how, values, mean)
         numbers[0, part] = fill
-        if bool(np.isnan(fill).any()) and policy.of(column) in COMPUTED:
+        if bool(np.isnan(fill).any()) and how in COMPUTED:
             gone.append(told_column(column, index))
         if not column.categories and policy.scale != "none":
             filled = np.where(np.isnan(values), fill, values)
@@ -162,16 +157,15 @@ def _flags(columns: Sequence[Column], starts: Array) -> tuple[tuple[int, ...], t
     return (tuple(flags.tolist()) if indicated else ()), indicated
 
 
-def _fill(column: Column, policy: Policy, values: Array, run_mean: float) -> Array:
+def fill_of(column: Column, how: str, values: Array, run_mean: float = 0.0) -> Array:
     """Return what fills an empty cell of a column, [k]; NaN where nothing does.
 
     Args:
         column: of k inputs, one for each category or one for a number.
-        policy: what is to be done.
+        how: one of `missing.MISSING`.
         values: [M, k] of the support split, NaN where a cell is empty.
         run_mean: the run's, 0 of categories.
     """
-    how = policy.of(column)
     if how in ("error", "drop"):
         return np.full(column.num_values, np.nan)
     if how not in COMPUTED:

@@ -14,6 +14,7 @@ from nufed.common.data.private.dialect import Numerals
 from nufed.common.data.private.found_rows import load_rows
 from nufed.common.data.private.load import Membership, load_private
 from nufed.common.data.private.matrix import Matrix
+from nufed.common.data.private.missing import Missing
 from nufed.common.data.private.preparation import Policy, Preparation, fit_preparation
 from nufed.common.data.private.task import Column
 from nufed.common.errors import ConfigError, DataError
@@ -220,7 +221,7 @@ def test_what_is_filled_in_is_of_the_support_split_by_the_columns_policy():
     values = np.array(
         [[7, 1, *one, *one], [5, 2, *one, *other], [7, 9, *other, *one], [5, np.nan, *one, *one], [99] * 6]
     )
-    policy = Policy("mean", "none", own={"a": "mode", "b": "median", "c": "mode"})
+    policy = Policy(Missing("mean", {"a": "mode", "b": "median", "c": "mode"}), "none")
 
     fitted = fit_preparation(columns, policy, values, np.arange(4))
 
