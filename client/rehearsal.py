@@ -19,6 +19,7 @@ from nufed.client.workplace import Workplace, workplace
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.data.private.load import is_slice, read_private_rows
 from nufed.common.data.private.rows import PrivateRows
+from nufed.common.data.private.task import value_slices
 from nufed.common.errors import ModelError
 from nufed.common.examples import Examples
 from nufed.common.params import model_params
@@ -161,8 +162,7 @@ def _columns(rows: PrivateRows | None) -> tuple[InputColumn, ...]:
     """Return the columns with the share of rows that lack each."""
     if rows is None or not rows.columns:
         return ()
-    firsts = np.cumsum([0, *(column.width for column in rows.columns)])[:-1]
-    empty = np.isnan(rows.inputs).mean(0)
     return tuple(
-        InputColumn(column.name, float(empty[first])) for column, first in zip(rows.columns, firsts, strict=True)
+        InputColumn(column.name, float(np.isnan(rows.inputs[:, part.start]).mean()))
+        for column, part in zip(rows.columns, value_slices(rows.columns), strict=True)
     )

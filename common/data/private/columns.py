@@ -10,7 +10,7 @@ from nufed.common.data.pool import Array
 from nufed.common.data.private.missing import Missing, check_columns
 from nufed.common.data.private.rows import listed, refusal, shown_names
 from nufed.common.data.private.spec import PrivateSpec
-from nufed.common.data.private.task import Column, declared_columns, parse_categories
+from nufed.common.data.private.task import Column, declared_columns, parse_categories, value_slices
 from nufed.common.errors import LISTED, ConfigError, DataError
 from nufed.common.examples import TaskInfo
 
@@ -85,12 +85,7 @@ def encode(values: Array, column: Column) -> Array:
 
 def value_positions(columns: Sequence[Column]) -> list[int]:
     """Return the positions of the inputs that hold columns' values, and are no indicators."""
-    positions: list[int] = []
-    first = 0
-    for column in columns:
-        positions += range(first, first + column.num_values)
-        first += column.width
-    return positions
+    return [position for part in value_slices(columns) for position in range(part.start, part.stop)]
 
 
 def check_width(columns: Sequence[Column], task: TaskInfo) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from nufed.common.data.pool import Array, Rows
 from nufed.common.data.private.missing import COMPUTED, Missing
 from nufed.common.data.private.rows import refusal, shown_names, told_column
-from nufed.common.data.private.task import Column
+from nufed.common.data.private.task import Column, value_slices
 from nufed.common.errors import ConfigError, DataError
 from nufed.common.statistics import NOISE
 
@@ -119,13 +119,11 @@ def fit_preparation(columns: Sequence[Column], policy: Policy, inputs: Array, su
             "--data: scale=run and missing=run need the run's data.feature-means and data.feature-scales, but it has "
             "none. Ask the server's side for them, or choose another.",
         )
-    starts = np.cumsum([0, *(column.width for column in columns)])
     run_values = iter(zip(*policy.run_scaling, strict=True) if policy.run_scaling else ())
-    numbers = np.zeros((3, int(starts[-1])))  # fill, shift, scale
+    numbers = np.zeros((3, sum(column.width for column in columns)))  # fill, shift, scale
     numbers[2] = 1.0
     gone: list[str] = []
-    for index, (column, start) in enumerate(zip(columns, starts, strict=False)):
-        part = slice(start, start + column.num_values)
+    for index, (column, part) in enumerate(zip(columns, value_slices(columns), strict=True)):
         mean, deviation = (0.0, 1.0) if column.categories else next(run_values, (0.0, 1.0))
         # One column at a time in float64, so that the support split is not held a second time.
         values = inputs[support, part].astype(np.float64) if policy.needs_support else np.zeros((0, column.num_values))
@@ -144,17 +142,19 @@ def fit_preparation(columns: Sequence[Column], policy: Policy, inputs: Array, su
             f"{shown_names(gone)}; choose missing=zero or missing=run",
         )
     fills, shifts, scales = (tuple(row.tolist()) for row in numbers)
-    return Preparation(fills, shifts, scales, *_flags(columns, starts))
+    return Preparation(fills, shifts, scales, *_flags(columns))
 
 
-def _flags(columns: Sequence[Column], starts: Array) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _flags(columns: Sequence[Column]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Return where each input's indicator looks, and the columns that have one."""
     indicated = tuple(column.name for column in columns if column.indicator)
-    flags = np.full(int(starts[-1]), -1)
-    for column, start in zip(columns, starts, strict=False):
+    if not indicated:
+        return (), ()
+    flags = [-1] * sum(column.width for column in columns)
+    for column, part in zip(columns, value_slices(columns), strict=True):
         if column.indicator:
-            flags[start + column.num_values] = start
-    return (tuple(flags.tolist()) if indicated else ()), indicated
+            flags[part.stop] = part.start
+    return tuple(flags), indicated
 
 
 def fill_of(column: Column, how: str, values: Array, run_mean: float = 0.0) -> Array:

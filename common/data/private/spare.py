@@ -13,7 +13,7 @@ import numpy as np
 from nufed.common.data.pool import Array
 from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.rows import PrivateRows, refusal
-from nufed.common.data.private.task import Column
+from nufed.common.data.private.task import Column, value_slices
 from nufed.common.errors import ConfigError, DataError, nearest_match_hint
 
 Way = Literal["fill", "drop"]
@@ -41,15 +41,12 @@ def with_spare(preparation: Preparation, columns: Sequence[Column], support: Arr
     """
     if not np.isnan(preparation.fill).any():
         return preparation
-    spare, first = np.full(len(preparation.fill), np.nan), 0
-    for column in columns:
-        width = len(column.categories) or 1
-        part = slice(first, first + width)
+    spare = np.full(len(preparation.fill), np.nan)
+    for column, part in zip(columns, value_slices(columns), strict=True):
         values = support[:, part].astype(np.float64)
         known = values[~np.isnan(values).any(1)]
         if len(known):
-            spare[part] = np.eye(width)[int(known.sum(0).argmax())] if column.categories else np.median(known, axis=0)
-        first += column.width
+            spare[part] = np.eye(column.num_values)[int(known.sum(0).argmax())] if column.categories else np.median(known, axis=0)
     return replace(preparation, spare=tuple(spare.tolist()))
 
 

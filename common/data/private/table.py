@@ -39,7 +39,7 @@ from nufed.common.data.private.rows import (
     told_column,
 )
 from nufed.common.data.private.spec import PrivateSpec
-from nufed.common.data.private.task import Column, canonical
+from nufed.common.data.private.task import Column, canonical, value_slices
 from nufed.common.errors import LISTED, ConfigError, DataError
 from nufed.common.examples import TaskInfo
 
@@ -315,9 +315,8 @@ def _without_missing(rows: PrivateRows, missing: Missing, task: TaskInfo) -> Pri
             int(rows.numbers[np.flatnonzero(unknown)[0]]),
         )
     dropped, counts = unknown.copy(), {}
-    firsts = np.cumsum([0, *(column.width for column in rows.columns)])
-    for index, column in enumerate(rows.columns):
-        policy, empty = missing.of(column), np.isnan(rows.inputs[:, firsts[index]])
+    for index, (column, part) in enumerate(zip(rows.columns, value_slices(rows.columns), strict=True)):
+        policy, empty = missing.of(column), np.isnan(rows.inputs[:, part.start])
         if policy == "drop":
             dropped |= empty
         elif policy == "error" and empty.any():

@@ -4,6 +4,7 @@ The server holds no example, so it says what one looks like: `data.task`, `data.
 `data.class-names` or `data.num-outputs`. Every client checks its own data against that before its first step.
 """
 
+import itertools
 import math
 import re
 import unicodedata
@@ -70,6 +71,13 @@ class Column:
     def width(self) -> int:
         """Return the number of inputs that the column becomes."""
         return self.num_values + self.indicator
+
+
+def value_slices(columns: Sequence[Column]) -> list[slice]:
+    """Return where the inputs that hold each column's value stand among those of all; an indicator stands behind."""
+    ends = itertools.accumulate(column.width for column in columns)
+    firsts = (end - column.width for end, column in zip(ends, columns, strict=True))
+    return [slice(first, first + column.num_values) for first, column in zip(firsts, columns, strict=True)]
 
 
 def declared_task(config: DataConfig) -> TaskInfo:
