@@ -259,7 +259,7 @@ def prepare_client(
         data = make_splits(dealt, split, task, torch.float64 if is_scaled else dtype)
         return PrivateClient(task, in_precision(_scaled(data, task, config), dtype), hashes=hashes)
     preparation = fit_preparation(rows.columns, preparation_policy(spec, config.data), rows.inputs, split.support)
-    preparation = with_spare(preparation, rows.columns, rows.inputs[split.support])
+    preparation = with_spare(preparation, rows.columns, rows.inputs, split.support)
     support, validation, tested = (
         prepared_examples(part, numbers, preparation, task, dtype)
         for part, numbers in ((rows, split.support), (rows, split.validation), (rows.test or rows, split.test))

@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from nufed.common.data.pool import Array
-from nufed.common.data.private.preparation import Preparation
+from nufed.common.data.pool import Array, Rows
+from nufed.common.data.private.preparation import Preparation, fill_of
 from nufed.common.data.private.rows import PrivateRows, refusal
 from nufed.common.data.private.task import Column, value_slices
 from nufed.common.errors import ConfigError, DataError, nearest_match_hint
@@ -31,22 +31,20 @@ def find_way(name: str) -> Way:
     return _WAYS[name]
 
 
-def with_spare(preparation: Preparation, columns: Sequence[Column], support: Array) -> Preparation:
+def with_spare(preparation: Preparation, columns: Sequence[Column], inputs: Array, support: Rows) -> Preparation:
     """Return a preparation that knows the middle of the support split where it fills in nothing.
 
     Args:
         preparation: of the support split.
         columns: of the table.
-        support: [M, D] as they were read, NaN where a cell is empty.
+        inputs: [N, D] as they were read, NaN where a cell is empty; not looked at where every cell is filled in.
+        support: [M] rows of the support split.
     """
     if not np.isnan(preparation.fill).any():
         return preparation
     spare = np.full(len(preparation.fill), np.nan)
     for column, part in zip(columns, value_slices(columns), strict=True):
-        values = support[:, part].astype(np.float64)
-        known = values[~np.isnan(values).any(1)]
-        if len(known):
-            spare[part] = np.eye(column.num_values)[int(known.sum(0).argmax())] if column.categories else np.median(known, axis=0)
+        spare[part] = fill_of(column, "median", inputs[support, part].astype(np.float64))
     return replace(preparation, spare=tuple(spare.tolist()))
 
 
