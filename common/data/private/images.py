@@ -82,14 +82,14 @@ def read_images(spec: PrivateSpec, task: TaskInfo, *, labelled: bool) -> Private
 
 
 def _read_folder(folder: Path, reader: "_Reader", task: TaskInfo, *, labelled: bool) -> PrivateRows:
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = subfolders(folder)
     if not classes and not labelled:
-        inputs = reader.read(_files(folder), "the folder")
+        inputs = reader.read(image_files(folder), "the folder")
         return PrivateRows(inputs, None, number_rows(inputs))
     _check_classes(classes, task)
     codes = {canonical(name): code for code, name in enumerate(task.class_names)}
     own = [codes[canonical(path.name)] for path in classes]
-    files = [_files(path) for path in classes]
+    files = [image_files(path) for path in classes]
     inside = [path.relative_to(folder).parent.parts[1:] for paths in files for path in paths]
     groups, users = _folder_names(inside, reader.named) if labelled else (None, None)
     parts = [reader.read(paths, f"class {task.class_names[code]!r}") for code, paths in zip(own, files, strict=True)]
@@ -144,7 +144,8 @@ def _check_classes(classes: Sequence[Path], task: TaskInfo) -> None:
         )
 
 
-def _files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """Return the images in a folder and below it; other files are counted in this machine's log."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     images = [path for path in files if path.suffix.lower() in EXTENSIONS]
     if left_out := len(files) - len(images):
@@ -249,11 +250,6 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the images in a folder and below it; other files are counted in this machine's log."""
-    return _files(folder)
-
-
 def is_of_sites(folder: Path) -> bool:
     """Return whether a folder holds a folder of classes for each site: images lie two folders down, none higher."""
     return not any(
@@ -270,7 +266,7 @@ def find_form(spec: PrivateSpec, folders: Sequence[Path]) -> tuple[int, int, int
     Raises:
         DataError: there is no image, or it cannot be read.
     """
-    first = next((files[0] for folder in folders if (files := _files(folder))), None)
+    first = next((files[0] for folder in folders if (files := image_files(folder))), None)
     if first is None:
         raise refusal(DataError, "expected images in the folders of the classes, but there are none; check --data")
     try:
