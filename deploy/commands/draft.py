@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from nufed.common.errors import ConfigError
 from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.outputs import Force, check_output, read_from
 
@@ -115,21 +114,14 @@ def _toml(options: Mapping[str, Any], reasons: Mapping[str, str], num: int, name
 
 def _value(value: Any) -> str:
     """Return a value as TOML has it; a text in JSON is one in TOML."""
+    from nufed.common.data.private.task import check_written
+
     if isinstance(value, Mapping):
         pairs = ", ".join(f"{_value(key)} = {_value(each)}" for key, each in value.items())
         return f"{{ {pairs} }}"
     if isinstance(value, list):
         return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, str):
-        _check_line(value)
+        check_written(value, "--data")
         return json.dumps(value, ensure_ascii=False)
     return repr(value)
-
-
-def _check_line(name: str) -> None:
-    from nufed.common.config.lists import check_line
-
-    try:
-        check_line(name)
-    except ValueError as error:
-        raise ConfigError(f"--data: {error}.") from error

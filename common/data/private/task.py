@@ -204,7 +204,7 @@ def parse_categories(text: str, option: str = "data.categories") -> dict[str, tu
             f"{option}: expected COLUMN:VALUE|VALUE;…, e.g. sex:f|m, but got {str(error)!r}. Correct it."
         ) from error
     for written in (each for name, values in result.items() for each in (name, *values)):
-        _check_written(written, option)
+        check_written(written, option)
     return result
 
 
@@ -320,11 +320,16 @@ def split_names(text: str, option: str) -> tuple[str, ...]:
     if "" in names or len(set(names)) < len(names):
         raise ConfigError(f"{option}={text!r} is refused: expected names without repetition. Correct the list.")
     for name in names:
-        _check_written(name, option)
+        check_written(name, option)
     return names
 
 
-def _check_written(name: str, option: str) -> None:
+def check_written(name: str, option: str) -> None:
+    """Refuse a name that cannot stand on one line.
+
+    Raises:
+        ConfigError: with the option.
+    """
     try:
         check_line(name)
     except ValueError as error:
