@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from nufed.common.data.array_trees import take_rows
 from nufed.common.data.pool import Array
 from nufed.common.errors import ConfigError, DataError, nearest_match_hint
 from nufed.library.arguments import as_collection
@@ -63,7 +64,7 @@ def clients_of_table(table: Any, columns: Columns) -> Clients:
     targets, class_names = _numbered({"": values}, {"": table}, columns)
     order = list(dict.fromkeys(names))
     rows = _rows(names, order)
-    return {name: (inputs[rows[name]], targets[""][rows[name]]) for name in order}, class_names
+    return {name: (take_rows(inputs, rows[name]), targets[""][rows[name]]) for name in order}, class_names
 
 
 def _client_names(table: Any, column: str) -> list[str]:

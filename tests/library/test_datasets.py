@@ -9,6 +9,7 @@ from flwr_datasets.partitioner import NaturalIdPartitioner
 from torch.utils.data import TensorDataset
 
 import nufed
+from nufed.library.tables import Columns, clients_of_table
 from tests.library.federations import Site, sites
 
 NEW = ["site-5"]
@@ -95,6 +96,18 @@ def test_texts_and_class_labels_are_classes_with_names(expected):
 
     assert runs[0].config == runs[1].config
     assert all(run.curves().equals(expected.curves()) for run in runs)
+
+
+def test_several_columns_of_arrays_are_several_inputs_of_every_client():
+    ids, marks = np.arange(24).reshape(8, 3), np.arange(16).reshape(8, 2)
+    table = pd.DataFrame({"site": [*"abab"] * 2, "ids": list(ids), "marks": list(marks), "ill": [0, 0, 1, 1] * 2})
+
+    clients, _ = clients_of_table(table, Columns("site", target="ill"))
+
+    assert {name: pair[0].keys() for name, pair in clients.items()} == {key: {"ids", "marks"} for key in "ab"}
+    for start, name in enumerate("ab"):
+        np.testing.assert_array_equal(clients[name][0]["ids"], ids[start::2])
+        np.testing.assert_array_equal(clients[name][0]["marks"], marks[start::2])
 
 
 def test_images_of_hugging_face_are_pixels():
