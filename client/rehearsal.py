@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from nufed.client.personal_model import personal_path
-from nufed.client.workplace import Workplace, workplace
+from nufed.client.workplace import Workplace, membership, workplace_of
 from nufed.common.config import RunConfig, Scalar
-from nufed.common.data.private.load import is_slice, read_private_rows
+from nufed.common.data.private.load import is_slice, load_own, load_private
 from nufed.common.data.private.rows import PrivateRows
 from nufed.common.data.private.task import value_slices
 from nufed.common.errors import ModelError
@@ -94,15 +94,17 @@ def rehearse(config: RunConfig, node_config: Mapping[str, Scalar], settings: Set
         ModelError: the model cannot be built, cannot be trained on these examples, or has no finite loss on them.
         WireError: no server would take a client of that name.
     """
-    place = workplace(config.flat(), node_config, settings)
+    member, rows = membership(node_config), None
+    if is_slice(member.spec):
+        client = load_private(member, config, settings)
+    else:
+        client, rows = load_own(member, config, settings)
+    place = workplace_of(client, config, node_config, settings)
     sizes = {name: len(split) for name, split in _splits(place).items()}
     ClientDescription(place.data.client_id, place.data.group, *sizes.values()).to_records()
     personal_path(node_config)
     params = model_params(place.model)
     loss = _loss(place)
-    spec, rows = str(node_config["data"]), None
-    if not is_slice(spec):
-        rows = read_private_rows(spec, config, settings)
     columns = _columns(rows)
     return Findings(
         client_id=place.data.client_id,

@@ -114,19 +114,40 @@ class OwnExamples:
 def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workplace:
     config = _config(run_items)
     node_config = dict(node_items)
-    preparation, own = None, None
-    columns: tuple[Column, ...] = ()
     if "data" in node_config:
-        client, num_here = load_private(membership(node_config), config, settings), 1
-        task, data, preparation, columns = client.task, client.data, client.preparation, client.columns
-        own = _own_examples(client, config, node_config)
-    else:
-        (task, data), num_here = _simulated_client(config, node_config, settings), config.data.num_clients
-        preparation = shared_scaling(config.data, settings, seed=config.seed).inputs
+        client = load_private(membership(node_config), config, settings)
+        return workplace_of(client, config, node_config, settings)
+    client = _simulated_client(config, node_config, settings)
+    return workplace_of(client, config, node_config, settings, num_here=config.data.num_clients)
+
+
+def workplace_of(
+    client: PrivateClient,
+    config: RunConfig,
+    node_config: Mapping[str, Scalar],
+    settings: Settings,
+    *,
+    num_here: int = 1,
+) -> Workplace:
+    """Return the workplace of a client that was read, with its model built and examined on its examples.
+
+    Args:
+        client: as it was read.
+        config: the run's configuration.
+        node_config: the client's.
+        settings: of this machine.
+        num_here: clients that share this process.
+
+    Raises:
+        ConfigError: the run or node configuration is wrong.
+        DataError: the client's data are not what the run's options ask for.
+        ModelError: the model cannot be built, or cannot be trained on this client's examples.
+    """
+    own = _own_examples(client, config, node_config)
     with _of_the_run() if config.data.task in TASKS else nullcontext():
-        task = with_loss_options(task, config.task)
-    check_client_targets(data, task)
-    data = on_device(weighted_client(data, task), settings.device)
+        task = with_loss_options(client.task, config.task)
+    check_client_targets(client.data, task)
+    data = on_device(weighted_client(client.data, task), settings.device)
     with _of_the_run() if config.model.name in MODELS else nullcontext():
         pair = model_pair(config.model, task, config.seed, settings.device)
     with _of_the_run():
@@ -140,9 +161,9 @@ def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workp
         pair.evaluation,
         training_loss,
         adaptation_loss,
-        preparation=preparation,
+        preparation=client.preparation,
         own=own,
-        columns=columns,
+        columns=client.columns,
         frozen=pair.frozen,
     )
 
@@ -201,9 +222,7 @@ def _of_the_run() -> Iterator[None]:
         raise
 
 
-def _simulated_client(
-    config: RunConfig, node_config: Mapping[str, Scalar], settings: Settings
-) -> tuple[TaskInfo, ClientData]:
+def _simulated_client(config: RunConfig, node_config: Mapping[str, Scalar], settings: Settings) -> PrivateClient:
     """Return the slice of the run's data source that Flower's partition id names."""
     total = config.data.num_clients + config.data.num_new_clients
     partition = node_config.get("partition-id")
@@ -217,7 +236,8 @@ def _simulated_client(
     dtype = getattr(torch, config.model.dtype)
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
     client = federation.clients[partition]
-    return federation.task, _flipped(client, federation.task) if node_config.get(FLIP_LABELS) else client
+    data = _flipped(client, federation.task) if node_config.get(FLIP_LABELS) else client
+    return PrivateClient(federation.task, data, shared_scaling(config.data, settings, seed=config.seed).inputs)
 
 
 def _flipped(client: ClientData, task: TaskInfo) -> ClientData:

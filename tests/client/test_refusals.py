@@ -318,7 +318,7 @@ ELSEWHERE = {
     # Of drafts and simulations.
     "find_form",
     # They pass on what others have worded.
-    *("_of_the_run", "_explained", "load_private"),
+    *("_of_the_run", "_explained", "load_own"),
     "Preparation.from_json",
     "from_json",
 }

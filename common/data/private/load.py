@@ -69,7 +69,7 @@ class Membership:
 
 @dataclass(frozen=True)
 class PrivateClient:
-    """A deployed client, ready to work.
+    """A client whose data are read and prepared, as a rule a deployed one's own.
 
     Attributes:
         task: what the run is for.
@@ -114,28 +114,27 @@ def load_private(member: Membership, config: RunConfig, settings: Settings) -> P
     """
     if match := SLICE.fullmatch(member.spec):
         return slice_of_source(member, match, config, settings)
+    return load_own(member, config, settings)[0]
+
+
+def load_own(member: Membership, config: RunConfig, settings: Settings) -> tuple[PrivateClient, PrivateRows]:
+    """Return a client of own data, and the rows as they were read, neither split nor filled in nor scaled.
+
+    Raises:
+        ConfigError: the spec is not one, or contradicts the run's options.
+        DataError: the data cannot be had, or are not what the run expects.
+    """
     if not member.client_id:
         raise refusal(ConfigError, "--data needs a stable name for this client. Type --name NAME.")
     task = describe_task(config.data, settings, seed=config.seed)
     try:
         spec = parse_spec(member.spec)
         rows = read_rows(spec, task, config.data, labelled=True)
-        return prepare_client(rows, spec, member, task, config)
+        return prepare_client(rows, spec, member, task, config), rows
     except NufedError as error:
         named = type(error)(f"client {member.client_id!r}: {error}")
         named.sendable = error.sendable
         raise named from error
-
-
-def read_private_rows(spec_text: str, config: RunConfig, settings: Settings) -> PrivateRows:
-    """Return a client's own rows as they are read, compared with the run, neither split nor filled in nor scaled.
-
-    Raises:
-        ConfigError: the spec is not one, or contradicts the run's options.
-        DataError: the data cannot be had, or are not what the run expects.
-    """
-    task = describe_task(config.data, settings, seed=config.seed)
-    return read_rows(parse_spec(spec_text), task, config.data, labelled=True)
 
 
 def own_statistics(member: Membership, config: RunConfig, settings: Settings, min_count: int) -> SiteStatistics:
@@ -152,12 +151,12 @@ def own_statistics(member: Membership, config: RunConfig, settings: Settings, mi
         DataError: the data cannot be had, or are not what the run expects.
     """
     shape = statistics_shape(config.data, min_count)
-    if is_slice(member.spec):
-        raise refusal(ConfigError, "expected a table, because statistics are of columns, but --data names none")
-    rows = read_private_rows(member.spec, config, settings)
-    if not rows.columns:
-        raise refusal(ConfigError, "expected a table, because statistics are of columns, but --data names none")
-    return statistics_of(rows, member, describe_task(config.data, settings, seed=config.seed), config, shape)
+    if not is_slice(member.spec):
+        task = describe_task(config.data, settings, seed=config.seed)
+        rows = read_rows(parse_spec(member.spec), task, config.data, labelled=True)
+        if rows.columns:
+            return statistics_of(rows, member, task, config, shape)
+    raise refusal(ConfigError, "expected a table, because statistics are of columns, but --data names none")
 
 
 def statistics_of(

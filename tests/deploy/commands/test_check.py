@@ -108,6 +108,15 @@ def test_what_is_found_is_printed(good, capsys):
     assert "site-a can take part" in capsys.readouterr().out
 
 
+def test_data_are_read_once(good, caplog):
+    """So that what is said of them is said once."""
+    words = [word.replace("&missing=zero", "&missing=drop") for word in good]
+
+    assert main(words) == 0
+
+    assert len([record for record in caplog.records if "leaves out 2 of 6 rows" in record.getMessage()]) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
