@@ -8,7 +8,7 @@ nothing of it is sent anywhere.
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from nufed.common.data.private.rows import PrivateRows
 from nufed.common.data.private.task import value_slices
 from nufed.common.errors import ModelError
 from nufed.common.examples import Examples
-from nufed.common.params import model_params
+from nufed.common.params import Params, model_params
 from nufed.common.settings import Settings
 from nufed.common.wire import ClientDescription
 
@@ -73,7 +73,6 @@ class Findings:
     model: str
     parameters: int
     loss: float
-    notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -104,7 +103,7 @@ def rehearse(config: RunConfig, node_config: Mapping[str, Scalar], settings: Set
     ClientDescription(place.data.client_id, place.data.group, *sizes.values()).to_records()
     personal_path(node_config)
     params = model_params(place.model)
-    loss = _loss(place)
+    loss = _loss(place, params)
     columns = _columns(rows)
     return Findings(
         client_id=place.data.client_id,
@@ -126,13 +125,12 @@ def _splits(place: Workplace) -> dict[str, Examples]:
     return {name: getattr(place.data, name) for name in SPLITS}
 
 
-def _loss(place: Workplace) -> float:
+def _loss(place: Workplace, params: Params) -> float:
     """Return the loss of the untrained model over the support split.
 
     Raises:
         ModelError: it is not finite, so that no step could be made.
     """
-    params = model_params(place.model)
     with torch.no_grad():
         loss = float(place.adaptation_loss(params, place.data.support.as_batch()))
     if not math.isfinite(loss):
