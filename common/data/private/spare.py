@@ -66,8 +66,7 @@ def settle_empty(rows: PrivateRows, preparation: Preparation, way: Way) -> tuple
     if way == "drop":
         if count == size:
             raise refusal(DataError, f"expected rows to predict, but each of {size} has an empty cell; fill some in")
-        targets = None if rows.targets is None else rows.targets[~empty]
-        left = replace(rows, inputs=rows.inputs[~empty], targets=targets, numbers=rows.numbers[~empty])
+        left = rows.take(np.flatnonzero(~empty))
         return left, preparation, f"{count} of {size} rows have an empty cell and are left out (--missing drop)"
     whole = filled(preparation)
     still = np.isnan(whole.apply(rows.inputs)).any(1)
