@@ -192,9 +192,9 @@ def _of_labels(labels: Sequence[_Column], spec: PrivateSpec, task: str | None) -
             "target_means": [mean for mean, _ in scaling],
             "target_scales": [scale for _, scale in scaling],
         }, {"task": reason}
-    [label] = labels if len(labels) == 1 else [None]
-    if label is None:
+    if len(labels) > 1:
         raise ConfigError(f"--data: expected one label column for classes, got {len(labels)}. Name one.")
+    label = labels[0]
     if numbered:
         return {"task": kind, "num_outputs": int(label.numbers.max(initial=0)) + 1}, {"task": reason}
     if len(label.names) > MOST_CATEGORIES:
