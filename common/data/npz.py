@@ -200,20 +200,15 @@ def _table(path: Path, arrays: Arrays, suffix: str, targets_of: ReadTargets) -> 
     targets = targets_of(arrays[f"y{suffix}"], f"y{suffix} in {path}")
     features = names_in(path, arrays, "feature_names") if "feature_names" in arrays else ()
     inputs = inputs_in(path, arrays, suffix, features)
-    size, users = rows_of(inputs), arrays.get(f"user{suffix}")
-    for name, array in ((f"y{suffix}", targets), (f"user{suffix}", users)):
+    size, users, key = rows_of(inputs), arrays.get(f"user{suffix}"), f"group{suffix}"
+    groups = as_names(arrays[key], f"{key} in {path}") if key in arrays else None
+    codes = None if groups is None else groups.codes
+    for name, array in ((f"y{suffix}", targets), (f"user{suffix}", users), (key, codes)):
         if array is not None and len(array) != size:
             raise DataError(
                 f"expected as many rows in {name} as in x{suffix} of {path}, but got {len(array)} and {size}; "
                 "write one of each for every example"
             )
-    key = f"group{suffix}"
-    groups = as_names(arrays[key], f"{key} in {path}") if key in arrays else None
-    if groups is not None and len(groups.codes) != size:
-        raise DataError(
-            f"expected as many rows in {key} as in x{suffix} of {path}, but got {len(groups.codes)} and {size}; "
-            "write one of each for every example"
-        )
     table = Table(inputs, targets, groups=groups)
     if users is None:
         return table
