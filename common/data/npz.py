@@ -24,7 +24,7 @@ from nufed.common.config import DataConfig
 from nufed.common.data.archive import open_archive
 from nufed.common.data.array_trees import ArrayTree, named_arrays, rows_of
 from nufed.common.data.pool import Array, Pool, SourceRequest, Table
-from nufed.common.data.raw import as_names, class_notes, count_classes, image_layout
+from nufed.common.data.raw import as_names, class_notes, count_classes, decoded, image_layout
 from nufed.common.data.task_of_arrays import (
     INFERRED,
     input_form,
@@ -144,9 +144,7 @@ def names_in(path: Path, arrays: Arrays, key: str) -> tuple[str, ...]:
             f"expected {key} in {path} to be names of shape [K], but got {names.dtype} of shape {list(names.shape)}; "
             "write a list of text"
         )
-    if names.dtype.kind == "S":
-        names = np.char.decode(names, "utf-8", "backslashreplace")
-    return tuple(map(str, names))
+    return tuple(map(str, decoded(names)))
 
 
 _MISSING = "check the path"

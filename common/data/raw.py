@@ -149,8 +149,13 @@ def as_names(values: Any, what: str) -> Names:
             f"{list(array.shape)}; convert them"
         )
     found, codes = np.unique(array, return_inverse=True)
-    names = np.char.decode(found, "utf-8", "backslashreplace") if found.dtype.kind == "S" else found
-    return Names(codes.astype(np.int64), tuple(map(str, names.tolist())))
+    return Names(codes.astype(np.int64), tuple(map(str, decoded(found).tolist())))
+
+
+def decoded(values: Array) -> Array:
+    """Return bytes as the text that they are in UTF-8, and anything else as it is."""
+    text: Array = np.char.decode(values, "utf-8", "backslashreplace") if values.dtype.kind == "S" else values
+    return text
 
 
 def count_classes(parts: Sequence[Array], what: str, otherwise: str = "") -> int:

@@ -26,7 +26,7 @@ from nufed.common.data.private.cells import Markers, NameColumn
 from nufed.common.data.private.rows import PrivateRows, listed, number_rows, refusal, shown_names, tell_here
 from nufed.common.data.private.spec import PrivateSpec
 from nufed.common.data.private.task import canonical, split_names
-from nufed.common.data.raw import as_names, as_targets, plain_array
+from nufed.common.data.raw import as_names, as_targets, decoded, plain_array
 from nufed.common.data.task_of_arrays import INFERRED, read_inputs, read_targets
 from nufed.common.errors import ConfigError, DataError, NufedError
 from nufed.common.examples import TaskInfo
@@ -126,7 +126,7 @@ def _targets(values: Any, what: str, task: TaskInfo) -> ArrayTree:
     if task.kind == "regression" or stored.dtype.kind not in "US" or stored.ndim != 1:
         return as_targets(stored, what)[1]
     column = NameColumn(task.class_names, Markers())
-    names = np.char.decode(stored, "utf-8", "backslashreplace") if stored.dtype.kind == "S" else stored
+    names = decoded(stored)
     codes = column.read(names.tolist(), np.arange(1, len(names) + 1))
     if others := int(np.isnan(codes).sum()):
         first = int(np.flatnonzero(np.isnan(codes))[0])
