@@ -138,6 +138,11 @@ class DataConfig(Section):
         description="standard deviation of each such column; given with feature-means (source private)",
     )
 
+    @property
+    def keeps_integers(self) -> bool:
+        """Return whether whole numbers in one array of inputs stay ids, instead of becoming numbers like any other."""
+        return self.input_type == "integer" or (self.input_type == "auto" and self.task == "tokens")
+
     @field_validator("task")
     @classmethod
     def _task_is_known(cls, value: str) -> str:

@@ -245,7 +245,7 @@ def _task(path: Path, arrays: Arrays, inputs: ArrayTree, config: DataConfig) -> 
     if len({(kind, targets.shape[1:]) for kind, targets in kinds.values()}) > 1:
         raise DataError(f"expected {', '.join(kinds)} in {path} to be of one kind and shape; convert them")
     kind, numbers = next(iter(kinds.values()))[0], [part for _, part in kinds.values()]
-    input_shape, input_spec = input_form(inputs, kind, config)
+    input_shape, input_spec = input_form(inputs, config)
     if kind not in INFERRED:
         task = task_of_arrays(kind, inputs, numbers, config, f"y in {path}")
         names = names_in(path, arrays, "class_names") if "class_names" in arrays else task.class_names

@@ -89,13 +89,13 @@ def task_of_arrays(kind: str, inputs: ArrayTree, parts: Sequence[ArrayTree], con
     """
     shape = first_array(parts[0]).shape[1:]
     names = read_names(config.class_names) if kind not in INFERRED else ()
-    if kind == "regression" or kind in ("multi-label", "counts"):
+    if kind in ("regression", "multi-label", "counts"):
         num_outputs = shape[0]
     else:
         num_outputs = len(names) or (config.num_outputs if kind not in INFERRED else 0) or _count(kind, parts, what)
     if kind == "classification":
         names = tuple(map(str, range(num_outputs)))
-    input_shape, input_spec = input_form(inputs, kind, config)
+    input_shape, input_spec = input_form(inputs, config)
     return TaskInfo(
         kind,
         input_shape,
@@ -106,11 +106,10 @@ def task_of_arrays(kind: str, inputs: ArrayTree, parts: Sequence[ArrayTree], con
     )
 
 
-def input_form(inputs: ArrayTree, kind: str, config: DataConfig) -> tuple[tuple[int, ...], InputSpec | None]:
+def input_form(inputs: ArrayTree, config: DataConfig) -> tuple[tuple[int, ...], InputSpec | None]:
     """Return a task's `input_shape` and `input_spec` for inputs [N, ...]."""
-    keeps = config.input_type == "integer" or (config.input_type == "auto" and kind == "tokens")
     shape = () if is_tree(inputs) else first_array(inputs).shape[1:]
-    return tuple(shape), spec_of(inputs, keep_integers=keeps)
+    return tuple(shape), spec_of(inputs, keep_integers=config.keeps_integers)
 
 
 def _count(kind: str, parts: Sequence[ArrayTree], what: str) -> int:

@@ -98,8 +98,7 @@ def _input_form(config: DataConfig) -> tuple[tuple[int, ...], InputSpec | None]:
     if len(parts) == 1 and (len(parts[0]) == 1 or parts[0][0][:1].isdigit()):
         plain = config.model_copy(update={"input_shape": parts[0][0]})
         shape = _input_shape(plain)
-        keeps = config.input_type == "integer" or (config.input_type == "auto" and config.task == "tokens")
-        kind = parts[0][1] if len(parts[0]) > 1 else "integer" if keeps else "float"
+        kind = parts[0][1] if len(parts[0]) > 1 else "integer" if config.keeps_integers else "float"
         return shape, None if kind == "float" else _tensor_spec(shape, kind)
     if config.feature_names:
         raise ConfigError("data.feature-names contradicts several inputs in data.input-shape. Leave one of them out.")
