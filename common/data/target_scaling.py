@@ -25,8 +25,9 @@ from torch import Tensor
 
 from nufed.common.config import DataConfig
 from nufed.common.data.cast import cast_tree, input_name, target_name
+from nufed.common.data.declared_numbers import check_scales, read_numbers
 from nufed.common.data.pool import Array, DealtFederation
-from nufed.common.data.private.task import PRIVATE, check_scales, read_numbers
+from nufed.common.data.private.task import PRIVATE
 from nufed.common.errors import ConfigError
 from nufed.common.examples import ClientData, Examples, TaskInfo
 from nufed.common.statistics import NOISE

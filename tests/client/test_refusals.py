@@ -307,8 +307,6 @@ ELSEWHERE = {
         "_input_form",
         "_target_shape",
         "_outputs",
-        "read_numbers",
-        "check_scales",
     ),
     "check_distinct",
     # What no test can make happen by a file: no pyarrow, a folder that may not be read, a file that counts wrongly.

@@ -15,10 +15,11 @@ from decimal import Decimal
 from nufed.common.config import DataConfig
 from nufed.common.config.data import TASK_KINDS
 from nufed.common.config.lists import check_line, read_names, read_table
+from nufed.common.data.declared_numbers import check_scales, read_numbers
 from nufed.common.errors import ConfigError
 from nufed.common.examples import InputSpec, TaskInfo, TensorSpec
 from nufed.common.given import GIVEN
-from nufed.common.statistics import NOISE, StatisticsShape
+from nufed.common.statistics import StatisticsShape
 
 PRIVATE = "private"
 """The `data.source` of a federation whose clients bring their own data."""
@@ -375,37 +376,3 @@ def _outputs(config: DataConfig) -> tuple[int, tuple[str, ...]]:
             "Leave data.num-outputs out."
         )
     return (config.num_outputs or len(names)), (*names,) or tuple(map(str, range(config.num_outputs)))
-
-
-def read_numbers(text: str, option: str) -> tuple[float, ...]:
-    """Return the comma-separated numbers.
-
-    Raises:
-        ConfigError: one is none, or is not finite.
-    """
-    try:
-        numbers = tuple(float(part) for part in text.split(",")) if text.strip() else ()
-    except ValueError as error:
-        raise ConfigError(f"{option}={text!r} is refused: expected comma-separated numbers. Correct it.") from error
-    if not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"{option}={text!r} is refused: expected finite numbers. Correct it.")
-    return numbers
-
-
-def check_scales(means: Sequence[float], scales: Sequence[float], option: str, what: str) -> None:
-    """Refuse scales that are 0 or below, or within the rounding of what they scale.
-
-    Args:
-        means: [K], of what is scaled.
-        scales: [K].
-        option: with its value.
-        what: each of them belongs to.
-
-    Raises:
-        ConfigError: one is not above 0, or not above the rounding of its mean.
-    """
-    if any(scale <= NOISE * abs(mean) for mean, scale in zip(means, scales, strict=True)):
-        raise ConfigError(
-            f"{option} is refused: scales are above 0, and above the rounding of their {what}'s mean. Write 1 for a "
-            f"{what} that never varies."
-        )
