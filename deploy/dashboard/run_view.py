@@ -351,7 +351,7 @@ class RunView:
                 "round": done,
                 "num_clients": group["num_clients"],
                 "curve": curve,
-                **{key: json_ready(group[key]) for key in ("worst_decile", "spread", "num_diverged") if group.get(key)},
+                **{key: json_ready(group[key]) for key in _SPREADS if group.get(key)},
             }
 
     def _note(self, event: Mapping[str, Any]) -> None:

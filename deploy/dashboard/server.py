@@ -154,7 +154,6 @@ class PageServer:
         config.load()
         config.ssl = self._tls
         self._server = uvicorn.Server(config)
-        self._server.force_exit = False
         self._thread = threading.Thread(target=self._serve, name="dashboard", daemon=True)
         self._thread.start()
 
