@@ -7,6 +7,7 @@ one: single clients are in events.jsonl.
 import math
 import platform
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
@@ -62,10 +63,12 @@ class PrometheusMetrics:
         self._rounds = self._counter("rounds", "Rounds closed by this process")
         self._round_seconds = self._histogram("round_duration_seconds", "Time of a round with its evaluation")
         self._phase_seconds = self._histogram("phase_duration_seconds", "Time of a phase", ["phase"])
-        self._reply_seconds = self._histogram("reply_duration_seconds", "From asking a client to its reply", ["phase"])
-        self._replies = self._counter("replies", "Clients asked, by what came of it", ["phase", "outcome"])
-        self._received = self._counter("received_bytes", "Bytes that came from clients", ["phase"])
-        self._sent = self._counter("sent_bytes", "Bytes sent to clients", ["phase"])
+        seconds = self._histogram("reply_duration_seconds", "From asking a client to its reply", ["phase"])
+        replies = self._counter("replies", "Clients asked, by what came of it", ["phase", "outcome"])
+        received = self._counter("received_bytes", "Bytes that came from clients", ["phase"])
+        sent = self._counter("sent_bytes", "Bytes sent to clients", ["phase"])
+        self._reply_seconds, self._replies = cache(seconds.labels), cache(replies.labels)  # asked for at each reply
+        self._received, self._sent = cache(received.labels), cache(sent.labels)
         self._connected = self._gauge("connected_clients", "Clients that are connected")
         self._working = self._gauge("working_clients", "Clients that were asked and have not answered yet")
         self._diverged = self._gauge("diverged_clients", "Clients of the last round whose training loss is not finite")
@@ -133,16 +136,16 @@ class PrometheusMetrics:
     def _on_reply(self, event: Replied) -> None:
         self._asked.discard(event.client)
         self._count(event, "replied")
-        self._reply_seconds.labels(event.phase).observe(event.seconds)
+        self._reply_seconds(event.phase).observe(event.seconds)
 
     def _on_rejected(self, event: Rejected) -> None:
         self._asked.discard(event.client)
         self._count(event, event.outcome)
 
     def _count(self, event: Replied | Rejected, outcome: str) -> None:
-        self._replies.labels(event.phase, outcome).inc()
-        self._received.labels(event.phase).inc(max(0, event.bytes_up))
-        self._sent.labels(event.phase).inc(max(0, event.bytes_down))
+        self._replies(event.phase, outcome).inc()
+        self._received(event.phase).inc(max(0, event.bytes_up))
+        self._sent(event.phase).inc(max(0, event.bytes_down))
 
     def _on_round(self, event: RoundClosed) -> None:
         self._round.set(event.round)
