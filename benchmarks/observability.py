@@ -103,11 +103,10 @@ def one_run(options: argparse.Namespace) -> dict[str, float]:
 def watched(events, folder: Path, *, page: bool):
     """Keep and serve metrics, ask for them once a second, and serve the page if asked for."""
     from nufed.deploy.monitoring.metrics_server import served
-    from nufed.deploy.monitoring.prometheus_metrics import PrometheusMetrics
+    from nufed.deploy.monitoring.prometheus_metrics import kept_metrics
 
-    sink, over = PrometheusMetrics(), threading.Event()
-    with served(sink.registry, "0") as url, contextlib.ExitStack() as held:
-        events.attach(sink)
+    over = threading.Event()
+    with kept_metrics(events) as registry, served(registry, "0") as url, contextlib.ExitStack() as held:
         if page:
             from nufed.deploy.commands.dashboard import DashboardOptions
             from nufed.server.control import RunControl

@@ -111,6 +111,11 @@ class EventStream:
         """Whether there is anybody to tell."""
         return bool(self._deliveries or self._listeners)
 
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """Those that take what is published now."""
+        return tuple(each.sink for each in self._deliveries)
+
     def attach(self, sink: Sink, *, limit: int = DEFAULT_LIMIT, patience: float | None = DEFAULT_PATIENCE) -> None:
         """Let a sink take what is published from now on.
 

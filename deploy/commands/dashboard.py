@@ -98,16 +98,14 @@ class DashboardOptions(DeclaredOptions):
         from nufed.deploy.dashboard.run_view import RunView
         from nufed.deploy.dashboard.sink import DashboardSink
         from nufed.deploy.monitoring.metrics_server import exposed
-        from nufed.deploy.monitoring.prometheus_metrics import PrometheusMetrics
+        from nufed.deploy.monitoring.prometheus_metrics import kept_metrics
 
         view = FolderFollower(resume).refresh() if resume else RunView()
         view.status, view.ended = "waiting", None
         view.connections = lambda: events.connections()  # noqa: PLW0108 - a server puts its own one there, later
-        with serving(self.address()) as page:
+        with serving(self.address()) as page, kept_metrics(events) as registry:
             events.attach(DashboardSink(view))
-            prometheus = PrometheusMetrics()
-            events.attach(prometheus)
-            metrics = partial(exposed, prometheus.registry)
+            metrics = partial(exposed, registry)
             dashboard = _dashboard(page, out, live=view, stop=control.request_stop, metrics=metrics)
             page.start(dashboard)
             announce(page, dashboard)

@@ -109,15 +109,10 @@ class LogOptions(DeclaredOptions):
 @contextmanager
 def _metrics(events: EventStream, address: str) -> Iterator[str]:
     from nufed.deploy.monitoring.metrics_server import served
-    from nufed.deploy.monitoring.prometheus_metrics import PrometheusMetrics
+    from nufed.deploy.monitoring.prometheus_metrics import kept_metrics
 
-    sink = PrometheusMetrics()
-    with served(sink.registry, address) as url:
-        events.attach(sink)
-        try:
-            yield url
-        finally:
-            events.detach(sink)
+    with kept_metrics(events) as registry, served(registry, address) as url:
+        yield url
 
 
 @contextmanager

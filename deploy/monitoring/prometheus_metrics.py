@@ -6,7 +6,8 @@ one: single clients are in events.jsonl.
 
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from nufed.common.events import (
     Ended,
     Evaluated,
     Event,
+    EventStream,
     Joined,
     Left,
     Phase,
@@ -34,6 +36,21 @@ from nufed.common.events import (
 STATES = ("waiting", "statistics", "tuning", "training", "evaluation", "complete", "failed", "interrupted")
 _PHASE_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _LONGEST_LABEL = 60
+
+
+@contextmanager
+def kept_metrics(events: EventStream) -> Iterator[CollectorRegistry]:
+    """Keep a stream's metrics in the block, and yield their registry: that of an outer block if there is one."""
+    for sink in events.sinks:
+        if isinstance(sink, PrometheusMetrics):
+            yield sink.registry
+            return
+    sink = PrometheusMetrics()
+    events.attach(sink)
+    try:
+        yield sink.registry
+    finally:
+        events.detach(sink)
 
 
 class PrometheusMetrics:

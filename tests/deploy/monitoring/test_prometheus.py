@@ -17,7 +17,7 @@ from nufed.common.errors import ConfigError, RunError
 from nufed.common.events import Evaluated, EventStream, Rejected, Replied, Started
 from nufed.deploy.commands.cli import main
 from nufed.deploy.monitoring.metrics_server import parse_address, served
-from nufed.deploy.monitoring.prometheus_metrics import PrometheusMetrics
+from nufed.deploy.monitoring.prometheus_metrics import PrometheusMetrics, kept_metrics
 from nufed.server.events_file import read_events
 from tests.server.test_run import lines, run
 
@@ -123,6 +123,18 @@ def test_metrics_are_served_while_a_run_goes_on(tmp_path):
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
     assert [event.kind for event in read_events(next(tmp_path.iterdir()))][-1] == "finished"
+
+
+def test_a_page_and_a_port_share_the_metrics_of_a_stream():
+    with EventStream() as stream, kept_metrics(stream) as outer:
+        with kept_metrics(stream) as inner:
+            shared = stream.sinks
+        left = stream.sinks
+
+    assert inner is outer
+    assert len(shared) == 1
+    assert left == shared
+    assert stream.sinks == ()
 
 
 def test_addresses_are_of_this_machine_unless_a_host_is_named():
