@@ -215,7 +215,7 @@ class Roster:
         """Return those nodes that said who they are, or that cannot say and are taken as they come."""
         found: dict[int, Member] = {}
         self._problems.update(dict.fromkeys(nodes, Problem(f"did not say who it is within {timeout:g} s")))
-        for node_id, reply in iter_replies(grid, [_query(node, timeout, self.told) for node in nodes], timeout):
+        for node_id, reply in iter_replies(grid, [query(node, timeout, self.told) for node in nodes], timeout):
             if node_id is None or node_id in found:
                 continue
             try:
@@ -303,7 +303,7 @@ def _is_alive(grid: Grid, member: Member) -> bool:
     """Return whether a client's node still answers."""
     if member.node_id not in connected_nodes(grid):
         return False
-    replies = iter_replies(grid, [_query(member.node_id, QUERY_TIMEOUT)], QUERY_TIMEOUT)
+    replies = iter_replies(grid, [query(member.node_id, QUERY_TIMEOUT)], QUERY_TIMEOUT)
     return any(not reply.has_error() for _, reply in replies)
 
 
@@ -311,9 +311,12 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _query(node_id: int, timeout: float, told: ConfigRecord | None = None) -> Message:
+def query(
+    node_id: int, timeout: float, told: ConfigRecord | None = None, message_type: str = MessageType.QUERY
+) -> Message:
+    """Return a question to a node, outside of any round; `told` is copied."""
     content = RecordDict({CONFIG: ConfigRecord(dict(told or {}))})
-    return Message(content, node_id, MessageType.QUERY, group_id="0", ttl=time_to_live(timeout))
+    return Message(content, node_id, message_type, group_id="0", ttl=time_to_live(timeout))
 
 
 def _read(node_id: int, reply: Message, admitted: str | None) -> Member:

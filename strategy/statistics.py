@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from nufed.common.errors import WireError
 from nufed.common.statistics import SiteStatistics, StatisticsShape
 from nufed.common.untrusted import printable
-from nufed.common.wire import CONFIG, STATISTICS, read_statistics
-from nufed.strategy.exchange import describe_error, iter_replies, time_to_live
-from nufed.strategy.members import Member
+from nufed.common.wire import STATISTICS, read_statistics
+from nufed.strategy.exchange import describe_error, iter_replies
+from nufed.strategy.members import Member, query
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,7 @@ def gather_statistics(
     sites: dict[str, SiteStatistics] = {}
     absent = dict.fromkeys(members, f"did not answer within {timeout:g} s")
     rejected = 0
-    messages = [
-        Message(
-            RecordDict({CONFIG: ConfigRecord()}),
-            node_id,
-            f"{MessageType.QUERY}.{STATISTICS}",
-            group_id="0",
-            ttl=time_to_live(timeout),
-        )
-        for node_id in names
-    ]
+    messages = [query(node_id, timeout, message_type=f"{MessageType.QUERY}.{STATISTICS}") for node_id in names]
     for node_id, reply in iter_replies(grid, messages, timeout):
         if node_id is None or (client_id := names[node_id]) in sites:
             continue
