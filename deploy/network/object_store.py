@@ -8,8 +8,8 @@ from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectSto
 class AtomicObjectStore(InMemoryObjectStore):
     """Announces a whole tree at once.
 
-    Flower's store takes its lock object by object. Two clients that answer with the same content share objects; if the
-    first answer is consumed while the second is announced, the second loses what it believed to be there.
+    Flower's store takes its lock object by object. Messages with the same model share objects; if one node confirms its
+    message while another's is announced, the second loses what it believed to be there.
     """
 
     def preregister(self, run_id: int, object_tree: ObjectTree) -> list[str]:
