@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -208,6 +209,7 @@ def method_of(options: Mapping[str, Any]) -> str:
 
     if not options:
         return ""
+    decided = _decided()
     defaults = {key: default for key, (default, _) in option_descriptions().items()}
     found = {**defaults, **options}
     same = {
@@ -215,15 +217,23 @@ def method_of(options: Mapping[str, Any]) -> str:
         for name, method in METHODS.items()
         if all(
             found[key] == value or (key in method.tuned and key.startswith("method.") and found[key])
-            for key, value in method.options().items()
+            for key, value in decided[name].items()
         )
     }
     estimator = found[ESTIMATOR]
     if not same:
         return f"ν = {found[INNER_STEPS]}, {estimator}"
     best = max(same, key=lambda name: same[name])
-    is_open = found[INNER_STEPS] and ESTIMATOR not in METHODS[best].options() and estimator != defaults[ESTIMATOR]
+    is_open = found[INNER_STEPS] and ESTIMATOR not in decided[best] and estimator != defaults[ESTIMATOR]
     return f"{best}, {estimator}" if is_open else best
+
+
+@cache
+def _decided() -> dict[str, dict[str, Any]]:
+    """Return method -> the options that it decides, made once for a whole list of runs."""
+    from nufed.common.methods import METHODS
+
+    return {name: method.options() for name, method in METHODS.items()}
 
 
 def _of_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
