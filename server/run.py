@@ -368,13 +368,14 @@ class Run:
     ) -> None:
         """Leave curves.png, and shots.png if there are any; a run is no less complete without them."""
         from nufed.server.figures import draw_curves, title_of  # matplotlib is loaded where something is drawn
-        from nufed.server.shots_figure import draw_shots
 
         try:
             folder.write_figures(
                 draw_curves(state.history.evaluations, groups["participating"], groups["new"], config=self.config)
             )
             if summary.get(SHOTS):
+                from nufed.server.shots_figure import draw_shots
+
                 folder.write_figures(draw_shots(summary[SHOTS], title_of(self.config)), SHOTS_FIGURE)
         except (NufedError, OSError, MemoryError, ValueError, ArithmeticError, RuntimeError) as error:
             _log.warning("The picture of this run could not be left, its other results are whole: %s", error)
