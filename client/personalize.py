@@ -98,7 +98,7 @@ def judge_split(place: Workplace, point: Params, name: Split, step: int) -> dict
 
 def _answers(place: Workplace, point: Params, name: Split, step: int) -> tuple[Tensor, float]:
     batch = replace(_held_out(place)[name].as_batch(), mask_seed=_draws_seed(place, name, step))
-    return answers(place.model, place.task, point, batch, place.adaptation_loss.traits)
+    return answers(place.adaptation_loss, point, batch)
 
 
 def _held_out(place: Workplace) -> dict[Split, Examples]:

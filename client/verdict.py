@@ -8,7 +8,7 @@ from nufed.common.data.target_scaling import TargetScaling
 from nufed.common.examples import Examples, TaskInfo
 from nufed.common.metrics import evaluate_metrics
 from nufed.common.metrics.judging import default_metrics
-from nufed.common.task import answers
+from nufed.common.task import answers, make_loss
 
 
 def judged_in_units(
@@ -27,5 +27,5 @@ def judged_in_units(
         examples: values to predict as they are scaled.
         scaling: how they are; None where they are in their own unit.
     """
-    outputs, loss = answers(model, task, params, examples.as_batch())
+    outputs, loss = answers(make_loss(model, task), params, examples.as_batch())
     return {"loss": loss, **evaluate_metrics(default_metrics(task)[0], task, outputs, examples.targets, scaling)}

@@ -12,8 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nufed.common import trees
 from nufed.common.examples import Batch, TaskInfo
-from nufed.common.metrics import evaluate_metrics
-from nufed.common.metrics.judging import default_metrics
 from nufed.common.params import trained_parameters
 from nufed.common.rng import GLOBAL_STATE, derive_seed, seeded_generators, seeded_torch
 from nufed.common.tasks import Task, find_task
@@ -157,31 +155,14 @@ def make_loss(model: nn.Module, task: TaskInfo, traits: Traits = UNKNOWN) -> Mod
     return ModelLoss(model, task, with_params(model), traits)
 
 
-def judge(model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch) -> tuple[float, float | None]:
-    """Return (mean loss, accuracy in [0, 1] or None for regression) of a model in evaluation mode."""
-    found = judged_by_all(model, task, params, batch)
-    return found["loss"], found.get("accuracy")
-
-
-def judged_by_all(
-    model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch, traits: Traits = UNKNOWN
-) -> dict[str, float]:
-    """Return `loss` and the task's usual metrics (`nufed.common.metrics`) of a model in evaluation mode."""
-    outputs, loss = answers(model, task, params, batch, traits)
-    return {"loss": loss, **evaluate_metrics(default_metrics(task)[0], task, outputs, batch.targets)}
-
-
 @torch.no_grad()
-def answers(
-    model: nn.Module, task: TaskInfo, params: Mapping[str, Tensor], batch: Batch, traits: Traits = UNKNOWN
-) -> tuple[Tensor, float]:
-    """Return the outputs [B, ...] of a model in evaluation mode, and their mean loss.
+def answers(loss: ModelLoss, params: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, float]:
+    """Return the outputs [B, ...] of a loss's model, which is in evaluation mode, and their mean loss.
 
     More than `traits.most_rows` examples are evaluated in parts.
     """
-    loss_fn = make_loss(model, task, traits)
-    outputs = torch.cat([loss_fn.outputs_of(params, part) for part in loss_fn.parts(batch)])
-    return outputs, float(loss_fn.meaning.loss(outputs, batch.targets, batch.weights))
+    outputs = torch.cat([loss.outputs_of(params, part) for part in loss.parts(batch)])
+    return outputs, float(loss.meaning.loss(outputs, batch.targets, batch.weights))
 
 
 class _InParts(torch.autograd.Function):

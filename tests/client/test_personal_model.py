@@ -22,6 +22,7 @@ from nufed.client.personal_model import (
     predict,
     save_personal_model,
 )
+from nufed.client.verdict import judged_in_units
 from nufed.client.workplace import workplace
 from nufed.common.config import RunConfig
 from nufed.common.data.private.preparation import Preparation
@@ -32,7 +33,6 @@ from nufed.common.meta.meta_sgd import STEP_SIZE
 from nufed.common.models import build_model
 from nufed.common.params import model_params
 from nufed.common.settings import Settings
-from nufed.common.task import judge
 from tests.client.deployed import ask
 
 RUN = RunConfig().updated({"data.num-clients": 4, "data.num-new-clients": 1, "evaluation.num-adapt-steps": 5})
@@ -71,11 +71,12 @@ def test_it_is_the_end_of_the_adaptation_curve(place, params):
     """S plain steps on the support split; before and after are judged on the test split."""
     personal = personalize(place, params)
 
-    batch, test = place.data.support.as_batch(), place.data.test.as_batch()
+    batch, test = place.data.support.as_batch(), place.data.test
     by_hand = list(adapt(place.adaptation_loss, params, [batch] * 5, RUN.method.inner_lr))[-1]
     assert all(torch.equal(personal.params[name], by_hand[name]) for name in by_hand)
-    assert (personal.before.loss, personal.before.accuracy) == judge(place.model, place.task, params, test)
-    assert (personal.after.loss, personal.after.accuracy) == judge(place.model, place.task, by_hand, test)
+    for judged, point in ((personal.before, params), (personal.after, by_hand)):
+        found = judged_in_units(place.model, place.task, point, test, None)
+        assert (judged.loss, judged.accuracy) == (found["loss"], found["accuracy"])
     assert personal.after.loss < personal.before.loss
     assert (personal.client_id, personal.num_steps, personal.step_size) == ("client-001", 5, 0.05)
 
@@ -238,7 +239,7 @@ def test_predictions_are_probabilities_of_the_model_in_evaluation_mode(place, pa
     assert len(inputs) > 2048
     assert torch.allclose(predicted.sum(1), torch.ones(len(inputs)))
     accuracy = (predicted[: len(place.data.test)].argmax(1) == place.data.test.targets).double().mean()
-    assert float(accuracy) == judge(place.model, place.task, params, place.data.test.as_batch())[1]
+    assert float(accuracy) == judged_in_units(place.model, place.task, params, place.data.test, None)["accuracy"]
 
 
 def exported(tmp_path, form):

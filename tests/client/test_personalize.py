@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nufed.client.personalize import adaptation_curves
+from nufed.client.verdict import judged_in_units
 from nufed.client.workplace import workplace
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
@@ -14,7 +15,6 @@ from nufed.common.meta.adapt import adapt
 from nufed.common.models import build_model
 from nufed.common.params import model_params
 from nufed.common.settings import Settings
-from nufed.common.task import judge
 
 CONFIG = RunConfig().updated({"data.num-clients": 4, "data.num-new-clients": 2, "evaluation.num-adapt-steps": 5})
 
@@ -34,9 +34,9 @@ def test_the_curve_equals_manual_steps():
 
     batch = place.data.support.as_batch()
     points = adapt(place.adaptation_loss, initial(place), [batch] * 5, CONFIG.method.inner_lr)
-    by_hand = [judge(place.model, place.task, point, place.data.test.as_batch()) for point in points]
-    assert curves["test-loss"] == [loss for loss, _ in by_hand]
-    assert curves["test-accuracy"] == [accuracy for _, accuracy in by_hand]
+    by_hand = [judged_in_units(place.model, place.task, point, place.data.test, None) for point in points]
+    assert curves["test-loss"] == [judged["loss"] for judged in by_hand]
+    assert curves["test-accuracy"] == [judged["accuracy"] for judged in by_hand]
     assert len(by_hand) == 6
 
 

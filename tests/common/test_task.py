@@ -13,10 +13,11 @@ from nufed.common.examples import Batch, TaskInfo
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.meta_gradient import MetaBatches
 from nufed.common.meta.proximal import proximal_loss
+from nufed.common.metrics import evaluate_metrics
 from nufed.common.params import leaves, model_params, trained_parameters
 from nufed.common.rng import seeded_torch, torch_generator
 from nufed.common.steps.differentiate import value_and_gradient
-from nufed.common.task import judged_by_all, make_loss, with_params
+from nufed.common.task import answers, make_loss, with_params
 from nufed.common.traits import Traits
 from tests.common.meta.problems import cnn, mlp, random_examples, relative_difference
 
@@ -232,9 +233,12 @@ def test_judging_in_parts_gives_the_same_loss_and_accuracy():
     seen = []
     model[0].register_forward_hook(lambda _module, inputs, _outputs: seen.append(len(inputs[0])))
 
-    whole, parts = (
-        judged_by_all(model, task, model_params(model), batch, Traits("nothing", most_rows=rows)) for rows in (None, 64)
+    (outputs, whole), (outputs_in_parts, parts) = (
+        answers(make_loss(model, task, Traits("nothing", most_rows=rows)), model_params(model), batch)
+        for rows in (None, 64)
     )
 
     assert parts == whole
+    judged = [evaluate_metrics(["accuracy"], task, each, batch.targets) for each in (outputs, outputs_in_parts)]
+    assert judged[0] == judged[1]
     assert seen == [300, 64, 64, 64, 64, 44]
