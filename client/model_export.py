@@ -86,8 +86,8 @@ class PreparedModel(nn.Module):
         """Keep both as buffers, so that they are exported with the parameters."""
         super().__init__()
         self.model, self.input_shape = model, input_shape
-        self.is_prepared, self.is_scaled = preparation is not None, scaling is not None
-        self.has_flags = False
+        self.answers = Answers(scaling)
+        self.is_prepared, self.has_flags = preparation is not None, False
         if preparation:
             whole = filled(preparation)
             flags = torch.tensor(getattr(whole, "flags", ()) or [-1] * len(whole.fill))
@@ -95,17 +95,11 @@ class PreparedModel(nn.Module):
             self.register_buffer("flags", flags)
             for name, values in (("fill", whole.fill), ("shift", whole.shift), ("scale", whole.scale)):
                 self.register_buffer(name, torch.tensor(values, dtype=torch.float64))
-        if scaling:
-            self.register_buffer("target_means", torch.tensor(scaling.means, dtype=torch.float64))
-            self.register_buffer("target_scales", torch.tensor(scaling.scales, dtype=torch.float64))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs for raw inputs; prepared in float64, as the client's own data were."""
-        outputs = call_model(self.model, self._prepared(inputs) if self.is_prepared else inputs)
-        if not self.is_scaled:
-            return outputs
-        wide = outputs.double() * self.get_buffer("target_scales") + self.get_buffer("target_means")
-        return wide.to(outputs.dtype)
+        outputs: Tensor = self.answers(self.model(self._prepared(inputs) if self.is_prepared else inputs))
+        return outputs
 
     def _prepared(self, inputs: Tensor) -> Tensor:
         wide = inputs.double().flatten(1)
