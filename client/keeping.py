@@ -12,6 +12,7 @@ from typing import Any, Literal
 from nufed.client.personalize import judge_split
 from nufed.client.workplace import Workplace
 from nufed.common.errors import ConfigError, nearest_match_hint
+from nufed.common.metric_looks import LOSS
 from nufed.common.params import Params
 
 Keep = Literal["best", "always"]
@@ -19,7 +20,6 @@ Kept = Literal["personal", "shared"]
 KEEP: dict[str, Keep] = {"best": "best", "always": "always"}
 """`best` keeps the shared model where the personal one is worse on validation examples, `always` the personal one."""
 
-LOSS = "loss"
 NOT_JUDGED = (
     "there are no validation examples, so that it cannot be judged whether the personal model is better than the "
     "shared one"

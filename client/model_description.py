@@ -114,7 +114,7 @@ def _inputs(columns: Sequence[Column], preparation: Preparation | None) -> list[
             named += [{"column": column.name, "category": value} for value in column.categories]
         else:
             named.append({"column": column.name, "category": None})
-        if getattr(column, "indicator", False):
+        if column.indicator:
             named.append({"column": column.name, "category": None, "is": "1 where the cell is empty, else 0"})
     if preparation is None:
         return [{"position": position, **entry} for position, entry in enumerate(named)] or None

@@ -90,7 +90,7 @@ class PreparedModel(nn.Module):
         self.is_prepared, self.has_flags = preparation is not None, False
         if preparation:
             whole = filled(preparation)
-            flags = torch.tensor(getattr(whole, "flags", ()) or [-1] * len(whole.fill))
+            flags = torch.tensor(whole.flags or [-1] * len(whole.fill))
             self.has_flags = bool((flags >= 0).any())
             self.register_buffer("flags", flags)
             for name, values in (("fill", whole.fill), ("shift", whole.shift), ("scale", whole.scale)):

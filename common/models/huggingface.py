@@ -78,9 +78,9 @@ def _folder(config: ModelConfig) -> Path:
 def _head(config: ModelConfig, task: TaskInfo) -> str:
     if config.head != "auto":
         return config.head
-    if str(task.kind) == "tokens":
+    if task.kind == "tokens":
         return "token-classification"
-    is_image = getattr(task, "input_spec", None) is None and len(task.input_shape) == 3
+    is_image = task.input_spec is None and len(task.input_shape) == 3
     return "image-classification" if is_image else "sequence-classification"
 
 
