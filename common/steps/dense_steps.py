@@ -38,7 +38,8 @@ def dense_steps(loss: LossFn, inner_lr: float) -> Steps | None:
 
 def _by_hand(kernel: DenseKernel, inner_lr: float) -> Steps:
     def record(params: Mapping[str, Tensor], batch: Batch, *, curvature: bool) -> DenseTape:
-        shares = first_leaf(batch.inputs).new_full((len(batch),), 1 / len(batch))
+        size = len(batch)
+        shares = first_leaf(batch.inputs).new_full((size,), 1 / size)
         return kernel.tape(params, CohortBatch(batch.inputs, batch.targets, shares, batch.weights), curvature=curvature)
 
     def contract(tape: DenseTape, direction: Params) -> Params:

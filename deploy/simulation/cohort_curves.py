@@ -97,7 +97,9 @@ def _pad(parts: Sequence[Examples]) -> CohortBatch:
     longest = max(map(len, parts))
     inputs = _padded([one_tensor(part.inputs) for part in parts], longest)
     targets = _padded([one_tensor(part.targets) for part in parts], longest)
-    shares = _padded([inputs.new_full((len(part),), 1 / max(len(part), 1)) for part in parts], longest)
+    shares = inputs.new_zeros(len(parts), longest)
+    for number, part in enumerate(parts):
+        shares[number, : len(part)] = 1 / max(len(part), 1)
     own = [part.weights for part in parts if part.weights is not None]
     return CohortBatch(inputs, targets, shares, _padded(own, longest) if len(own) == len(parts) else None)
 
