@@ -1,5 +1,6 @@
 """What the public functions are given, checked by kind: what is easily mixed up is refused in one sentence."""
 
+import inspect
 import math
 import operator
 import os
@@ -106,6 +107,18 @@ def as_collection(values: Any, name: str) -> list[Any]:
 def listed(names: Sequence[str]) -> str:
     """Return the first of some names, and how many more there are."""
     return f"{names[0]!r} (and {len(names) - 1} more)" if len(names) > 1 else repr(names[0])
+
+
+def needed_arguments(function: Any, *, by_name: bool = False) -> list[str]:
+    """Return the arguments without a default that are given by position, or those that are given by name only.
+
+    Raises:
+        ValueError: that cannot be known, as of some built-in callables.
+    """
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    kinds = (inspect.Parameter.KEYWORD_ONLY,) if by_name else positional
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.default is each.empty and each.kind in kinds]
 
 
 def kind_of(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from nufed.common.rng import torch_generator
 from nufed.common.task import call_model
 from nufed.common.trees import Tree, tree_map
 from nufed.common.user_code import guarded
+from nufed.library.arguments import needed_arguments
 
 _TRIED = f"{GIVEN}:model"
 _NUM_PROBES = 3
@@ -62,20 +62,9 @@ def read_model(model: Any) -> GivenModel:
             f", but got {type(model).__name__}."
         )
     try:
-        signature = inspect.signature(model)
+        needed, named = needed_arguments(model), needed_arguments(model, by_name=True)
     except ValueError:  # some built-in callables have none
         return GivenModel(model, 0)
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [
-        parameter
-        for parameter in signature.parameters.values()
-        if parameter.default is parameter.empty and parameter.kind in positional
-    ]
-    named = [
-        parameter.name
-        for parameter in signature.parameters.values()
-        if parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
-    ]
     if named:
         raise ConfigError(
             f"model expects a function whose arguments are given by position, but {named[0]!r} is by name only. Leave "
@@ -84,7 +73,7 @@ def read_model(model: Any) -> GivenModel:
     if len(needed) > 2:
         raise ConfigError(
             f"model expects a function of no argument, of (task) or of (config, task), but it needs {len(needed)}: "
-            f"{', '.join(parameter.name for parameter in needed)}. Bind the others, e.g. with functools.partial."
+            f"{', '.join(needed)}. Bind the others, e.g. with functools.partial."
         )
     return GivenModel(model, len(needed))
 

@@ -1,6 +1,5 @@
 """A task and metrics given in Python: functions, named by what they are."""
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +11,7 @@ from nufed.common.errors import ConfigError
 from nufed.common.examples import TaskInfo
 from nufed.common.given import GIVEN
 from nufed.common.tasks import OwnTask
-from nufed.library.arguments import kind_of
+from nufed.library.arguments import kind_of, needed_arguments
 from nufed.library.content import content_name
 
 TASK, METRICS, PRIMARY = "data.task", "evaluation.metrics", "evaluation.primary-metric"
@@ -123,8 +122,6 @@ def _named(value: Any, what: str) -> tuple[str, dict[str, Any]]:
 def _num_needed(function: Any) -> int:
     """Return how many arguments a function needs; 2 where that cannot be known, as of some built-in ones."""
     try:
-        signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+        return len(needed_arguments(function.forward if isinstance(function, nn.Module) else function))
     except ValueError:
         return 2
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(each.default is each.empty and each.kind in positional for each in signature.parameters.values())
