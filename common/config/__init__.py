@@ -13,6 +13,7 @@ from nufed.common.config.evaluation import EvaluationConfig
 from nufed.common.config.federation import FederationConfig
 from nufed.common.config.method import MethodConfig
 from nufed.common.config.model import ModelConfig
+from nufed.common.config.privacy import PrivacyConfig
 from nufed.common.config.run import RunConfig, option_descriptions
 from nufed.common.config.section import Scalar, to_kebab
 from nufed.common.config.task import TaskConfig
@@ -23,6 +24,7 @@ __all__ = [
     "FederationConfig",
     "MethodConfig",
     "ModelConfig",
+    "PrivacyConfig",
     "RunConfig",
     "Scalar",
     "TaskConfig",

@@ -13,6 +13,7 @@ from nufed.common.config.federation import FederationConfig
 from nufed.common.config.method import MethodConfig
 from nufed.common.config.model import ModelConfig
 from nufed.common.config.parsing import explain, flatten, put
+from nufed.common.config.privacy import PrivacyConfig
 from nufed.common.config.section import Scalar, Section, descriptions, table_options, to_kebab
 from nufed.common.config.task import TaskConfig
 from nufed.common.errors import ConfigError
@@ -37,6 +38,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
     federation: FederationConfig = FederationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")

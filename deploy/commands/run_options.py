@@ -32,6 +32,13 @@ FLAGS = {
     "rounds": "federation.num-rounds",
     "fraction": "federation.participation-fraction",
     "weighting": "federation.weighting",
+    "dp": "privacy.dp",
+    "dp-clip": "privacy.clip",
+    "dp-noise": "privacy.noise",
+    "dp-epsilon": "privacy.epsilon",
+    "dp-delta": "privacy.delta",
+    "publish": "privacy.publish",
+    "secure-aggregation": "privacy.secure-aggregation",
     "adapt-steps": "evaluation.num-adapt-steps",
 }
 
@@ -41,6 +48,7 @@ _PANELS = {
     "model": "Model",
     "method": "Method",
     "federation": "Rounds",
+    "privacy": "Privacy",
     "evaluation": "Evaluation",
 }
 _LOW = {"minimum": "{}", "exclusiveMinimum": "above {}"}
@@ -93,7 +101,11 @@ class RunOptions:
     def from_values(cls, values: Mapping[str, Any]) -> "RunOptions":
         """Return what was typed."""
         flags = {flag: values[flag.replace("-", "_")] for flag in FLAGS}
-        given = {flag: value for flag, value in flags.items() if value is not None}
+        given = {
+            flag: str(value).lower() if isinstance(value, bool) else value
+            for flag, value in flags.items()
+            if value is not None
+        }
         return cls(values["config"], given, tuple(values["assignments"] or ()), values["method"])
 
     def resolve(self, base: RunConfig | None = None) -> RunConfig:
@@ -227,12 +239,12 @@ def _flag_parameter(flag: str, key: str) -> inspect.Parameter:
     declared = typer.Option(
         f"--{flag}",
         help=f"{description} ({allowed}{'; ' if allowed else ''}default: {'empty' if default == '' else default})",
-        metavar=_METAVARS[type(default)],
+        metavar=_METAVARS.get(type(default)),  # a switch takes no value
         rich_help_panel=_PANELS.get(key.partition(".")[0], "Run"),
         show_default=False,
         autocompletion=beginning_with(lambda: known_values(key)),
     )
-    return option(flag.replace("-", "_"), str | None, None, declared)
+    return option(flag.replace("-", "_"), bool | None if isinstance(default, bool) else str | None, None, declared)
 
 
 def _parse_assignment(assignment: str) -> tuple[str, str, str]:
