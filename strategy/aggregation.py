@@ -1,35 +1,23 @@
 """How the clients' models become one: rules by name, of which `mean` is w_{k+1} = Σ p_i w_k^i.
 
-The mean takes one reply at a time, and has the same bits in whatever order they come. Floating-point addition is not
-associative, so a running floating-point mean depends on who answers first. Here each value is rounded once to a grid
-2^-g that is fixed before the round, and added up as a 64-bit integer, which is exact and therefore associative and
-commutative. See docs/decisions/0003-order-independent-mean.md for the precision.
+The mean takes one reply at a time, and has the same bits in whatever order they come: it adds up integers
+(nufed.common.fixed_point).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from nufed.common.errors import DivergedError, ModelError, RunError
+from nufed.common.errors import DivergedError, RunError
+from nufed.common.fixed_point import DEFAULT_MAX_GROWTH, ModelEncoding, Sums, fixed_point_for
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.registry import find_registered
 from nufed.common.wire import check_params
 from nufed.strategy.robust_options import MEAN, RobustOptions, shortfall
 from nufed.strategy.robust_rules import ROBUST_RULES, combined, draw_buckets
-
-DEFAULT_MAX_GROWTH = 1024.0
-"""How far beyond max(1, the largest magnitude sent) a reply may go before it counts as diverged."""
-
-MAX_GROWTH = 2.0**30
-
-_SUM_BITS = 62  # of an int64, one bit short of overflow, which leaves room for the rounding of each value
-_MAX_EXPONENT = 1023  # of a float64
-_BLOCK = 2**17  # elements; the scratch of a block stays in the cache
 
 
 def server_step(sent: Mapping[str, Tensor], mean: Params, server_lr: float) -> Params:
@@ -61,53 +49,6 @@ def server_step(sent: Mapping[str, Tensor], mean: Params, server_lr: float) -> P
     return moved
 
 
-@dataclass(frozen=True)
-class FixedPoint:
-    """How one tensor's values are turned into integers.
-
-    Attributes:
-        limit: largest magnitude accepted, a power of two.
-        bits: g; values are rounded to multiples of 2^-g (negative for values beyond the integers' range).
-    """
-
-    limit: float
-    bits: int
-
-
-def fixed_point_for(sent: Tensor, total_weight: int, max_growth: float = DEFAULT_MAX_GROWTH) -> FixedPoint:
-    """Return the finest grid on which sums of weight up to `total_weight` stay within 62 bits.
-
-    The limit is `max_growth`, rounded up to a power of two, times the power of two that bounds max(1, max|w_k|).
-
-    Args:
-        sent: a tensor of w_k, floating-point or integer.
-        total_weight: bound of the sum of weights.
-        max_growth: at least 1.
-
-    Raises:
-        DivergedError: the tensor is not finite.
-        ModelError: it is complex, or an integer tensor too large to be added up.
-    """
-    if sent.is_complex():
-        raise ModelError(f"Expected real parameters, got {sent.dtype}. Send real and imaginary parts as two arrays.")
-    largest = largest_magnitude(sent)
-    if not math.isfinite(largest):
-        raise DivergedError(
-            "Expected a finite model to start a round from, got NaN or infinite values. Lower --local-lr."
-        )
-    weight_bits = _ceil_log2(total_weight)
-    exponent = min(_ceil_log2(max(1.0, largest)) + _ceil_log2(max_growth), _MAX_EXPONENT)
-    if sent.is_floating_point():
-        return FixedPoint(2.0**exponent, _SUM_BITS - exponent - weight_bits)
-    exponent = min(exponent, _SUM_BITS - weight_bits)
-    if largest > 2.0**exponent:
-        raise ModelError(
-            f"Expected integer parameters below 2^{exponent} for a mean of total weight {total_weight}, got "
-            f"{largest:.0f}. Leave that counter out of the model's arrays."
-        )
-    return FixedPoint(2.0**exponent, 0)
-
-
 class RunningMean:
     """Holds the sum of the replies folded so far: 8 bytes per parameter, whatever the number of clients.
 
@@ -126,12 +67,11 @@ class RunningMean:
         Raises:
             ModelError: w_k cannot be averaged.
         """
-        self._sent = sent
         self._total_weight = max(1, total_weight)
-        self._grids = {name: fixed_point_for(tensor, self._total_weight, max_growth) for name, tensor in sent.items()}
-        self._sums: dict[str, Tensor] = {}
+        self._encoding = ModelEncoding(sent, self._total_weight, max_growth)
+        self._sums: Sums = {}
         self._weight = 0
-        self.limits = {name: grid.limit for name, grid in self._grids.items()}
+        self.limits = self._encoding.limits
 
     @property
     def weight(self) -> int:
@@ -155,11 +95,8 @@ class RunningMean:
                 f"Expected a weight from 1 to {self._total_weight - self._weight}, got {weight!r}. "
                 f"Start the mean with the sum of all weights as its bound."
             )
-        check_params(params, self._sent, self.limits)
-        for name, grid in self._grids.items():
-            if name not in self._sums:
-                self._sums[name] = torch.zeros(self._sent[name].numel(), dtype=torch.int64)
-            _add_rounded(self._sums[name], params[name].detach().reshape(-1), grid.bits, weight)
+        self._encoding.check(params)
+        self._encoding.add(self._sums, params, weight)
         self._weight += weight
 
     def shortfall(self) -> str | None:
@@ -168,18 +105,7 @@ class RunningMean:
 
     def result(self) -> Params | None:
         """Return the mean in the types of w_k, or None if nothing was folded."""
-        if self._weight == 0:
-            return None
-        return {name: self._mean(name) for name in self._sent}
-
-    def _mean(self, name: str) -> Tensor:
-        """Return one tensor's mean: computed in float64, rounded once more to the tensor's type."""
-        sent, bits = self._sent[name], self._grids[name].bits
-        mean = torch.empty(sent.numel(), dtype=sent.dtype)
-        for target, total in _blocks(mean, self._sums[name]):
-            exact = total.double().div_(self._weight).mul_(2.0**-bits)
-            target.copy_(exact if sent.is_floating_point() else exact.round_())
-        return mean.reshape(sent.shape)
+        return self._encoding.mean(self._sums, self._weight) if self._weight else None
 
 
 class HeldReplies:
@@ -285,30 +211,3 @@ def find_aggregation(name: str) -> AggregationRule:
         ConfigError: the name is unknown.
     """
     return find_registered(AGGREGATION_RULES, name, what="aggregation rule", option="federation.aggregation")
-
-
-def _add_rounded(total: Tensor, values: Tensor, bits: int, weight: int) -> None:
-    """Add `weight * round(values * 2^bits)` to `total` in place, block by block."""
-    # Scaling by a power of two is exact in float32 and float64 alike; float16 has too small a range for it.
-    dtype = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
-    scaled = torch.empty(min(_BLOCK, values.numel()), dtype=dtype)
-    integers = torch.empty(min(_BLOCK, values.numel()), dtype=torch.int64)
-    for target, block in _blocks(total, values):
-        if not values.is_floating_point():
-            target.add_(block.long(), alpha=weight)
-            continue
-        size = block.numel()
-        rounded = torch.mul(block.to(dtype), 2.0**bits, out=scaled[:size]).round_()
-        target.add_(integers[:size].copy_(rounded), alpha=weight)
-
-
-def _blocks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield views of the same elements of two flat tensors."""
-    for start in range(0, first.numel(), _BLOCK):
-        yield first[start : start + _BLOCK], second[start : start + _BLOCK]
-
-
-def _ceil_log2(value: float) -> int:
-    """Return the smallest e with value <= 2^e, exactly."""
-    mantissa, exponent = math.frexp(value)
-    return exponent - 1 if mantissa == 0.5 else exponent

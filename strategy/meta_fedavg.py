@@ -19,10 +19,10 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from nufed.common.errors import ConfigError, RunError
 from nufed.common.examples import Group
+from nufed.common.fixed_point import DEFAULT_MAX_GROWTH, MAX_GROWTH
 from nufed.common.message_schema import CurveShape
 from nufed.common.params import Params
 from nufed.common.wire import arrays_to_params, params_to_arrays
-from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, MAX_GROWTH
 from nufed.strategy.exchange import Quorum, iter_replies, sender_of
 from nufed.strategy.members import Member, Roster
 from nufed.strategy.participation import choose, num_chosen

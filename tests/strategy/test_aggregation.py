@@ -8,14 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nufed.common.errors import ModelError, RunError, WireError
-from nufed.strategy.aggregation import (
-    AGGREGATION_RULES,
-    DEFAULT_MAX_GROWTH,
-    RunningMean,
-    find_aggregation,
-    fixed_point_for,
-    server_step,
-)
+from nufed.common.fixed_point import DEFAULT_MAX_GROWTH, fixed_point_for
+from nufed.strategy.aggregation import AGGREGATION_RULES, RunningMean, find_aggregation, server_step
 from nufed.strategy.robust_options import RobustOptions
 
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nufed.common.errors import DivergedError, RunError, WireError
+from nufed.common.fixed_point import DEFAULT_MAX_GROWTH
 from nufed.strategy import robust_rules
-from nufed.strategy.aggregation import DEFAULT_MAX_GROWTH, find_aggregation
+from nufed.strategy.aggregation import find_aggregation
 from nufed.strategy.robust_options import RobustOptions
 from nufed.strategy.robust_rules import ROBUST_RULES, draw_buckets
 
