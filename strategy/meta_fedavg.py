@@ -11,28 +11,26 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from nufed.common.errors import ConfigError, RunError
+from nufed.common.errors import RunError
 from nufed.common.examples import Group
-from nufed.common.fixed_point import DEFAULT_MAX_GROWTH, MAX_GROWTH
+from nufed.common.fixed_point import DEFAULT_MAX_GROWTH
 from nufed.common.message_schema import CurveShape
 from nufed.common.params import Params
 from nufed.common.wire import arrays_to_params, params_to_arrays
 from nufed.strategy.exchange import Quorum, iter_replies, sender_of
 from nufed.strategy.members import Member, Roster
+from nufed.strategy.option_ranges import check_ranges
 from nufed.strategy.participation import choose, num_chosen
 from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
 from nufed.strategy.robust_options import RobustOptions, check_round_size, check_rule
 from nufed.strategy.telling import Telling
-from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, HIGHEST_MAX_WEIGHT
-
-MAX_SERVER_LR = 100.0
+from nufed.strategy.weights import DEFAULT_MAX_WEIGHT
 
 DEFAULT_GRACE = 60.0
 """Seconds that clients have once enough others have answered."""
@@ -103,26 +101,9 @@ class MetaFedAvg(Strategy):
         Raises:
             ConfigError: an option is out of range or a name is unknown.
         """
+        check_ranges(locals())
         robust = RobustOptions(num_attackers, bucket_size, seed)
         check_rule(aggregation, weighting, robust)
-        for name, value, is_allowed, allowed in (
-            ("participation_fraction", participation_fraction, 0 < participation_fraction <= 1, "above 0, at most 1"),
-            ("weighting", weighting, weighting in get_args(Weighting), " or ".join(get_args(Weighting))),
-            ("server_lr", server_lr, 0 < server_lr <= MAX_SERVER_LR, f"above 0, at most {MAX_SERVER_LR:g}"),
-            ("evaluation_interval", evaluation_interval, evaluation_interval >= 0, "at least 0; 0 turns it off"),
-            ("min_clients", min_clients, min_clients >= 1, "at least 1"),
-            (
-                "min_reply_fraction",
-                min_reply_fraction,
-                0 < min_reply_fraction <= 1,
-                "above 0, at most 1; 1 waits for all",
-            ),
-            ("reply_grace", reply_grace, reply_grace >= 0, "at least 0 seconds"),
-            ("max_growth", max_growth, 1 <= max_growth <= MAX_GROWTH, f"1 to {MAX_GROWTH:g}"),
-            ("max_weight", max_weight, 1 <= max_weight <= HIGHEST_MAX_WEIGHT, f"1 to {HIGHEST_MAX_WEIGHT:g}"),
-        ):
-            if not is_allowed:
-                raise ConfigError(f"MetaFedAvg: {name}={value!r} is refused. Expected {allowed}.")
         self.seed = seed
         self.participation_fraction = participation_fraction
         self.weighting = weighting
