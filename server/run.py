@@ -23,6 +23,7 @@ from nufed.common.message_schema import CurveShape, curve_shape
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.metric_looks import Look
 from nufed.common.params import Params
+from nufed.common.privacy.rules import check_privacy
 from nufed.common.settings import process_settings
 from nufed.common.shots import SHOTS, shots_request
 from nufed.common.wire import ALL_METRICS, FINAL, FROZEN
@@ -83,6 +84,7 @@ class Run:
     def __init__(self, grid: Grid, config: RunConfig, options: ServerOptions) -> None:
         """Prepare a run on the clients behind `grid`."""
         check_config(config)
+        check_privacy(config)
         self.grid, self.config, self.options = grid, config, options
         self.strategy = MetaFedAvg(
             seed=config.seed,

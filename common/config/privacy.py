@@ -53,7 +53,7 @@ class PrivacyConfig(Section):
         "",
         json_schema_extra={LIST: "names"},
         description="what is shown although ε does not cover it: evaluation, client-curves, participants, "
-        "examples, training-loss",
+        "examples, training-loss, statistics",
     )
     secure_aggregation: bool = Field(
         False, description="the server learns the sum of a round's models alone, and no client's"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nufed.common.errors import NufedError
+from nufed.common.privacy.rules import check_privacy
 from nufed.deploy.commands.federation import ClientSecurityOptions
 from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.option_groups import MachineOptions, with_option_groups
@@ -84,6 +85,7 @@ def _checked(
     if server is not None or security.root_certificates or security.key:
         security.check()
     run = RunOptions(config_file=given[0], assignments=tuple(given[1])).resolve()
+    check_privacy(run)
     node_config = participant.node_config()
     with machine.exported(), while_working("checking"):
         import torch

@@ -13,6 +13,7 @@ import typer
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.common.events import EventStream
+from nufed.common.privacy.rules import check_privacy
 from nufed.common.untrusted import escaped
 from nufed.deploy.commands.certificates import DEFAULT_CERTIFICATES, certs
 from nufed.deploy.commands.dashboard import DashboardOptions
@@ -179,6 +180,7 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
 
     config, notes = _config(run, resuming.resume, serving.round_timeout)
     config = with_statistics(config, asked=serving.statistics)
+    check_privacy(config)
     out, resume = _out(output), resuming.resume
     if resuming.resume_or_start:
         found = _find_run(out, config, resume)

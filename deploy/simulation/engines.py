@@ -104,6 +104,7 @@ def prepare(config: RunConfig) -> Federation:
     from nufed.common.data import load_federation
     from nufed.common.meta.estimators import find_estimator
     from nufed.common.models import DTYPES
+    from nufed.common.privacy.rules import check_privacy
     from nufed.common.settings import process_settings
     from nufed.common.tasks.client_check import check_client_targets
     from nufed.common.tasks.options import with_loss_options
@@ -112,6 +113,7 @@ def prepare(config: RunConfig) -> Federation:
 
     find_estimator(config.method.estimator)
     check_config(config)
+    check_privacy(config)
     settings = process_settings()
     dtype = DTYPES[config.model.dtype]
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)

@@ -1,0 +1,251 @@
+"""What contradicts what in a run with differential privacy or secure aggregation: refused before the run starts.
+
+Each row is a combination of options that would run and not be what it says: a guarantee that does not hold, or an
+option without a meaning. docs/privacy.md shows the same table.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nufed.common.config import RunConfig
+from nufed.common.config.privacy import PrivacyConfig
+from nufed.common.errors import ConfigError
+from nufed.common.privacy.publishing import published_names
+
+SMALLEST_COHORT = 3
+"""Clients in a round of secure aggregation: of two, each learns the other's model from the sum."""
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A combination of options that is refused.
+
+    Attributes:
+        id: its name in the docs and tests.
+        applies: whether a run's options hold it.
+        reason: what contradicts what, and why; `{federation.weighting}` stands for an option's value.
+        remedy: what to change.
+        of_strategy: whether `applies` reads nothing but the options of privacy and federation, so that `MetaFedAvg`
+            refuses it too.
+    """
+
+    id: str
+    applies: Callable[[RunConfig], bool]
+    reason: str
+    remedy: str
+    of_strategy: bool = False
+
+    def message(self, config: RunConfig) -> str:
+        """Return what a user is told."""
+        return f"{self.reason.format(**dict(config))}. {self.remedy}."
+
+
+def _has_dp(config: RunConfig) -> bool:
+    return config.privacy.dp != "none"
+
+
+def _is_secure(config: RunConfig) -> bool:
+    return config.privacy.secure_aggregation
+
+
+def _publishes(config: RunConfig, *names: str) -> bool:
+    return set(names) <= set(published_names(config))
+
+
+def _differs(config: RunConfig, *names: str) -> bool:
+    """Return whether one of the section's options is not at its default."""
+    fields = PrivacyConfig.model_fields
+    return any(getattr(config.privacy, name) != fields[name].default for name in names)
+
+
+def _scales_run_wide(config: RunConfig) -> bool:
+    data = config.data
+    return data.input_scale == "run" or (data.target_scale == "run" and not data.target_means)
+
+
+CONTRADICTIONS: tuple[Contradiction, ...] = (
+    Contradiction(
+        "dp-without-clip",
+        lambda config: _has_dp(config) and not config.privacy.clip,
+        "privacy.dp={privacy.dp} needs privacy.clip, the length C that bounds what one client or example can change",
+        "Give --dp-clip C, about the length of a usual update (dp client) or gradient (dp record)",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "dp-without-noise",
+        lambda config: _has_dp(config) and not config.privacy.noise and not config.privacy.epsilon,
+        "privacy.dp={privacy.dp} without noise protects nobody: ε is infinite",
+        "Give --dp-epsilon E, for which the noise is found, or --dp-noise z",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "dp-options-without-dp",
+        lambda config: not _has_dp(config) and _differs(config, "clip", "noise", "epsilon", "delta"),
+        "privacy.clip, noise, epsilon and delta have no meaning without privacy.dp, and the run would protect nobody",
+        "Give --dp client or --dp record, or leave them out",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "hvp-clip-without-record-dp",
+        lambda config: config.privacy.dp != "record" and _differs(config, "hvp_clip"),
+        "privacy.hvp-clip={privacy.hvp_clip:g} has no meaning with privacy.dp={privacy.dp}: only --dp record clips "
+        "Hessian-vector products",
+        "Leave it out",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "cohort-cap-without-client-dp",
+        lambda config: config.privacy.dp != "client" and _differs(config, "cohort_cap"),
+        "privacy.cohort-cap={privacy.cohort_cap:g} has no meaning with privacy.dp={privacy.dp}: only --dp client draws "
+        "rounds of varying size",
+        "Leave it out",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "delta-too-large",
+        lambda config: config.privacy.dp == "client" and config.privacy.delta * config.data.num_clients >= 1,
+        "privacy.delta={privacy.delta:g} is not below 1/n for n = {data.num_clients} clients, and would allow that "
+        "everything of one of them is published",
+        "Leave --dp-delta out, which takes n^-1.1, or give a smaller one",
+    ),
+    Contradiction(
+        "robust-means-with-client-dp",
+        lambda config: config.privacy.dp == "client" and config.federation.aggregation != "mean",
+        "privacy.dp=client contradicts federation.aggregation={federation.aggregation}: the noise is that of a sum of "
+        "clipped updates, and one client can change a robust mean by more",
+        "Set federation.aggregation to mean (clipping bounds what an attacker can do), or leave --dp client out",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "example-weights-with-dp",
+        lambda config: _has_dp(config) and config.federation.weighting == "examples",
+        "privacy.dp={privacy.dp} contradicts federation.weighting=examples: a client with many examples would count "
+        "for more than the clipping length, and numbers of examples are not covered by ε",
+        "Set --weighting uniform",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "early-end-of-rounds-with-client-dp",
+        lambda config: config.privacy.dp == "client" and config.federation.min_reply_fraction < 1,
+        "privacy.dp=client contradicts federation.min-reply-fraction={federation.min_reply_fraction:g}: one client "
+        "more could decide whose late reply is left out, and so change the sum by more than its own clipped update",
+        "Leave min-reply-fraction at 1, and give a round-timeout that does not depend on who has answered",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "local-training-with-dp",
+        lambda config: _has_dp(config) and config.federation.training == "local",
+        "privacy.dp={privacy.dp} contradicts federation.training=local, where clients send no model to be protected",
+        "Leave --dp out, or set federation.training to federated",
+    ),
+    Contradiction(
+        "client-curves-outside-simulations",
+        lambda config: _has_dp(config) and config.data.source == "private" and _publishes(config, "client-curves"),
+        "privacy.publish=client-curves contradicts data.source=private: the curve of a client tells of its own data, "
+        "and ε covers none of it",
+        "Publish evaluation, which is means over clients, or nothing: each client finds its own curve in its log and "
+        "personal model",
+    ),
+    Contradiction(
+        "federated-statistics-with-dp",
+        lambda config: _has_dp(config) and config.data.scale == "federated" and not _publishes(config, "statistics"),
+        "privacy.dp={privacy.dp} contradicts data.scale=federated: what clients tell of their columns has no noise, "
+        "and ε does not cover it",
+        "Give data.feature-means and data.feature-scales that are known without these data, have clients scale by "
+        "their own (scale=local in --data), or accept it with --publish statistics",
+    ),
+    Contradiction(
+        "run-wide-scales-with-dp",
+        lambda config: _has_dp(config) and _scales_run_wide(config) and not _publishes(config, "statistics"),
+        "privacy.dp={privacy.dp} contradicts data.input-scale={data.input_scale} with data.target-scale="
+        "{data.target_scale}: run takes means and scales of all clients' data without noise, and they are part of the "
+        "published model",
+        "Set them to none and give data in a suitable unit, give data.target-means and data.target-scales that are "
+        "known without these data, or accept it with --publish statistics",
+    ),
+    Contradiction(
+        "counts-with-dp",
+        lambda config: (
+            _has_dp(config) and config.evaluation.report_counts and not _publishes(config, "evaluation", "examples")
+        ),
+        "privacy.dp={privacy.dp} contradicts evaluation.report-counts: counts of test examples have no noise, and ε "
+        "does not cover them",
+        "Leave report-counts out, or accept it with --publish evaluation,examples",
+    ),
+    Contradiction(
+        "shots-with-dp",
+        lambda config: _has_dp(config) and bool(config.evaluation.shots) and not _publishes(config, "evaluation"),
+        "privacy.dp={privacy.dp} contradicts evaluation.shots={evaluation.shots}: evaluations are withheld, and nobody "
+        "would see the curves",
+        "Leave shots out, or have them shown, outside ε, with --publish evaluation",
+    ),
+    Contradiction(
+        "target-with-dp",
+        lambda config: (
+            _has_dp(config)
+            and bool(config.evaluation.target_metric or config.evaluation.target_accuracy)
+            and not _publishes(config, "evaluation")
+        ),
+        "privacy.dp={privacy.dp} contradicts evaluation.target-metric and target-accuracy: evaluations are withheld, "
+        "and nobody would see when the target is reached",
+        "Leave the target out, or have evaluations shown, outside ε, with --publish evaluation",
+    ),
+    Contradiction(
+        "robust-means-with-secure-aggregation",
+        lambda config: _is_secure(config) and config.federation.aggregation != "mean",
+        "privacy.secure-aggregation contradicts federation.aggregation={federation.aggregation}: a robust mean "
+        "compares clients' models, and the server sees their sum alone",
+        "Set federation.aggregation to mean, or leave --secure-aggregation out",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "small-cohort-with-secure-aggregation",
+        lambda config: (
+            _is_secure(config) and config.federation.participation_fraction * config.data.num_clients < SMALLEST_COHORT
+        ),
+        "privacy.secure-aggregation needs 3 clients in a round, and participation-fraction="
+        "{federation.participation_fraction:g} of {data.num_clients} clients are fewer: in a sum of two, each finds "
+        "the other's model",
+        "Ask more clients in a round (--fraction), or leave --secure-aggregation out",
+    ),
+    Contradiction(
+        "local-training-with-secure-aggregation",
+        lambda config: _is_secure(config) and config.federation.training == "local",
+        "privacy.secure-aggregation contradicts federation.training=local, where clients send no model to be summed",
+        "Leave --secure-aggregation out, or set federation.training to federated",
+    ),
+    Contradiction(
+        "secure-options-without-secure-aggregation",
+        lambda config: not _is_secure(config) and _differs(config, "secure_threshold", "secure_neighbours"),
+        "privacy.secure-threshold and secure-neighbours have no meaning without privacy.secure-aggregation, and the "
+        "server would see every model",
+        "Give --secure-aggregation, or leave them out",
+        of_strategy=True,
+    ),
+)
+"""In the order in which they are looked for."""
+
+
+def check_privacy(config: RunConfig) -> None:
+    """Refuse a run whose options of privacy contradict each other or the rest, before it starts.
+
+    Raises:
+        ConfigError: with the reason and what to change.
+    """
+    _check(config, CONTRADICTIONS)
+
+
+def check_strategy_privacy(config: RunConfig) -> None:
+    """Refuse what contradicts in the arguments of a strategy, which knows options of privacy and federation alone.
+
+    Raises:
+        ConfigError: with the reason and what to change.
+    """
+    _check(config, [row for row in CONTRADICTIONS if row.of_strategy])
+
+
+def _check(config: RunConfig, rows: "tuple[Contradiction, ...] | list[Contradiction]") -> None:
+    published_names(config)
+    for row in rows:
+        if row.applies(config):
+            raise ConfigError(row.message(config))
