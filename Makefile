@@ -74,7 +74,7 @@ smoke: $(VENV)/.installed  ## compare five methods on the embedded digits, and w
 	$(BIN)/nufed report results/smoke
 
 test: $(VENV)/.dev  ## run the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docs: $(VENV)/.dev  ## build the documentation into site/, strictly: dead links and undocumented names fail
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -33,5 +33,5 @@ def _clean_environment(monkeypatch):
 
 
 def pytest_collection_modifyitems(items):
-    """Put the tests that start processes first: with `-n 2` no core then waits for a long one at the end."""
+    """Put the tests that start processes first: no core then waits for a long one at the end."""
     items.sort(key=lambda item: item.get_closest_marker("system") is None)
