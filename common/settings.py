@@ -33,6 +33,11 @@ class Settings(BaseSettings):
     num_threads: int = Field(
         1, ge=1, le=1024, description="threads of torch in each process; part of what makes runs bit-identical"
     )
+    test_privacy_key: str = Field(
+        "",
+        description="NOT PRIVATE, for tests alone: noise and participation under differential privacy are computed "
+        "from this text, so that runs repeat",
+    )
 
     @field_validator("data_root", "out", "frozen", mode="before")
     @classmethod
