@@ -29,6 +29,7 @@ NEEDED = frozenset(
             "click",
             "cloudpickle",
             "cryptography",
+            "dp_accounting",
             "flwr",
             "google",
             "grpc",
