@@ -30,13 +30,11 @@ from nufed.common.privacy.secure.messages import (
 )
 from nufed.common.privacy.secure.plan import ClientPolicy, plan_task
 from nufed.common.privacy.secure.roster import Roster
-from nufed.common.privacy.secure.rounds import ClientRounds
 from nufed.common.privacy.secure.server import SecureServer, UnmaskedSum
 
 __all__ = [
     "AdvertisedKeys",
     "ClientPolicy",
-    "ClientRounds",
     "CohortKeys",
     "Confirmation",
     "ConfirmedSurvivors",

@@ -9,8 +9,7 @@ import binascii
 import datetime as dt
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn, Self
 
@@ -19,8 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from nufed.common.errors import PeerError
-from nufed.common.privacy.secure.codec import LONGEST_NAME, MOST_CLIENTS, packed
-from nufed.common.privacy.secure.keys import Identity, is_signed
+from nufed.common.privacy.secure.codec import LONGEST_NAME, MOST_CLIENTS
+from nufed.common.privacy.secure.keys import Identity, is_signed, point_of
 from nufed.common.untrusted import shown
 
 FORMAT = "nufed-roster-1"
@@ -41,25 +40,23 @@ class Roster:
     keys: Mapping[str, ec.EllipticCurvePublicKey]
     serial: int = 0
     expires: dt.datetime | None = None
+    _points: Mapping[str, bytes] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse two names with one key, which could sign for each other."""
-        points: dict[bytes, str] = {}
-        for name, key in self.keys.items():
-            other = points.setdefault(_encoded(key), name)
+        """Refuse two names with one key, whose holder would count twice."""
+        points = {name: point_of(key) for name, key in self.keys.items()}
+        owners: dict[bytes, str] = {}
+        for name, point in points.items():
+            other = owners.setdefault(point, name)
             if other != name:
                 _refuse(f"one key for each client, got one for both {shown(other)} and {shown(name)}")
         object.__setattr__(self, "keys", MappingProxyType(dict(self.keys)))
+        object.__setattr__(self, "_points", MappingProxyType(points))
 
     def has_signed(self, name: str, signature: bytes, label: str, *content: bytes) -> bool:
         """Return whether the client of this name is known and signed this content under this label."""
-        key = self.keys.get(name)
-        return key is not None and is_signed(key, signature, label, *content)
-
-    def fingerprint(self) -> str:
-        """Return SHA-256 of the names and keys, in hexadecimal, to be compared by telephone."""
-        pairs = [packed(name, _encoded(self.keys[name])) for name in sorted(self.keys)]
-        return sha256(packed(*pairs)).hexdigest()
+        point = self._points.get(name)
+        return point is not None and is_signed(point, signature, label, *content)
 
     def signed(self, authority: ec.EllipticCurvePrivateKey) -> bytes:
         """Return the roster as a file that the authority signed: JSON, UTF-8."""
@@ -100,7 +97,7 @@ class Roster:
         if len(content) > _MOST_BYTES:
             _refuse(f"at most {_MOST_BYTES} bytes, got {len(content)}")
         document = _object(content, {"roster": str, "signature": str}, "a file")
-        if not is_signed(authority, _decoded(document["signature"]), _LABEL, document["roster"].encode()):
+        if not is_signed(point_of(authority), _decoded(document["signature"]), _LABEL, document["roster"].encode()):
             _refuse("the signature of this federation's certificate authority, got another one")
         wanted = {"format": str, "serial": int, "expires": (str, type(None)), "clients": dict}
         fields = _object(document["roster"].encode(), wanted, "a roster")
