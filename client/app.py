@@ -13,6 +13,7 @@ from nufed.client.attending import attend, expected_params
 from nufed.client.error_replies import without_data
 from nufed.client.personal_model import keep_after_run, personal_path
 from nufed.client.personalize import adaptation_curves
+from nufed.client.record_privacy import check_consent, train_privately
 from nufed.client.shots import shot_curves
 from nufed.client.told_statistics import told_statistics
 from nufed.client.train_reply import train_reply
@@ -38,6 +39,8 @@ def describe(message: Message, context: Context) -> Message:
     place = attend(message, context)
     data = place.data
     personal_path(context.node_config)
+    if data.group == "participating":
+        check_consent(place.config, context.node_config)
     sizes = len(data.support), len(data.validation), len(data.test)
     return Message(ClientDescription(data.client_id, data.group, *sizes).to_records(), reply_to=message)
 
@@ -56,14 +59,17 @@ def train(message: Message, context: Context) -> Message:
     """Answer with the client's model after τ meta steps."""
     started = time.perf_counter()
     place = attend(message, context)
+    check_consent(place.config, context.node_config)
     request = TrainRequest.from_records(message.content, expected_params(place))
     stream = Stream(place.config.seed, place.data.client_id, request.round, place.masks)
-    update = local_update(
-        place.training_loss, _on_device(request.params), place.data.support, place.config.method, stream
-    )
+    params, cost = _on_device(request.params), None
+    if place.config.privacy.dp == "record":
+        update, cost = train_privately(place, params, stream, context.node_config)
+    else:
+        update = local_update(place.training_loss, params, place.data.support, place.config.method, stream)
     if place.own:
         place.own.remember()
-    reply = train_reply(update, len(place.data.support), time.perf_counter() - started)
+    reply = train_reply(update, place.config, len(place.data.support), time.perf_counter() - started, cost)
     return Message(reply.to_records(), reply_to=message)
 
 

@@ -156,6 +156,7 @@ TRAIN_REPLY: Schema = {
     "hvps": replace(_COST, meaning="Hessian-vector products computed"),
     "with-replacement": Quantity("1 if examples were drawn with replacement", 0, 1, is_whole=True),
     "seconds": Quantity("time that training took", 0, 1e9),
+    "epsilon": Quantity("ε of each record of the client so far in this run (privacy.dp record)", 0),
 }
 EVALUATE_REPLY: Schema = {
     NUM_EXAMPLES: replace(_EXAMPLES, meaning="examples in the test split"),

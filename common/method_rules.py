@@ -14,11 +14,16 @@ _SEQUENTIAL = {
 
 
 def sequential_training(config: RunConfig) -> list[str]:
-    """Return the options for which clients train one at a time: those of `sequential_options`, and some estimators."""
+    """Return the options for which clients train one at a time: those of `sequential_options`, and others."""
     from nufed.common.meta.estimators import find_estimator  # loads PyTorch
 
     name = config.method.estimator
-    return [*sequential_options(config), *([] if find_estimator(name).of_steps else [f"method.estimator={name}"])]
+    private = ["privacy.dp=record"] if config.privacy.dp == "record" else []
+    return [
+        *sequential_options(config),
+        *private,
+        *([] if find_estimator(name).of_steps else [f"method.estimator={name}"]),
+    ]
 
 
 def sequential_options(config: RunConfig) -> list[str]:

@@ -1,10 +1,12 @@
 """What a run has seen so far: the numbers that its summary needs, kept in every checkpoint."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nufed.common.errors import RunError
 from nufed.server.curve_means import Curve
+from nufed.strategy.results import PhaseResult
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,26 @@ class History:
         totals: sums over the rounds done.
         evaluations: (round, mean adaptation curve of the participating clients), in the order of rounds; of the
             primary metric.
+        rounds_asked: client -> rounds that it was asked to train in; of a run that accounts for clients' records.
+        epsilons: client -> ε of its records as it told last, where it keeps an account.
     """
 
     totals: Totals = Totals()
     evaluations: tuple[tuple[int, Curve], ...] = ()
+    rounds_asked: Mapping[str, int] = field(default_factory=dict)
+    epsilons: Mapping[str, float] = field(default_factory=dict)
 
     def after_round(self, record: dict[str, Any]) -> "History":
         """Return the history with one round's record added."""
         return replace(self, totals=self.totals.plus(record))
+
+    def after_training(self, result: PhaseResult) -> "History":
+        """Return the history with what a round has cost its clients' records; also those who failed were asked."""
+        asked = [*result.client_metrics, *result.problems]
+        counts = {**self.rounds_asked, **{name: self.rounds_asked.get(name, 0) + 1 for name in asked}}
+        told = {name: metrics.get("epsilon") for name, metrics in result.client_metrics.items()}
+        found = {name: float(value) for name, value in told.items() if isinstance(value, int | float)}
+        return replace(self, rounds_asked=counts, epsilons={**self.epsilons, **found})
 
     def after_evaluation(self, round_done: int, curve: Curve) -> "History":
         """Return the history with one evaluation added, in the place of an earlier one of the same round."""
@@ -63,7 +77,9 @@ class History:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; `from_json` reads them back."""
-        return {"totals": vars(self.totals), "evaluations": [[done, list(curve)] for done, curve in self.evaluations]}
+        values = {"totals": vars(self.totals), "evaluations": [[done, list(curve)] for done, curve in self.evaluations]}
+        costs = {"rounds_asked": dict(self.rounds_asked), "epsilons": dict(self.epsilons)}
+        return {**values, **(costs if self.rounds_asked else {})}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "History":
@@ -77,8 +93,10 @@ class History:
                 (int(done), tuple(float("nan") if number is None else float(number) for number in curve))
                 for done, curve in values["evaluations"]
             )
-            return cls(Totals(**values["totals"]), evaluations)
-        except (KeyError, TypeError, ValueError) as error:
+            counts = {str(name): int(count) for name, count in values.get("rounds_asked", {}).items()}
+            epsilons = {str(name): float(value) for name, value in values.get("epsilons", {}).items()}
+            return cls(Totals(**values["totals"]), evaluations, counts, epsilons)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
                 f"Expected sums and evaluations in a checkpoint's history, but {error}. Resume with the version of "
                 "NuFed that wrote it, or start a new run."

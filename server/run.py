@@ -42,6 +42,7 @@ from nufed.server.outcome import (
     remedy,
     share_diverged,
 )
+from nufed.server.record_privacy import record_summary, with_record_costs
 from nufed.server.round_record import round_record
 from nufed.server.run_events import RunEvents
 from nufed.server.run_folder import SHOTS_FIGURE, RunFolder
@@ -271,7 +272,7 @@ class Run:
             after, evaluation = self._evaluate(after, "participating", result.round)
             after = replace(after, problems=result.problems)
         record = round_record(result, evaluation, time.perf_counter() - started)
-        after = replace(after, history=after.history.after_round(record))
+        after = replace(after, history=with_record_costs(after.history.after_round(record), self.config, result))
         is_durable = not self.options.is_disposable or after.round == self._num_rounds
         folder.append_round(record, durable=is_durable)
         if is_durable:
@@ -349,6 +350,7 @@ class Run:
                 evaluation = final_evaluation(self.config, known, curves, state.problems, table)
         summary = run_summary(self.config, state.round, state.history, groups, evaluation)
         summary |= {"status": status, "reason": str(cause) or None if cause else None}
+        summary |= record_summary(self.config, state.history, self.strategy.members)
         if evaluation:
             summary |= shots_summary(
                 self._honest(curves),

@@ -5,7 +5,7 @@ for t = 0 … τ-1:   draw I_0…I_{ν-1}, O, H_0…H_{ν-1};   w = w - β · es
 return w, N_i
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,15 @@ from torch import Tensor
 
 from nufed.common.config import MethodConfig
 from nufed.common.examples import Examples
-from nufed.common.meta.draw import draw_indices, draws_with_replacement, sources_of, take_batches
-from nufed.common.meta.meta_gradient import Costs
+from nufed.common.meta.draw import batch_plan, draw_indices, draws_with_replacement, sources_of, take_batches
+from nufed.common.meta.estimators import find_estimator
+from nufed.common.meta.meta_gradient import Costs, MetaBatches, MetaGradient
 from nufed.common.meta.objective import build_objective, step_direction
+from nufed.common.meta.poisson import PoissonBatches
+from nufed.common.meta.private_steps import Protection, private_steps
 from nufed.common.params import Params, add_scaled
 from nufed.common.rng import derive_seed
+from nufed.common.steps.steps import AnyBatch
 from nufed.common.task import LossFn
 
 
@@ -84,14 +88,64 @@ def local_update(
     objective = build_objective(loss, method)
     plan = objective.plan
     sources = sources_of(support, method.outer_holdout_fraction, seed=stream.seed, client_id=stream.client_id)
-    point, losses, growth, costs = dict(params), [], 0.0, Costs()
-    for step in range(method.num_local_steps):
+
+    def draw(step: int) -> MetaBatches:
         step_seed = stream.step_seed(step)
         indices = draw_indices(plan, sources, step_seed)
-        batches = take_batches(support, indices, plan.num_inner, step_seed if stream.masks else None)
-        estimate = objective.meta_gradient(point, batches)
+        return take_batches(support, indices, plan.num_inner, step_seed if stream.masks else None)
+
+    return _meta_steps(objective.meta_gradient, draw, params, method, draws_with_replacement(plan, sources))
+
+
+def private_update(  # noqa: PLR0913 - what `local_update` takes, and how it is protected
+    loss: LossFn,
+    params: Mapping[str, Tensor],
+    support: Examples,
+    method: MethodConfig,
+    stream: Stream,
+    *,
+    protection: Protection,
+    mapped: bool = True,
+) -> LocalUpdate:
+    """Return the client's model after τ meta steps with record-level differential privacy (docs/theory.md, section 10).
+
+    Its `loss` is not private. Arguments and errors as those of `local_update`, of whose stream only the division of the
+    support split is read, and
+
+    Args:
+        loss: the client's loss, which draws no random numbers.
+        params: the server's model, w_k; not changed.
+        support: examples that all batches are drawn from.
+        method: ν, α, τ, β, batch sizes and estimator; of those that `nufed.common.privacy.rules` lets pass.
+        stream: whose client it is.
+        protection: clipping lengths, noise, and who is in each batch.
+        mapped: whether examples are computed together; else one after another.
+    """
+    estimator = find_estimator(method.estimator)
+    if estimator.of_steps is None:
+        raise AssertionError(f"estimator {method.estimator} is refused under record-level privacy")
+    # Graphs of inner steps are not kept: a product is its own pass over examples.
+    steps = private_steps(loss, method.inner_lr, protection, mapped=mapped)
+    meta_gradient = estimator.of_steps(steps, method.model_copy(update={"memory": "low"}))
+    plan = batch_plan(method, uses_hessian_batches=estimator.uses_hessian_batches)
+    sources = sources_of(support, method.outer_holdout_fraction, seed=stream.seed, client_id=stream.client_id)
+    batches = PoissonBatches(support, sources, plan, protection.source)
+    return _meta_steps(meta_gradient, lambda _step: batches.draw(), params, method, with_replacement=False)
+
+
+def _meta_steps(
+    meta_gradient: MetaGradient[AnyBatch],
+    draw: Callable[[int], MetaBatches[AnyBatch]],
+    params: Mapping[str, Tensor],
+    method: MethodConfig,
+    with_replacement: bool,
+) -> LocalUpdate:
+    """Take τ meta steps from `params`, each on the batches that are drawn for it."""
+    point, losses, growth, costs = dict(params), [], 0.0, Costs()
+    for step in range(method.num_local_steps):
+        estimate = meta_gradient(point, draw(step))
         point = add_scaled(point, step_direction(estimate.gradient, point, params, method), -method.local_lr)
         losses.append(estimate.outer_loss)
         growth, costs = max(growth, estimate.growth()), costs + estimate.costs
     mean_loss = float(torch.stack(losses).double().mean())
-    return LocalUpdate(point, mean_loss, growth, costs, draws_with_replacement(plan, sources))
+    return LocalUpdate(point, mean_loss, growth, costs, with_replacement)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nufed.common.config import RunConfig
+from nufed.common.config.method import has_own_inner_steps
 from nufed.common.config.privacy import PrivacyConfig
 from nufed.common.errors import ConfigError
 from nufed.common.privacy.publishing import published_names
@@ -61,6 +62,16 @@ def _differs(config: RunConfig, *names: str) -> bool:
 def _scales_run_wide(config: RunConfig) -> bool:
     data = config.data
     return data.input_scale == "run" or (data.target_scale == "run" and not data.target_means)
+
+
+def _is_record(config: RunConfig) -> bool:
+    return config.privacy.dp == "record"
+
+
+def _scales_own_targets(config: RunConfig) -> bool:
+    data = config.data
+    of_its_own = data.target_scale == "auto" and data.source == "private" and data.task == "regression"
+    return data.target_scale == "local" or (of_its_own and not data.target_means)
 
 
 CONTRADICTIONS: tuple[Contradiction, ...] = (
@@ -189,6 +200,57 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
         "privacy.dp={privacy.dp} contradicts evaluation.target-metric and target-accuracy: evaluations are withheld, "
         "and nobody would see when the target is reached",
         "Leave the target out, or have evaluations shown, outside ε, with --publish evaluation",
+    ),
+    Contradiction(
+        "hessian-free-with-record-dp",
+        lambda config: _is_record(config) and config.method.estimator == "hessian-free",
+        "privacy.dp=record contradicts method.estimator=hessian-free: the difference of two noised gradients, divided "
+        "by a small displacement, is nothing but noise",
+        "Set --estimator exact, unrolled or first-order",
+    ),
+    Contradiction(
+        "other-inner-steps-with-record-dp",
+        lambda config: _is_record(config) and has_own_inner_steps(config.method),
+        "privacy.dp=record contradicts method.objective={method.objective} with method.step-sizes={method.step_sizes} "
+        "and method.adapted-part={method.adapted_part}: clipped and noised inner steps exist of one size, for all "
+        "parameters, in the fine-tuned objective",
+        "Set objective=fine-tuned, step-sizes=fixed and adapted-part=all",
+    ),
+    Contradiction(
+        "compile-with-record-dp",
+        lambda config: _is_record(config) and config.method.compile == "on",
+        "privacy.dp=record contradicts method.compile=on: what is compiled is the gradient of a whole batch, and "
+        "examples are clipped one by one",
+        "Leave --compile off",
+    ),
+    Contradiction(
+        "class-weights-with-record-dp",
+        lambda config: _is_record(config) and config.task.class_weights != "none",
+        "privacy.dp=record contradicts task.class-weights={task.class_weights}: weights are made 1 on average over a "
+        "client's examples, so that one record changes those of all others",
+        "Set task.class-weights to none",
+    ),
+    Contradiction(
+        "local-target-scale-with-record-dp",
+        lambda config: _is_record(config) and _scales_own_targets(config),
+        "privacy.dp=record contradicts data.target-scale={data.target_scale}: each client scales values to predict by "
+        "the mean and deviation of its own records, so that one of them changes the targets of all others",
+        "Give data.target-means and data.target-scales that are known without these data, or set data.target-scale to "
+        "none",
+    ),
+    Contradiction(
+        "holdout-with-record-dp",
+        lambda config: _is_record(config) and config.method.outer_holdout_fraction > 0,
+        "privacy.dp=record contradicts method.outer-holdout-fraction={method.outer_holdout_fraction:g}: ε counts each "
+        "record in batches of every kind",
+        "Leave method.outer-holdout-fraction at 0",
+    ),
+    Contradiction(
+        "few-support-examples-with-record-dp",
+        lambda config: _is_record(config) and config.data.support_examples > 0,
+        "privacy.dp=record contradicts data.support-examples={data.support_examples}: which records are among the few "
+        "depends on the others",
+        "Leave data.support-examples at 0",
     ),
     Contradiction(
         "robust-means-with-secure-aggregation",

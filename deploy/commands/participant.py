@@ -55,16 +55,40 @@ class ParticipantOptions(DeclaredOptions):
         int,
         typer.Option(help="examples that everything told then is made of, at least, whatever the run says", min=2),
     ] = 10
+    max_epsilon: Annotated[
+        float,
+        typer.Option(
+            help="most that each record may cost in privacy, ε in all runs together: beyond it this client trains no "
+            "more and is still evaluated; runs without record-level differential privacy are refused (0: no bound)",
+            min=0,
+            metavar="E",
+        ),
+    ] = 0.0
+    require_record_privacy: Annotated[
+        bool,
+        typer.Option(
+            "--require-record-privacy", help="train for runs with record-level differential privacy alone (--dp record)"
+        ),
+    ] = False
+    privacy_ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="file that remembers what the records have cost (default: beside --state or --personal-model)",
+            metavar="FILE",
+        ),
+    ] = None
 
     def node_config(self) -> dict[str, Scalar]:
         """Return what the client's app reads; what can be wrong with it before a run is known is refused here.
 
         Raises:
-            NufedError: the data are no known kind, or the personal model or the state cannot be written.
+            NufedError: the data are no known kind, or the personal model or the state cannot be written, or
+                a privacy budget has no file.
         """
         from nufed.client.first_look import look_at
         from nufed.client.keeping import find_keep
         from nufed.client.personal_model import personal_path
+        from nufed.client.record_privacy import MAX_EPSILON, REQUIRES, check_budget
         from nufed.client.split_memory import SplitMemory, state_path
         from nufed.client.told_statistics import ALLOWS, LEAST
         from nufed.common.data.private.load import check_spec
@@ -84,4 +108,11 @@ class ParticipantOptions(DeclaredOptions):
         if self.state:
             config["state"] = str(self.state.expanduser().absolute())
         SplitMemory.load(state_path(config))
+        if self.privacy_ledger:
+            config["privacy-ledger"] = str(self.privacy_ledger.expanduser().absolute())
+        if self.max_epsilon:
+            config[MAX_EPSILON] = self.max_epsilon
+        if self.require_record_privacy:
+            config[REQUIRES] = True
+        check_budget(config)
         return config

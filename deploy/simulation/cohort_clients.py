@@ -190,7 +190,7 @@ def _train_with(kernel: CohortKernel) -> Compute:
         updates = cohort_update(kernel, [_trainee(each) for each in chunk], chunk[0].place.config.method)
         seconds = (time.perf_counter() - started) / len(chunk)  # each client's share
         return [
-            train_reply(update, len(each.place.data.support), seconds)
+            train_reply(update, each.place.config, len(each.place.data.support), seconds)
             for update, each in zip(updates, chunk, strict=True)
         ]
 

@@ -257,7 +257,15 @@ def prepare_client(
         is_scaled = target_scale(config.data, task) != "none"
         data = make_splits(dealt, split, task, torch.float64 if is_scaled else dtype)
         return PrivateClient(task, in_precision(_scaled(data, task, config), dtype), hashes=hashes)
-    preparation = fit_preparation(rows.columns, preparation_policy(spec, config.data), rows.inputs, split.support)
+    policy = preparation_policy(spec, config.data)
+    if config.privacy.dp == "record" and policy.needs_support and dealt.group == "participating":
+        raise refusal(
+            ConfigError,
+            "--data: scale=local and missing=mean|median|mode are computed of all of a client's records, so that one "
+            "of them changes the inputs of all others, which privacy.dp=record does not cover; choose scale=run or "
+            "none, and missing=run, zero or drop",
+        )
+    preparation = fit_preparation(rows.columns, policy, rows.inputs, split.support)
     preparation = with_spare(preparation, rows.columns, rows.inputs, split.support)
     support, validation, tested = (
         prepared_examples(part, numbers, preparation, task, dtype)

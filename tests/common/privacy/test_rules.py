@@ -48,6 +48,19 @@ ROWS = {
     ),
     "shots-with-dp": ({**CLIENT, "evaluation.shots": "1,5"}, {"privacy.publish": "evaluation"}),
     "target-with-dp": ({**CLIENT, "evaluation.target-metric": 0.9}, {"privacy.publish": "evaluation"}),
+    "hessian-free-with-record-dp": ({**RECORD, "method.estimator": "hessian-free"}, {"privacy.dp": "client"}),
+    "other-inner-steps-with-record-dp": ({**RECORD, "method.adapted-part": "head"}, {"method.adapted-part": "all"}),
+    "compile-with-record-dp": ({**RECORD, "method.compile": "on"}, {"method.compile": "auto"}),
+    "class-weights-with-record-dp": ({**RECORD, "task.class-weights": "balanced"}, {"task.class-weights": "none"}),
+    "local-target-scale-with-record-dp": (
+        {**RECORD, "data.source": "private", "data.task": "regression"},
+        {"data.target-means": "1.0", "data.target-scales": "2.0"},
+    ),
+    "holdout-with-record-dp": (
+        {**RECORD, "method.outer-holdout-fraction": 0.5},
+        {"method.outer-holdout-fraction": 0.0},
+    ),
+    "few-support-examples-with-record-dp": ({**RECORD, "data.support-examples": 5}, {"data.support-examples": 0}),
     "robust-means-with-secure-aggregation": (
         {**SECURE, "federation.aggregation": "geometric-median"},
         {"federation.aggregation": "mean"},

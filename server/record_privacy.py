@@ -1,0 +1,54 @@
+"""What a run's rounds have cost each client's records, for the summary (privacy.dp record)."""
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from nufed.common.config import RunConfig
+from nufed.common.privacy.publishing import Publication
+from nufed.common.privacy.record import record_plan
+from nufed.server.history import History
+from nufed.strategy.members import Member
+from nufed.strategy.results import PhaseResult
+
+
+def record_summary(config: RunConfig, history: History, members: Mapping[str, Member]) -> dict[str, Any]:
+    """Return `record_privacy` of summary.json: ε of a record, worst and median over clients; nothing without it.
+
+    A client that keeps an account tells what it has spent, redone rounds included. Of a simulated one the rounds that
+    it was asked in are counted. ε of single clients tells their numbers of examples, and is shown where these are.
+
+    Args:
+        config: the run's options.
+        history: of the run.
+        members: its clients.
+    """
+    if config.privacy.dp != "record":
+        return {}
+    each = {
+        name: history.epsilons.get(name) or record_plan(config, members[name].description.num_support).epsilon(count)
+        for name, count in sorted(history.rounds_asked.items())
+        if name in members or name in history.epsilons
+    }
+    found = list(each.values())
+    told: dict[str, Any] = {
+        "unit": "record",
+        "worst_epsilon": max(found, default=0.0),
+        "median_epsilon": median(found) if found else 0.0,
+        "delta": config.privacy.delta or "N^-1.1 of each client",
+    }
+    return {"record_privacy": {**told, "epsilons": each} if Publication.of(config).examples else told}
+
+
+def with_record_costs(history: History, config: RunConfig, result: PhaseResult) -> History:
+    """Return the history with what a round has cost its clients' records, where these are protected."""
+    return history.after_training(result) if config.privacy.dp == "record" else history
+
+
+def record_line(summary: Mapping[str, Any]) -> str:
+    """Return what is said of `record_privacy` of a summary at a run's end; empty without it."""
+    if not (told := summary.get("record_privacy")):
+        return ""
+    delta = told["delta"] if isinstance(told["delta"], str) else f"{told['delta']:.3g}"
+    worst, middle = (told[name] for name in ("worst_epsilon", "median_epsilon"))
+    return f"each record of a client: ε = {worst:.3g} at worst, {middle:.3g} in the median client (δ = {delta})"
