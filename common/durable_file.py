@@ -242,6 +242,11 @@ def _write_plain(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+def sync_folder(path: Path) -> None:
+    """Ask the disk to keep the names of a folder's files."""
+    _sync(path)
+
+
 def _sync(path: Path) -> None:
     """Ask the disk to keep a file's content, or a folder's names."""
     handle = os.open(path, os.O_RDONLY)

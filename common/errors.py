@@ -8,10 +8,11 @@
     ├── RunError               exit code 6: a run cannot start, go on, or be written down
     └── PeerError              exit code 7: the other machine refuses us, or is not the one we expect
 
-Two of them tell how a run ended, and go with the `status` in its summary.json:
+Three of them tell how a run ended, and go with the `status` in its summary.json:
 
     RunError
-    └── NothingTrainedError    exit code 8, `nothing-trained`: no round had a reply that could be used
+    ├── NothingTrainedError    exit code 8, `nothing-trained`: no round had a reply that could be used
+    └── BudgetSpentError       exit code 10, `budget-spent`: one more round would reveal more than ε allows
     ModelError
     └── DivergedError          exit code 9, `diverged`: the model, or most clients' fine-tuning, left the finite numbers
 
@@ -78,6 +79,12 @@ class NothingTrainedError(RunError):
     """No round of a run had a reply that could be used; the server's model is the one it started from."""
 
     exit_code = 8
+
+
+class BudgetSpentError(RunError):
+    """One more round of a run with differential privacy would take ε beyond its budget."""
+
+    exit_code = 10
 
 
 class DivergedError(ModelError):

@@ -27,6 +27,7 @@ from nufed.strategy.members import Member, Roster
 from nufed.strategy.option_ranges import check_ranges
 from nufed.strategy.participation import choose, num_chosen
 from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
+from nufed.strategy.private_rounds import ClientPrivacy, PrivateRounds, check_private_options
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
 from nufed.strategy.robust_options import RobustOptions, check_round_size, check_rule
 from nufed.strategy.telling import Telling
@@ -76,6 +77,7 @@ class MetaFedAvg(Strategy):
         bucket_size: int = 1,
         min_reply_fraction: float = 1.0,
         reply_grace: float = DEFAULT_GRACE,
+        privacy: ClientPrivacy | None = None,
     ) -> None:
         """Set what stays the same over a run.
 
@@ -97,13 +99,25 @@ class MetaFedAvg(Strategy):
                 `reply_grace` seconds after they came. 1 waits for all, so that a run is repeatable; below 1 it depends
                 on who was fast.
             reply_grace: seconds that the others have after that.
+            privacy: client-level differential privacy: updates are clipped, noised and accounted, and clients are
+                drawn in secret, each with the probability r. None is without.
 
         Raises:
-            ConfigError: an option is out of range or a name is unknown.
+            ConfigError: an option is out of range, contradicts another, or a name is unknown.
+            RunError: there is a ledger, and it was changed.
         """
         check_ranges(locals())
         robust = RobustOptions(num_attackers, bucket_size, seed)
         check_rule(aggregation, weighting, robust)
+        if privacy:
+            check_private_options(
+                privacy,
+                participation_fraction=participation_fraction,
+                weighting=weighting,
+                aggregation=aggregation,
+                min_reply_fraction=min_reply_fraction,
+            )
+        self.private = PrivateRounds(privacy) if privacy else None  # what the rounds have cost
         self.seed = seed
         self.participation_fraction = participation_fraction
         self.weighting = weighting
@@ -171,6 +185,7 @@ class MetaFedAvg(Strategy):
         Raises:
             RunError: no participating client within `timeout`.
             ModelError: w_k is not finite.
+            BudgetSpentError: with differential privacy, one more round would reveal more than ε.
         """
         outgoing = Outgoing(MessageType.TRAIN, round, params_to_arrays(params), config or ConfigRecord(), timeout)
         phase = self._open_training(grid, outgoing, params)
@@ -273,7 +288,7 @@ class MetaFedAvg(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the model and the metrics that the replies make; (None, None) if none of them is usable.
+        """Return the model and the metrics that the replies make; (None, None) if none is usable and nothing private.
 
         Raises:
             RunError: `configure_train` was not called for this round.
@@ -283,7 +298,7 @@ class MetaFedAvg(Strategy):
             raise RunError(_not_configured("train", server_round, phase))
         _take_all(phase, replies)
         result = self._close_training(phase)
-        arrays = params_to_arrays(result.params) if result.counts.replied else None
+        arrays = params_to_arrays(result.params) if result.counts.replied or result.privacy else None
         return arrays, self._metric_record(result.client_metrics)
 
     def configure_evaluate(
@@ -323,7 +338,11 @@ class MetaFedAvg(Strategy):
     def _open_training(self, grid: Grid, outgoing: Outgoing, sent: Params) -> TrainingPhase:
         patience = DEFAULT_TIMEOUT if outgoing.timeout is None else outgoing.timeout
         participants = self._roster.idle(grid, self._roster.wait_for_participants(grid, patience))
-        chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
+        private = None
+        if self.private:
+            chosen, private = self.private.begin(participants, outgoing.round)
+        else:
+            chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
         asked = {client_id: participants[client_id] for client_id in chosen}
         announced = tuple(member.description.num_support for member in participants.values() if member.announced)
         rule = AveragingRule(
@@ -334,6 +353,7 @@ class MetaFedAvg(Strategy):
             announced,
             self.aggregation,
             replace(self.robust, round=outgoing.round),
+            private,
         )
         return TrainingPhase(outgoing, asked, self.telling, rule, sent)
 
@@ -342,7 +362,7 @@ class MetaFedAvg(Strategy):
             self._roster.reask(client_id)
         for client_id, num_examples in phase.learned.items():
             self._roster.learn(client_id, num_examples)
-        return phase.close()
+        return self.private.close(phase, phase.private) if self.private and phase.private else phase.close()
 
     def _open_evaluation(
         self, grid: Grid, outgoing: Outgoing, group: EvaluatedGroup, shape: CurveShape | None = None

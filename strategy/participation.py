@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from nufed.common.errors import RunError
+from nufed.common.privacy.noise import RandomSource
 from nufed.common.rng import numpy_generator
 
 
@@ -41,3 +42,29 @@ def choose(
     candidates = sorted(set(client_ids))
     drawn = numpy_generator(seed, "sample", round).permutation(len(candidates))
     return tuple(sorted(candidates[index] for index in drawn[: num_chosen(len(candidates), fraction)]))
+
+
+def poisson_choice(
+    client_ids: Iterable[str], probability: float, *, most: int, source: RandomSource
+) -> tuple[str, ...]:
+    """Return the clients of a private round, sorted: each is drawn with a probability on its own; nobody may be.
+
+    Differential privacy counts on it that nobody can foresee or compute the choice: it depends on no seed.
+
+    Args:
+        client_ids: stable ids of the clients to choose from; repeated ones count once.
+        probability: q in (0, 1].
+        most: of more that were drawn, so many are chosen uniformly; 0 takes all.
+        source: of the choice.
+
+    Raises:
+        RunError: the probability is not in (0, 1].
+    """
+    if not 0 < probability <= 1:
+        raise RunError(f"Expected a participation probability in (0, 1], got {probability!r}. 1 asks every client.")
+    candidates = sorted(set(client_ids))
+    is_drawn = source.bernoulli(probability, len(candidates))
+    drawn = [client_id for client_id, is_in in zip(candidates, is_drawn, strict=True) if is_in]
+    if most and len(drawn) > most:
+        drawn = [drawn[index] for index in source.subset(len(drawn), most)]
+    return tuple(drawn)

@@ -15,10 +15,11 @@ from nufed.common.events.event import PhaseName
 from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply, check_params
-from nufed.strategy.aggregation import find_aggregation, server_step
+from nufed.strategy.aggregation import Aggregation, find_aggregation, server_step
 from nufed.strategy.exchange import time_to_live
 from nufed.strategy.members import Member
 from nufed.strategy.phase_record import PhaseRecord
+from nufed.strategy.private_rounds import PrivateRound
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult, Weighting
 from nufed.strategy.robust_options import RobustOptions
 from nufed.strategy.telling import Telling
@@ -42,6 +43,7 @@ class AveragingRule:
         announced: examples of each client that takes part and has said how many it has.
         aggregation: a key of `AGGREGATION_RULES`.
         robust: what a robust rule is told.
+        private: of a round with differential privacy, whose mean is another.
     """
 
     weighting: Weighting
@@ -51,6 +53,13 @@ class AveragingRule:
     announced: tuple[int, ...] = ()
     aggregation: str = "mean"
     robust: RobustOptions = field(default_factory=RobustOptions)
+    private: PrivateRound | None = None
+
+    def start(self, sent: Params, total_weight: int) -> Aggregation:
+        """Return a round's aggregation without replies; `total_weight` bounds the sum of weights."""
+        if self.private:
+            return self.private.mean(sent)
+        return find_aggregation(self.aggregation)(sent, total_weight, self.max_growth, self.robust)
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,7 @@ class TrainingPhase(Phase):
     Attributes:
         outgrown: clients that reported more examples than they had announced.
         learned: examples of clients that had announced none, by client id.
+        private: of a round with differential privacy.
     """
 
     name = "training"
@@ -176,6 +186,7 @@ class TrainingPhase(Phase):
         super().__init__(outgoing, asked, telling, rule.max_weight)
         self.outgrown: set[str] = set()
         self.learned: dict[str, int] = {}
+        self.private = rule.private
         self._rule = rule
         self._sent = sent
         self._asked = asked
@@ -184,12 +195,13 @@ class TrainingPhase(Phase):
         self._held: dict[str, TrainReply] = {}
         largest = UNANNOUNCED_EXAMPLES if self._limit is None else self._limit
         total = len(asked) if rule.weighting == "uniform" else sum(min(most, largest) for most in self._most.values())
-        self._aggregation = find_aggregation(rule.aggregation)(sent, total, rule.max_growth, rule.robust)
+        self._aggregation = rule.start(sent, total)
 
     def close(self) -> RoundResult:
         """Return the round's result; w_{k+1} is w_k if no usable reply came, or too few for the rule.
 
-        Too few replies are all rejected, with that reason.
+        Too few replies are all rejected, with that reason. With differential privacy w_{k+1} is another model whoever
+        answered.
 
         Raises:
             ModelError: the server step is not finite.

@@ -94,14 +94,29 @@ class PhaseResult:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What the models of a run so far reveal of whether a client took part.
+
+    Attributes:
+        epsilon: ε.
+        delta: δ.
+    """
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
 class RoundResult(PhaseResult):
     """What a training round left behind.
 
     Attributes:
-        params: w_{k+1}; w_k itself if no valid reply came.
+        params: w_{k+1}; w_k itself if no valid reply came and nothing is private.
+        privacy: what the models so far have revealed; None without differential privacy.
     """
 
     params: Params
+    privacy: Spent | None = None
 
     @property
     def num_diverged(self) -> int:
