@@ -1,7 +1,6 @@
 """Rounds with client-level differential privacy: who is drawn, what a round costs, and that it is paid for first."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,11 +80,10 @@ class PrivateRounds:
         self.ledger = PrivacyLedger(privacy.terms, privacy.epsilon)
         if privacy.ledger is None:
             return
-        held = ExitStack()  # open as long as the process is
         if not privacy.ledger.exists():
-            self.ledger = PrivacyLedger.create(privacy.ledger, privacy.terms, privacy.epsilon, held)
+            self.ledger = PrivacyLedger.create(privacy.ledger, privacy.terms, privacy.epsilon)
             return
-        self.ledger = PrivacyLedger.open_existing(privacy.ledger, held)
+        self.ledger = PrivacyLedger.open_existing(privacy.ledger)
         if self.ledger.terms != privacy.terms:
             raise ConfigError(
                 f"Expected the terms that {privacy.ledger} has, {self.ledger.terms}, got {privacy.terms}. Go on with "

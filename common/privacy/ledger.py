@@ -13,10 +13,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nufed.common.durable_file import sync_folder, writing
 from nufed.common.errors import BudgetSpentError, ConfigError, RunError
@@ -65,7 +64,7 @@ class Charge:
 
 
 class PrivacyLedger:
-    """Holds a run's account, and the open file that it is written to first; without a file it is in memory alone.
+    """Holds a run's account, and which file it is written to first; without a file it is in memory alone.
 
     Attributes:
         terms: of every round.
@@ -79,32 +78,32 @@ class PrivacyLedger:
         self.charges: list[Charge] = []
         self._account, self._epsilon = Account(), 0.0
         self._checks: list[str] = []  # of the lines
+        self._size = 0  # bytes of whole lines; what is beyond was cut short, and is written over
         self._path: Path | None = None
-        self._file: IO[bytes] | None = None
 
     @classmethod
-    def create(cls, path: Path, terms: ClientTerms, budget: float, held: ExitStack) -> "PrivacyLedger":
+    def create(cls, path: Path, terms: ClientTerms, budget: float = 0.0) -> "PrivacyLedger":
         """Make the file, with the terms in it, on the disk.
 
         Args:
             path: of a file that is not there.
             terms: of the run.
             budget: ε; 0 for none.
-            held: closes the file.
 
         Raises:
             RunError: the system refuses, or there is a ledger already.
         """
         ledger = cls(terms, budget)
         with writing(path):
-            ledger._path, ledger._file = path, held.enter_context(path.open("xb", buffering=0))
+            path.touch(exist_ok=False)
+            ledger._path = path
             ledger._write({"format": FORMAT, "unit": "client", **asdict(terms), "budget": budget})
             sync_folder(path.parent)
         return ledger
 
     @classmethod
-    def open_existing(cls, path: Path, held: ExitStack | None = None) -> "PrivacyLedger":
-        """Return a run's ledger; with `held`, to go on with it.
+    def open_existing(cls, path: Path, *, to_go_on: bool = True) -> "PrivacyLedger":
+        """Return a run's ledger: to go on with it, where no other process does, or to look at it.
 
         Raises:
             RunError: it is missing or changed.
@@ -114,10 +113,9 @@ class PrivacyLedger:
         ledger._checks = [str(line[_CHECK]) for line in lines]
         for line in lines[1:]:
             ledger._enter(path, line)
-        if held is not None:
-            with writing(path):
-                ledger._path, ledger._file = path, held.enter_context(path.open("ab", buffering=0))
-                ledger._file.truncate(ledger._file.tell() - len(torn))
+        ledger._size = path.stat().st_size - len(torn)
+        if to_go_on:
+            ledger._path = path
         if torn:
             last = ledger.charges[-1].round if ledger.charges else 0
             ledger.charge(Charge(last + 1, ledger.terms.step(ledger.terms.num_clients)))
@@ -220,13 +218,16 @@ class PrivacyLedger:
         text = json.dumps(line, ensure_ascii=False)
         check = _check(self.mark.check, text)
         content = (text[:-1] + f', "{_CHECK}": "{check}"}}\n').encode()
-        if self._file is not None and self._path is not None:
-            with writing(self._path):
+        if self._path is not None:
+            with writing(self._path), self._path.open("r+b", buffering=0) as file:
+                file.seek(self._size)
+                file.truncate()
                 left = memoryview(content)
                 while left:  # a disk that is nearly full takes a part
-                    left = left[self._file.write(left) :]
-                os.fsync(self._file.fileno())
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
         self._checks.append(check)
+        self._size += len(content)
 
 
 def _check(before: str, text: str) -> str:
