@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 
 from nufed.client.attending import attend, expected_params
 from nufed.client.error_replies import without_data
+from nufed.client.own_gain import tell_own_gain
 from nufed.client.personal_model import keep_after_run, personal_path
 from nufed.client.personalize import adaptation_curves
 from nufed.client.record_privacy import check_consent, train_privately
@@ -42,6 +43,8 @@ def describe(message: Message, context: Context) -> Message:
     if data.group == "participating":
         check_consent(place.config, context.node_config)
     sizes = len(data.support), len(data.validation), len(data.test)
+    if "data" in context.node_config and not place.shown.examples:
+        sizes = 0, 0, 0
     return Message(ClientDescription(data.client_id, data.group, *sizes).to_records(), reply_to=message)
 
 
@@ -80,11 +83,16 @@ def evaluate(message: Message, context: Context) -> Message:
     place = attend(message, context)
     request = EvaluateRequest.from_records(message.content, expected_params(place))
     params = _on_device(request.params)
-    curves = adaptation_curves(place, params, all_metrics=request.all_metrics)
-    curves |= shot_curves(place, params, request.shots)
+    reply = EvaluateReply(0)
+    if place.shown.evaluation:
+        curves = adaptation_curves(place, params, all_metrics=request.all_metrics)
+        curves |= shot_curves(place, params, request.shots)
+        reply = EvaluateReply(len(place.data.test), curves)
+    elif request.final and "data" in context.node_config:
+        tell_own_gain(place, params)
     if request.final and (path := personal_path(context.node_config)):
         keep_after_run(place, params, path, context.node_config)
-    return Message(EvaluateReply(len(place.data.test), curves).to_records(), reply_to=message)
+    return Message(reply.to_records(), reply_to=message)
 
 
 def _on_device(params: Params) -> Params:

@@ -11,30 +11,22 @@ from nufed.common.wire import TrainReply
 def train_reply(
     update: LocalUpdate, config: RunConfig, num_examples: int, seconds: float, cost: RecordCost | None = None
 ) -> TrainReply:
-    """Return the reply that carries an update.
+    """Return the reply that carries an update, without what the run withholds.
 
-    With record-level privacy, how long training took is left out, for it tells how many examples were drawn; so is the
-    loss, unless the run publishes it.
+    How long training took is left out with the numbers of examples, which it tells of.
 
     Args:
         update: the client's work.
         config: the run's options.
-        num_examples: N_i, examples in the support split.
+        num_examples: N_i, examples in the support split; 0 is sent where it is withheld.
         seconds: that the work took.
         cost: what the client's records have cost, where that is accounted here.
     """
-    metrics: dict[str, MetricValue] = {
-        "loss": update.loss,
-        "growth": update.growth,
-        "gradient-evaluations": update.costs.gradient_evaluations,
-        "hvps": update.costs.hvps,
-        "with-replacement": int(update.with_replacement),
-        "seconds": seconds,
-    }
-    if config.privacy.dp == "record":
-        del metrics["seconds"]
-        if not Publication.of(config).training_loss:
-            del metrics["loss"]
+    shown = Publication.of(config)
+    metrics: dict[str, MetricValue] = {"loss": update.loss, "growth": update.growth} if shown.training_loss else {}
+    metrics |= {"gradient-evaluations": update.costs.gradient_evaluations, "hvps": update.costs.hvps}
+    if shown.examples:
+        metrics |= {"with-replacement": int(update.with_replacement), "seconds": seconds}
     if cost is not None:
         metrics["epsilon"] = cost.epsilon
-    return TrainReply(update.params, num_examples, metrics)
+    return TrainReply(update.params, num_examples if shown.examples else 0, metrics)

@@ -22,6 +22,7 @@ from nufed.common.errors import ConfigError, NufedError
 from nufed.common.examples import ClientData, Group, TaskInfo
 from nufed.common.metrics.trial import try_own_metrics
 from nufed.common.models import MODELS
+from nufed.common.privacy.publishing import Publication
 from nufed.common.settings import Settings
 from nufed.common.steps.compile_choice import settle_compile
 from nufed.common.task import ModelLoss
@@ -64,6 +65,11 @@ class Workplace:
     own: "OwnExamples | None" = None
     frozen: str = ""
     columns: tuple[Column, ...] = ()
+
+    @property
+    def shown(self) -> Publication:
+        """Return what the run lets this client send beside its model."""
+        return Publication.of(self.config)
 
     @property
     def masks(self) -> bool:

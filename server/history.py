@@ -36,9 +36,9 @@ class Totals:
     seconds: float = 0.0
 
     def plus(self, record: dict[str, Any]) -> "Totals":
-        """Return the sums with one round's record added."""
+        """Return the sums with one round's record added; what is withheld adds nothing."""
         added = {**record, "rounds_without_reply": int(record["replied"] == 0)}
-        return Totals(**{name: value + added[name] for name, value in vars(self).items()})
+        return Totals(**{name: value + (added[name] or 0) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ A run that is going on, or was killed, has no summary.json.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ class FinalEvaluation:
 def final_evaluation(
     config: RunConfig,
     groups: Mapping[str, Group],
-    curves: Sequence[ClientCurves],
+    answered: Collection[str],
     problems: Mapping[str, str],
     clients_csv: bytes,
 ) -> FinalEvaluation:
@@ -74,13 +74,12 @@ def final_evaluation(
     Args:
         config: says how many clients there should be.
         groups: of the clients that ever said who they are, by id.
-        curves: of those that answered.
+        answered: those that answered.
         problems: why others did not, as far as they were asked.
-        clients_csv: content of the file that the curves were written to.
+        clients_csv: content of the file that the curves were written to; empty where these are withheld.
     """
-    answered = {client.client_id for client in curves}
     absent = {name: problems.get(name, "not connected") for name in sorted(groups) if name not in answered}
-    known = Counter({**groups, **{client.client_id: client.group for client in curves}}.values())
+    known = Counter(groups.values())
     expected: dict[Group, int] = {"participating": config.data.num_clients, "new": config.data.num_new_clients}
     never_seen = sum(max(0, number - known[group]) for group, number in expected.items())
     return FinalEvaluation(len(answered), absent, never_seen, hashlib.sha256(clients_csv).hexdigest())

@@ -59,7 +59,10 @@ def worst_said(group: Mapping[str, Any], step: int, measure: str = "") -> str:
     """Return the mean of a group's worst tenth after a step as it is shown; `diverged` where one client has."""
     name = measure or measure_of(group)
     curve = _details(group, name).get("worst_decile")
-    return _number_of(curve[step], name, group, step, any_diverged=True) if curve else ""
+    is_withheld = curve and all(value is None or value != value for value in curve)
+    if not curve or (is_withheld and not any(group.get("num_diverged") or ())):
+        return ""
+    return _number_of(curve[step], name, group, step, any_diverged=True)
 
 
 def num_undefined(group: Mapping[str, Any], step: int, measure: str = "") -> int:
@@ -84,6 +87,8 @@ def _number_of(value: float | None, name: str, group: Mapping[str, Any], step: i
 def round_line(record: Mapping[str, Any], num_rounds: int) -> str:
     """Return one line on a finished round: accuracy where it was evaluated, else the training loss."""
     trained = f"training loss {number(record.get('loss'), 'loss')}" if record.get("replied") else "no reply was used"
+    if record.get("replied") != 0 and record.get("diverged", 0) is None:
+        trained = "done"  # the loss is withheld
     shown = last_evaluation(record) or trained
     return f"round {record['round']}/{num_rounds}  {shown}  {record['seconds']:.1f} s"
 

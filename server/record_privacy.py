@@ -28,7 +28,7 @@ def record_summary(config: RunConfig, history: History, members: Mapping[str, Me
     each = {
         name: history.epsilons.get(name) or record_plan(config, members[name].description.num_support).epsilon(count)
         for name, count in sorted(history.rounds_asked.items())
-        if name in members or name in history.epsilons
+        if name in history.epsilons or (name in members and members[name].description.num_support)
     }
     found = list(each.values())
     told: dict[str, Any] = {

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ from nufed.common.examples import Group
 from nufed.common.message_schema import CurveShape, curve_shape
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.metric_looks import Look
-from nufed.common.params import Params
+from nufed.common.privacy.publishing import Publication
 from nufed.common.privacy.rules import check_privacy
 from nufed.common.settings import process_settings
-from nufed.common.shots import SHOTS, shots_request
+from nufed.common.shots import shots_request
 from nufed.common.wire import ALL_METRICS, FINAL, FROZEN
 from nufed.server.adaptation_curves import GroupCurves, group_curves
 from nufed.server.client_curves import ACCURACY, ClientCurves, curves_of_replies
-from nufed.server.history import History
 from nufed.server.hostile import check_same_attack
 from nufed.server.options import ServerOptions
 from nufed.server.outcome import (
@@ -42,13 +41,16 @@ from nufed.server.outcome import (
     remedy,
     share_diverged,
 )
+from nufed.server.pictures import leave_pictures
 from nufed.server.record_privacy import record_summary, with_record_costs
 from nufed.server.round_record import round_record
 from nufed.server.run_events import RunEvents
-from nufed.server.run_folder import SHOTS_FIGURE, RunFolder
+from nufed.server.run_folder import RunFolder
+from nufed.server.run_state import RunState
 from nufed.server.shots import shots_summary
 from nufed.server.starting import starting_point
 from nufed.server.summary import curves_json, progress_curve, run_summary
+from nufed.server.withholding import lines_of_publication, shown_group, shown_reason, shown_record, shown_summary
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.results import EvaluatedGroup
 from nufed.strategy.robust_options import check_config
@@ -60,25 +62,6 @@ _log = logging.getLogger(__name__)
 GROUPS: tuple[Group, ...] = ("participating", "new")
 
 
-@dataclass(frozen=True)
-class _State:
-    """Where a run stands.
-
-    Attributes:
-        round: server updates done.
-        params: w_k.
-        history: sums and evaluations so far.
-        curves: of the last evaluation of all or some of the clients.
-        problems: why replies of the last phase were not used, by client id.
-    """
-
-    round: int
-    params: Params
-    history: History
-    curves: Sequence[ClientCurves] = ()
-    problems: Mapping[str, str] = field(default_factory=dict)
-
-
 class Run:
     """One run; holds what does not change between rounds: options, grid, strategy and folder."""
 
@@ -87,6 +70,7 @@ class Run:
         check_config(config)
         check_privacy(config)
         self.grid, self.config, self.options = grid, config, options
+        self.publication = Publication.of(config)
         self.strategy = MetaFedAvg(
             seed=config.seed,
             participation_fraction=config.federation.participation_fraction,
@@ -159,14 +143,21 @@ class Run:
         if reason := self.options.control.stop_reason:
             raise KeyboardInterrupt(reason)
 
-    def _tell_start(self, folder: RunFolder, state: _State) -> None:
+    def _tell_start(self, folder: RunFolder, state: RunState) -> None:
         engine = self.options.engine
         self.events.started(folder, state.round + 1, state.params, engine=engine, measure=self.measure)
+        for line in lines_of_publication(self.config):
+            self.options.events.say(line)
 
     @property
     def _num_rounds(self) -> int:
         """The server updates to make; none where nothing is aggregated, and each client trains alone to be judged."""
         return 0 if self.config.federation.training == "local" else self.config.federation.num_rounds
+
+    @property
+    def _interval(self) -> int:
+        """Rounds between evaluations; 0 where there are none on the way, or nobody would see them."""
+        return self.config.evaluation.interval if self.publication.evaluation else 0
 
     @property
     def measure(self) -> str:
@@ -177,7 +168,7 @@ class Run:
     def _looks(self) -> Mapping[str, Look]:
         return self._shape.looks
 
-    def _start(self) -> _State:
+    def _start(self) -> RunState:
         """Return the initial model, or where the folder to resume stands."""
         find_estimator(self.config.method.estimator)
         check_is_scaled(self.config.data)
@@ -189,7 +180,7 @@ class Run:
             check_same_attack(self.options.resume, self.options.hostile)
         start = starting_point(self.config, task, self.options.resume)
         self.config, self._frozen = start.config, start.frozen
-        return _State(start.round, start.params, start.history)
+        return RunState(start.round, start.params, start.history)
 
     def _told(self, *, final: bool = False) -> ConfigRecord:
         """Return what clients are told with a message: the frozen part's hash, and whether the model is the last."""
@@ -207,7 +198,7 @@ class Run:
             write_text(folder.path / name, content)
         return folder
 
-    def _rounds(self, state: _State, folder: RunFolder) -> Iterator[_State]:
+    def _rounds(self, state: RunState, folder: RunFolder) -> Iterator[RunState]:
         """Yield the state after the first evaluation, and after each round, which was told by then."""
         if state.round == 0 and self._num_rounds:
             yield (state := self._evaluated_at_start(state))
@@ -217,46 +208,47 @@ class Run:
             yield state
             self.events.round_closed(record)
 
-    def _check_trained(self, state: _State) -> None:
-        if state.round and state.history.totals.rounds_without_reply == state.round:
+    def _check_trained(self, state: RunState) -> None:
+        known = state.history.totals.rounds_without_reply if self.publication.participants else state.num_idle
+        if state.round and known == state.round:
             advice = remedy(state.problems, is_private=self.config.data.source == "private")
             raise NothingTrainedError(
                 f"Expected replies that can be used, but in none of {state.round} rounds was there one, and the model "
                 f"is untouched ({commonest_reason(state.problems)}). {advice}"
             )
 
-    def _evaluated_at_start(self, state: _State) -> _State:
+    def _evaluated_at_start(self, state: RunState) -> RunState:
         """Return the state with the adaptation curves of the initial model, if there are evaluations on the way."""
-        return self._evaluate(state, "participating", 0)[0] if self.config.evaluation.interval else state
+        return self._evaluate(state, "participating", 0)[0] if self._interval else state
 
-    def _evaluated_at_end(self, state: _State) -> _State:
+    def _evaluated_at_end(self, state: RunState) -> RunState:
         """Return the state with the curves of all clients; those that keep a personal model make it of this model.
 
         Raises:
             RunError: nobody answered.
         """
         after, record = self._evaluate(state, "all", state.round, final=True)
-        if not after.curves:
+        if not after.answered:
             raise RunError(
                 f"Expected clients to judge the final model, but none did ({commonest_reason(record['problems'])}). "
                 "The rounds are done: resume the run to repeat the evaluation alone."
             )
         return after
 
-    def _repeat_final_evaluation(self, state: _State, path: Path) -> None:
+    def _repeat_final_evaluation(self, state: RunState, path: Path) -> None:
         """Judge the final model again; of those that do not answer, the curves that they gave before are kept.
 
         Until it is done the old results stay, so that it can be cut short without harm.
         """
         with RunFolder.open_existing(path, config=self.config, at_round=state.round, keep_results=True) as folder:
             self._tell_start(folder, state)
-            earlier = earlier_curves(folder.path)
+            earlier = earlier_curves(folder.path) if self.publication.client_curves else []
             state, _ = self._evaluate(state, "all", state.round, final=True)
-            answered = {client.client_id for client in state.curves}
-            kept = [client for client in earlier if client.client_id not in answered]
+            kept = [client for client in earlier if client.client_id not in state.answered]
+            state = replace(state, answered=state.answered | {client.client_id for client in kept})
             self._finish(folder, self._judged(state, state.round, [*state.curves, *kept], state.problems))
 
-    def _advance(self, state: _State, folder: RunFolder) -> tuple[_State, dict[str, Any]]:
+    def _advance(self, state: RunState, folder: RunFolder) -> tuple[RunState, dict[str, Any]]:
         """Return the state after one more round and the round's record; by then both are on the disk.
 
         A disposable run is on the disk at its end.
@@ -266,12 +258,13 @@ class Run:
             result = self.strategy.train_round(
                 self.grid, state.params, state.round + 1, timeout=timeout, config=self._told()
             )
-        after, evaluation = _State(result.round, result.params, state.history, state.curves, result.problems), None
-        interval = self.config.evaluation.interval
-        if interval and result.round % interval == 0:
+        after, evaluation = replace(state, round=result.round, params=result.params, problems=result.problems), None
+        after = replace(after, num_idle=state.num_idle + (result.counts.replied == 0))
+        if self._interval and result.round % self._interval == 0:
             after, evaluation = self._evaluate(after, "participating", result.round)
             after = replace(after, problems=result.problems)
         record = round_record(result, evaluation, time.perf_counter() - started)
+        record = shown_record(record, self.publication)
         after = replace(after, history=with_record_costs(after.history.after_round(record), self.config, result))
         is_durable = not self.options.is_disposable or after.round == self._num_rounds
         folder.append_round(record, durable=is_durable)
@@ -280,13 +273,13 @@ class Run:
             self.events.checkpoint_saved(after.round)
         return after, record
 
-    def _save(self, folder: RunFolder, state: _State) -> None:
+    def _save(self, folder: RunFolder, state: RunState) -> None:
         history = state.history.to_json()
         folder.save_checkpoint(round=state.round, params=state.params, history=history, frozen=self._frozen)
 
     def _evaluate(
-        self, state: _State, group: EvaluatedGroup, round_done: int, *, final: bool = False
-    ) -> tuple[_State, dict[str, Any]]:
+        self, state: RunState, group: EvaluatedGroup, round_done: int, *, final: bool = False
+    ) -> tuple[RunState, dict[str, Any]]:
         """Return the state with fresh curves, and the evaluation's part of the round's record.
 
         Clients are told of a `final` evaluation: those that are to keep a personal model make it of this model.
@@ -299,25 +292,30 @@ class Run:
                 group=group,
                 timeout=self.config.federation.round_timeout,
                 config=self._told(final=final),
-                shape=self._shape,
+                shape=self._shape if self.publication.evaluation else None,
             )
         described = {name: member.description for name, member in self.strategy.members.items()}
-        curves, problems = curves_of_replies(result, described, self._shape)
+        if self.publication.evaluation:
+            curves, problems = curves_of_replies(result, described, self._shape)
+        else:  # clients answer that they have the model, and no more
+            curves, problems = [], result.problems
         groups = {name: curves_json(self._group(curves, name)) for name in GROUPS}
         self.events.evaluated(round_done, groups, curves, seconds=result.seconds, final=final)
         record = {"participating": groups["participating"], "problems": problems, "seconds": result.seconds}
+        answered = {client.client_id for client in curves} if self.publication.evaluation else result.client_metrics
+        state = replace(state, answered=frozenset(answered))
         return self._judged(state, round_done, curves, problems), record
 
     def _judged(
-        self, state: _State, round_done: int, curves: Sequence[ClientCurves], problems: Mapping[str, str]
-    ) -> _State:
+        self, state: RunState, round_done: int, curves: Sequence[ClientCurves], problems: Mapping[str, str]
+    ) -> RunState:
         """Return the state with the curves of an evaluation, and its mean in the history."""
         participating, history = self._group(curves, "participating"), state.history
         if participating:
             history = history.after_evaluation(round_done, progress_curve(participating))
         return replace(state, history=history, curves=curves, problems=problems)
 
-    def _finish(self, folder: RunFolder, state: _State) -> None:
+    def _finish(self, folder: RunFolder, state: RunState) -> None:
         """Write what a run leaves whose final evaluation is done.
 
         Raises:
@@ -334,7 +332,7 @@ class Run:
             raise error
         self._write(folder, state, "complete")
 
-    def _write(self, folder: RunFolder, state: _State, status: Status, cause: BaseException | None = None) -> None:
+    def _write(self, folder: RunFolder, state: RunState, status: Status, cause: BaseException | None = None) -> None:
         """Write what a run leaves: its results first, the picture of them last."""
         curves = [] if status == "nothing-trained" else state.curves
         groups = {group: self._group(curves, group) for group in GROUPS}
@@ -342,14 +340,15 @@ class Run:
         if status == "nothing-trained":
             folder.remove_results()
         else:
-            table = folder.write_clients(curves)
+            table = folder.write_clients(curves) if self.publication.client_curves else b""
             scaling = shared_scaling(self.config.data, process_settings(), seed=self.config.seed)
             folder.write_model(state.params, state.round, scaling, self._frozen)
             if status in ("complete", "diverged") and state.round == self._num_rounds:
                 known = {name: member.description.group for name, member in self.strategy.members.items()}
-                evaluation = final_evaluation(self.config, known, curves, state.problems, table)
+                known |= {client.client_id: client.group for client in curves}
+                evaluation = final_evaluation(self.config, known, state.answered, state.problems, table)
         summary = run_summary(self.config, state.round, state.history, groups, evaluation)
-        summary |= {"status": status, "reason": str(cause) or None if cause else None}
+        summary |= {"status": status, "reason": shown_reason(cause, self.publication) or None}
         summary |= record_summary(self.config, state.history, self.strategy.members)
         if evaluation:
             summary |= shots_summary(
@@ -358,34 +357,14 @@ class Run:
                 self.measure,
                 lower_is_better=self._looks[self.measure].better == "lower",
             )
+        summary = shown_summary(summary, self.config, self.publication)
         folder.write_summary(summary)
         if status != "nothing-trained" and not self.options.is_disposable:
-            self._draw(folder, state, groups, summary)
+            leave_pictures(folder, state.history.evaluations, groups, summary)
         self.events.ended(status, cause, summary)
 
-    def _draw(
-        self,
-        folder: RunFolder,
-        state: _State,
-        groups: Mapping[Group, GroupCurves | None],
-        summary: Mapping[str, Any],
-    ) -> None:
-        """Leave curves.png, and shots.png if there are any; a run is no less complete without them."""
-        from nufed.server.figures import draw_curves, title_of  # matplotlib is loaded where something is drawn
-
-        try:
-            folder.write_figures(
-                draw_curves(state.history.evaluations, groups["participating"], groups["new"], config=self.config)
-            )
-            if summary.get(SHOTS):
-                from nufed.server.shots_figure import draw_shots
-
-                folder.write_figures(draw_shots(summary[SHOTS], title_of(self.config)), SHOTS_FIGURE)
-        except (NufedError, OSError, MemoryError, ValueError, ArithmeticError, RuntimeError) as error:
-            _log.warning("The picture of this run could not be left, its other results are whole: %s", error)
-
     def _group(self, curves: Sequence[ClientCurves], group: Group) -> GroupCurves | None:
-        return group_curves(
+        found = group_curves(
             self._honest(curves),
             group,
             primary_step=self.config.evaluation.primary_step,
@@ -393,6 +372,7 @@ class Run:
             betters={name: look.better for name, look in self._looks.items()},
             max_weight=self.config.federation.max_weight,
         )
+        return shown_group(found, self.publication)
 
     def _honest(self, curves: Sequence[ClientCurves]) -> list[ClientCurves]:
         attackers = self.options.hostile.clients.values() if self.options.hostile else ()

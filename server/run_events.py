@@ -23,12 +23,14 @@ from nufed.common.events import (
 from nufed.common.events.event import PhaseName
 from nufed.common.examples import Group
 from nufed.common.params import Params
+from nufed.common.privacy.publishing import Publication
 from nufed.common.untrusted import printable
 from nufed.server.client_curves import ClientCurves
 from nufed.server.events_file import EventsFile
 from nufed.server.outcome import Status
 from nufed.server.round_record import client_scores, event_fields, group_metrics
 from nufed.server.run_folder import RunFolder
+from nufed.server.withholding import shown_reason
 
 
 class RunEvents:
@@ -37,6 +39,7 @@ class RunEvents:
     def __init__(self, stream: EventStream, config: RunConfig, num_rounds: int) -> None:
         """Tell a run of `num_rounds` rounds to `stream`."""
         self.stream, self._config, self._num_rounds = stream, config, num_rounds
+        stream.publication = Publication.of(config)
         self._round, self._folder = 0, ""
         self._is_ended = False
 
@@ -54,7 +57,8 @@ class RunEvents:
             if not self._is_ended:
                 is_ours = isinstance(error, NufedError | KeyboardInterrupt)
                 kind = Failed if isinstance(error, Exception) else Interrupted
-                self._tell_end(kind, "interrupted", str(error) if is_ours else type(error).__name__, {})
+                reason = shown_reason(error, self.stream.publication) if is_ours else type(error).__name__
+                self._tell_end(kind, "interrupted", reason, {})
             raise
         finally:
             self.stream.detach(record)
@@ -119,7 +123,7 @@ class RunEvents:
         self._round = summary["rounds"]
         kinds: dict[Status, type[Event]] = {"complete": Finished, "diverged": Failed, "nothing-trained": Failed}
         stopped = Failed if isinstance(cause, NufedError) else Interrupted
-        self._tell_end(kinds.get(status, stopped), status, str(cause or ""), summary)
+        self._tell_end(kinds.get(status, stopped), status, shown_reason(cause, self.stream.publication), summary)
 
     def _tell_end(self, kind: type[Event], status: str, reason: str, summary: Mapping[str, Any]) -> None:
         assert issubclass(kind, Ended)  # noqa: S101 - our bug

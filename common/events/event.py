@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
+from nufed.common.privacy.publishing import Publication
+
 PhaseName = Literal["statistics", "tuning", "training", "evaluation"]
 
 
@@ -29,4 +31,8 @@ class Event:
 
     def reduced(self) -> Self:
         """Return the record without what it says of single clients."""
+        return self
+
+    def within(self, publication: Publication) -> Self | None:  # noqa: ARG002 - most records withhold nothing
+        """Return the record without what is withheld; None where nothing is left to tell."""
         return self

@@ -8,10 +8,22 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Self
 
 from nufed.common.events.event import Event, PhaseName
+from nufed.common.privacy.publishing import IN_THE_LOG, Publication
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joined(Event):
+class OfClients(Event):
+    """A record about single clients, which is withheld together with who takes part."""
+
+    is_minor: ClassVar[bool] = True
+
+    def within(self, publication: Publication) -> Self | None:
+        """Return the record, or None where who takes part is withheld."""
+        return self if publication.participants else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined(OfClients):
     """A client is there; told again, with its group and sizes, once it has said who it is.
 
     Attributes:
@@ -24,7 +36,6 @@ class Joined(Event):
     """
 
     kind: ClassVar[str] = "joined"
-    is_minor: ClassVar[bool] = True
 
     client: str
     group: str = ""
@@ -33,9 +44,16 @@ class Joined(Event):
     num_validation: int = 0
     num_test: int = 0
 
+    def within(self, publication: Publication) -> Self | None:
+        """Return the record without numbers of examples, unless they are shown."""
+        told = super().within(publication)
+        if told is None or publication.examples:
+            return told
+        return replace(told, num_support=0, num_validation=0, num_test=0)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Left(Event):
+class Left(OfClients):
     """A client is no longer connected, or was turned away.
 
     Attributes:
@@ -44,14 +62,13 @@ class Left(Event):
     """
 
     kind: ClassVar[str] = "left"
-    is_minor: ClassVar[bool] = True
 
     client: str
     reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked(Event):
+class Asked(OfClients):
     """Clients were sent a message.
 
     Attributes:
@@ -62,7 +79,6 @@ class Asked(Event):
     """
 
     kind: ClassVar[str] = "asked"
-    is_minor: ClassVar[bool] = True
 
     phase: PhaseName
     round: int
@@ -75,7 +91,7 @@ class Asked(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replied(Event):
+class Replied(OfClients):
     """A client's reply was taken.
 
     Attributes:
@@ -93,7 +109,6 @@ class Replied(Event):
     """
 
     kind: ClassVar[str] = "replied"
-    is_minor: ClassVar[bool] = True
 
     client: str
     phase: PhaseName
@@ -107,9 +122,20 @@ class Replied(Event):
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)
 
+    def within(self, publication: Publication) -> Self | None:
+        """Return the record without the client's numbers that are withheld."""
+        told = super().within(publication)
+        if told is None:
+            return None
+        if not publication.examples:
+            told = replace(told, num_examples=0, client_seconds=None)
+        if not publication.training_loss:
+            told = replace(told, loss=None)
+        return told if publication.client_curves else replace(told, before={}, after={})
+
 
 @dataclass(frozen=True, kw_only=True)
-class Rejected(Event):
+class Rejected(OfClients):
     """A client that was asked has given no reply that could be used.
 
     Attributes:
@@ -124,7 +150,6 @@ class Rejected(Event):
     """
 
     kind: ClassVar[str] = "rejected"
-    is_minor: ClassVar[bool] = True
 
     client: str
     phase: PhaseName
@@ -134,3 +159,8 @@ class Rejected(Event):
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
+
+    def within(self, publication: Publication) -> Self | None:
+        """Return the record without the reason, which may quote numbers of the client's, unless these are shown."""
+        told = super().within(publication)
+        return told if told is None or publication.examples else replace(told, reason=IN_THE_LOG)

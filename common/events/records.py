@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Literal, Self
 from nufed.common.config import Scalar
 from nufed.common.events.event import Event, PhaseName
 from nufed.common.events.of_clients import Asked, Joined, Left, Rejected, Replied
+from nufed.common.privacy.publishing import Publication
 
 Curves = Mapping[str, tuple[float, ...]]
 """Metric -> mean over a group's clients, element s after s fine-tuning steps."""
@@ -83,7 +84,8 @@ class RoundClosed(Event):
     Attributes:
         round: k.
         num_rounds: rounds in all.
-        sampled: clients asked to train; the sum of the next four.
+        sampled: clients asked to train; the sum of the next four. Like them, and the sums below, None where who takes
+            part is withheld.
         replied: replies that were used.
         rejected: replies that were refused.
         failed: errors in place of replies.
@@ -104,19 +106,19 @@ class RoundClosed(Event):
 
     round: int
     num_rounds: int
-    sampled: int = 0
-    replied: int = 0
-    rejected: int = 0
-    failed: int = 0
-    missing: int = 0
+    sampled: int | None = 0
+    replied: int | None = 0
+    rejected: int | None = 0
+    failed: int | None = 0
+    missing: int | None = 0
     problems: Mapping[str, str] = field(default_factory=dict)
     loss: float | None = None
-    diverged: int = 0
+    diverged: int | None = 0
     loss_weighted: float | None = None
-    gradient_evaluations: int = 0
-    hvps: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
+    gradient_evaluations: int | None = 0
+    hvps: int | None = 0
+    bytes_up: int | None = 0
+    bytes_down: int | None = 0
     seconds: float = 0.0
     evaluation: Mapping[str, Any] | None = None
 
@@ -154,6 +156,12 @@ class Evaluated(Event):
     def reduced(self) -> Self:
         """Return the record without single clients."""
         return replace(self, clients={})
+
+    def within(self, publication: Publication) -> Self | None:
+        """Return the record without single clients, unless they are shown; None where evaluations are withheld."""
+        if not publication.evaluation:
+            return None
+        return self if publication.client_curves else self.reduced()
 
     def after(self, curve: Sequence[float]) -> float:
         """Return a curve's value after s* steps; its last one where the record does not say which step that is."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 
 from nufed.common.events.event import Event
 from nufed.common.events.records import Ended, Note, SinkDropped, Started
+from nufed.common.privacy.publishing import Publication
 from nufed.common.untrusted import printable
 
 DEFAULT_LIMIT = 20_000
@@ -77,7 +78,9 @@ class EventStream:
 
     Attributes:
         run: name of the run's folder, which events are stamped with; empty before there is one.
-        connections: returns what is known of the clients' connections now, in a server; nothing in a simulation.
+        publication: what is shown; everything that is published passes it, so that no reader learns what is withheld.
+        connections: returns what is known of the clients' connections now, in a server; nothing in a simulation, or
+            where who takes part is withheld.
 
     Examples:
         >>> heard = []
@@ -91,7 +94,8 @@ class EventStream:
     def __init__(self) -> None:
         """Have no reader."""
         self.run = ""
-        self.connections: Callable[[], Sequence[Connection]] = tuple
+        self.publication = Publication()
+        self._connections: Callable[[], Sequence[Connection]] = tuple
         self._lock = threading.Lock()
         self._deliveries: tuple[_Delivery, ...] = ()
         self._listeners: tuple[Callable[[Event], None], ...] = ()
@@ -105,6 +109,15 @@ class EventStream:
     ) -> None:
         """Close the stream."""
         self.close()
+
+    @property
+    def connections(self) -> Callable[[], Sequence[Connection]]:
+        """What returns what is known of the clients' connections now."""
+        return self._connections if self.publication.participants else tuple
+
+    @connections.setter
+    def connections(self, connections: Callable[[], Sequence[Connection]]) -> None:
+        self._connections = connections
 
     @property
     def is_read(self) -> bool:
@@ -158,12 +171,26 @@ class EventStream:
         """Publish a line of text."""
         self.tell(Note, text=text)
 
+    def say_of_clients(self, text: str) -> None:
+        """Publish a line that names clients or tells of their data; where that is withheld, the process logs it alone.
+
+        Whoever runs a process must see which client is in trouble: what it logs is the operator's own, and in no
+        record of the run.
+        """
+        if self.publication.participants and self.publication.examples:
+            self.say(text)
+        else:
+            _log.info("%s", text)
+
     def publish(self, event: Event) -> None:
-        """Hand an event to every sink, without waiting for any of them."""
+        """Hand an event to every sink, without waiting for any of them, and without what is withheld."""
+        told = event.within(self.publication)
+        if told is None:
+            return
         for delivery in self._deliveries:
-            delivery.put(event)
+            delivery.put(told)
         for handler in self._listeners:
-            handler(event)
+            handler(told)
 
     def flush(self, timeout: float = DEFAULT_PATIENCE) -> bool:
         """Return whether every sink has taken what was published by now, waiting for it at most `timeout` seconds."""

@@ -14,12 +14,16 @@ from nufed.common.errors import ConfigError, nearest_match_hint
 PUBLISHABLE = {
     "evaluation": "evaluations: means over clients of losses and metrics before and after fine-tuning",
     "client-curves": "evaluations of single clients (simulations alone)",
-    "participants": "who took part: names and numbers of the clients asked in a round, and how each answered",
+    "participants": "who took part: names and numbers of the clients asked in a round, and how each answered (always "
+    "shown with --dp record, whose protected records do not decide it)",
     "examples": "numbers of examples",
     "training-loss": "losses in training",
     "statistics": "means and scales of inputs and targets, computed from all clients' data",
 }
 """Name in `privacy.publish` -> what it shares."""
+
+IN_THE_LOG = "the log of the server's process says more"
+"""In place of reasons that may tell of a client's data."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ class Publication:
         names = published_names(config)
         if config.privacy.dp == "none":
             return cls()
-        return cls(**{each.name: each.name.replace("_", "-") in names for each in fields(cls)})
+        shown = {each.name: each.name.replace("_", "-") in names for each in fields(cls)}
+        if config.privacy.dp == "record":  # who is asked depends on no record
+            shown["participants"] = True
+        return cls(**shown)
 
     @property
     def shown(self) -> tuple[str, ...]:

@@ -185,10 +185,14 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "shots-with-dp",
-        lambda config: _has_dp(config) and bool(config.evaluation.shots) and not _publishes(config, "evaluation"),
-        "privacy.dp={privacy.dp} contradicts evaluation.shots={evaluation.shots}: evaluations are withheld, and nobody "
-        "would see the curves",
-        "Leave shots out, or have them shown, outside ε, with --publish evaluation",
+        lambda config: (
+            _has_dp(config)
+            and bool(config.evaluation.shots)
+            and not _publishes(config, "evaluation", "client-curves", "examples")
+        ),
+        "privacy.dp={privacy.dp} contradicts evaluation.shots={evaluation.shots}: its curves and tables tell of single "
+        "clients and of how many examples they have",
+        "Leave shots out, or, in a simulation, accept it with --publish evaluation,client-curves,examples",
     ),
     Contradiction(
         "target-with-dp",

@@ -13,6 +13,7 @@ import typer
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.common.events import EventStream
+from nufed.common.privacy.publishing import Publication
 from nufed.common.privacy.rules import check_privacy
 from nufed.common.untrusted import escaped
 from nufed.deploy.commands.certificates import DEFAULT_CERTIFICATES, certs
@@ -204,6 +205,7 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
             min_clients=serving.min_clients,
             connect_timeout=serving.wait,
         )
+        events.publication = Publication.of(config)
         for note in notes:
             events.say(note)
         observer.waits_for(_awaited(options, config))
@@ -232,7 +234,7 @@ def _serve(endpoint: "ServerEndpoint", options: "ServerOptions", config: RunConf
     _quiet_flower()
     bundle = build_app_bundle() if serving.stock_clients else None
     events = options.events
-    with DirectServer(endpoint, on_event=events.say, events=events) as server:
+    with DirectServer(endpoint, on_event=events.say_of_clients, events=events) as server:
         unprotected = "" if endpoint.security else " without TLS and node keys"
         events.say(f"listening on {server.address}{unprotected}")
         events.say(f"waiting for {_awaited(options, config)}, for {options.connect_timeout:g} s at most")

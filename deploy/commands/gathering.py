@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
+from nufed.common.privacy.publishing import Publication
 
 _ANSWER_TIMEOUT = 600.0
 """Seconds that clients have for reading their data."""
@@ -80,8 +81,10 @@ def scaled_by(
 
     header, rows = report.table()
     for line in report.lines():
-        options.events.say(line)
+        options.events.say_of_clients(line)
     if report.gathered.sites:
         for line in table_lines(header, rows, width=None):
-            options.events.say(line)
-    return report.scaled(config), replace(options, attachments={**options.attachments, **report.files()})
+            options.events.say_of_clients(line)
+    shown = Publication.of(config)
+    files = report.files() if shown.participants and shown.examples else {}  # of single clients
+    return report.scaled(config), replace(options, attachments={**options.attachments, **files})

@@ -169,10 +169,10 @@ class PrometheusMetrics:
         self._rounds.inc()
         self._closed.set(event.time)
         self._round_seconds.observe(event.seconds)
-        self._diverged.set(event.diverged)
+        self._diverged.set(math.nan if event.diverged is None else event.diverged)
         self._training_loss.set(math.nan if event.loss is None else event.loss)
-        self._gradients.inc(event.gradient_evaluations)
-        self._hvps.inc(event.hvps)
+        self._gradients.inc(event.gradient_evaluations or 0)
+        self._hvps.inc(event.hvps or 0)
 
     def _on_evaluation(self, event: Evaluated) -> None:
         for group, curves in event.groups.items():

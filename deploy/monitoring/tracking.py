@@ -245,10 +245,11 @@ def _known_names(folder: Path) -> dict[str, Any]:
 
 
 def _of_round(event: RoundClosed) -> dict[str, float]:
+    unused = [event.rejected, event.failed, event.missing]
     numbers = {
         "training/loss": event.loss,
         "training/replied": event.replied,
-        "training/not-used": event.rejected + event.failed + event.missing,
+        "training/not-used": None if None in unused else sum(number or 0 for number in unused),
         "costs/bytes-up": event.bytes_up,
         "costs/bytes-down": event.bytes_down,
         "costs/seconds": event.seconds,

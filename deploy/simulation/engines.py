@@ -11,6 +11,8 @@ from flwr.serverapp import Grid, ServerApp
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError, RunError
 from nufed.common.examples import Federation
+from nufed.common.privacy.publishing import Publication
+from nufed.common.privacy.rules import check_privacy
 from nufed.common.registry import find_registered
 from nufed.deploy.simulation.simulated_grid import SimulatedGrid
 from nufed.server.run import ServerOptions
@@ -53,20 +55,22 @@ def simulate_checked(
         KeyboardInterrupt: after what there is was written.
     """
     find_engine(engine)
+    check_privacy(config)
+    options.events.publication = Publication.of(config)
     if options.resume:
         check_resumable(options.resume, config)
     else:
         config, options = _settled(config, options)
     federation = prepare(config)
     for note in federation.notes:
-        options.events.say(note)
+        options.events.say_of_clients(note)
     if attack:
         from nufed.deploy.simulation.attacks import recruit
 
         hostile = recruit(*attack, config, federation)
         options = replace(options, hostile=hostile)
         attackers = ", ".join(sorted(hostile.clients.values()))
-        options.events.say(f"attack {hostile.attack} by {attackers}: all means are of the others")
+        options.events.say_of_clients(f"attack {hostile.attack} by {attackers}: all means are of the others")
     simulate(config, options, engine=engine)
 
 
@@ -104,7 +108,6 @@ def prepare(config: RunConfig) -> Federation:
     from nufed.common.data import load_federation
     from nufed.common.meta.estimators import find_estimator
     from nufed.common.models import DTYPES
-    from nufed.common.privacy.rules import check_privacy
     from nufed.common.settings import process_settings
     from nufed.common.tasks.client_check import check_client_targets
     from nufed.common.tasks.options import with_loss_options

@@ -46,7 +46,7 @@ ROWS = {
         {**CLIENT, "evaluation.report-counts": True, "privacy.publish": "evaluation"},
         {"privacy.publish": "evaluation,examples"},
     ),
-    "shots-with-dp": ({**CLIENT, "evaluation.shots": "1,5"}, {"privacy.publish": "evaluation"}),
+    "shots-with-dp": ({**CLIENT, "evaluation.shots": "1,5"}, {"privacy.publish": "evaluation,client-curves,examples"}),
     "target-with-dp": ({**CLIENT, "evaluation.target-metric": 0.9}, {"privacy.publish": "evaluation"}),
     "hessian-free-with-record-dp": ({**RECORD, "method.estimator": "hessian-free"}, {"privacy.dp": "client"}),
     "other-inner-steps-with-record-dp": ({**RECORD, "method.adapted-part": "head"}, {"method.adapted-part": "all"}),
