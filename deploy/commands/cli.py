@@ -24,6 +24,7 @@ from nufed.deploy.commands import draft as draft_cli
 from nufed.deploy.commands import experiment as experiment_cli
 from nufed.deploy.commands import federation as deploy_cli
 from nufed.deploy.commands import personal as personal_cli
+from nufed.deploy.commands import privacy as privacy_cli
 from nufed.deploy.commands import runs as runs_cli
 from nufed.deploy.commands import theory as theory_cli
 from nufed.deploy.commands.argument_help import explain_arguments
@@ -289,4 +290,5 @@ personal_cli.register(app)
 runs_cli.register(app)
 dashboard_cli.register(app)
 theory_cli.register(app)
+privacy_cli.register(app)
 explain_arguments(app)
