@@ -7,6 +7,7 @@ from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.common.privacy.accounting import SampledGaussian, Steps, calibrated_noise, default_delta, epsilon
 from nufed.common.privacy.record import round_steps
+from nufed.common.privacy.rules import CONTRADICTIONS
 from nufed.common.privacy.terms import most_clients, sampled_gaussian
 
 USUAL_NOISES = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -134,6 +135,19 @@ def plan_records(config: RunConfig, num_examples: int, noises: Sequence[float], 
         noises=noises,
         epsilons=epsilons,
     )
+
+
+def refusals(config: RunConfig) -> list[str]:
+    """Return why such a run would be refused, but for a clipping length and noise, which a plan does without.
+
+    Args:
+        config: of the run; without `privacy.dp` that of clients is meant.
+    """
+    unit = config.privacy.dp if config.privacy.dp != "none" else "client"
+    planned = config.updated(
+        {"privacy.dp": unit, "privacy.clip": config.privacy.clip or 1.0, "privacy.noise": config.privacy.noise or 1.0}
+    )
+    return [row.message(planned) for row in CONTRADICTIONS if row.applies(planned)]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import typer
@@ -16,8 +16,10 @@ from nufed.common.privacy.planning import (
     SMALL_MODEL,
     USUAL_NOISES,
     Plan,
+    Row,
     plan_clients,
     plan_records,
+    refusals,
 )
 from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.option_groups import with_option_groups
@@ -25,7 +27,7 @@ from nufed.deploy.commands.run_options import RunOptions
 from nufed.deploy.commands.tables import print_table
 from nufed.deploy.commands.terminal import stdout_console
 
-_SHOWN_AS_NEVER = 1e-12
+_LEAST_SHOWN = 1e-12
 
 
 def register(app: typer.Typer) -> None:
@@ -62,13 +64,21 @@ def privacy(
         wanted[0] = list(USUAL_NOISES)
     with while_working("accounting"):
         plan = _plan(config, examples, *wanted)
+    refused = refusals(config)
     if as_json:
-        record = {**dataclasses.asdict(plan), "is_too_small": plan.is_too_small}
+        record = {**dataclasses.asdict(plan), "is_too_small": plan.is_too_small, "refusals": refused}
         typer.echo(json.dumps(json_ready(record), indent=2, ensure_ascii=False))
         return
-    for note in notes:
-        typer.echo(note)
-    _print(plan)
+    console = stdout_console()
+
+    def say(lines: Iterable[str]) -> None:
+        for line in lines:
+            console.print(line, highlight=False, markup=False)
+
+    say([*notes, *_described(plan), ""])
+    header = ("z", "ε", "ε, samples known", "noise of a coordinate", "parameters")
+    print_table(console, header, [_cells(row) for row in plan.rows], right=len(header))
+    say(["", *_judged(plan), *(f"`nufed simulate` would refuse this run: {reason}" for reason in refused)])
 
 
 def _numbers(flag: str, typed: str | None) -> list[float]:
@@ -106,25 +116,14 @@ def _plan(config: RunConfig, examples: int | None, noises: list[float], epsilons
     return plan_clients(config, noises, epsilons)
 
 
-def _print(plan: Plan) -> None:
-    for line in _described(plan):
-        typer.echo(line)
-    typer.echo("")
-    header = ("z", "ε", "ε if samples are known", "noise of a coordinate", "as long as an update at")
-    rows = [
-        (
-            f"{row.noise:.4g}",
-            f"{row.epsilon:.3g}",
-            f"{row.unsampled:.3g}",
-            f"{row.coordinate_noise:.2g} C",
-            f"{_count(row.parameters)} parameters",
-        )
-        for row in plan.rows
-    ]
-    print_table(stdout_console(), header, rows, right=len(header))
-    typer.echo("")
-    for line in _judged(plan):
-        typer.echo(line)
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        f"{row.noise:.4g}",
+        f"{row.epsilon:.3g}",
+        f"{row.unsampled:.3g}",
+        f"{row.coordinate_noise:.2g} C",
+        f"{row.parameters:,.0f}",
+    )
 
 
 def _described(plan: Plan) -> Iterator[str]:
@@ -132,20 +131,19 @@ def _described(plan: Plan) -> Iterator[str]:
     if cohort := plan.cohort:
         yield (
             f"Client-level: that a client took part is protected. n = {plan.population} clients, q = {plan.rate:.4g}, "
-            f"K = {plan.rounds} rounds, {delta}"
+            f"K = {plan.rounds} rounds, {delta}."
         )
-        capped = f"at most {cohort.cap} (more are drawn with probability {_chance(cohort.above_cap)})"
         yield (
-            f"A round has {cohort.expected:.4g} clients on average, {capped if cohort.above_cap else 'at most all'}; "
-            f"with probability {_chance(cohort.empty)} it has none and is noise alone"
+            f"A round has {cohort.expected:.4g} clients on average and at most {cohort.cap}; more are drawn with "
+            f"probability {_chance(cohort.above_cap)}, nobody (the round is noise alone) with {_chance(cohort.empty)}."
         )
         return
     yield (
         f"Record-level: that an example is among a client's is protected. N = {plan.population} examples, "
-        f"K = {plan.rounds} rounds, {delta}"
+        f"K = {plan.rounds} rounds, {delta}."
     )
     parts = [_mechanism(*mechanism) for mechanism in plan.mechanisms]
-    yield f"One round of a client is composed of {' and '.join(parts)}; ε is that of a client chosen in every round"
+    yield f"One round of a client is composed of {' and '.join(parts)}; ε is that of a client chosen in every round."
 
 
 def _mechanism(noise: float, rate: float, times: int) -> str:
@@ -155,13 +153,11 @@ def _mechanism(noise: float, rate: float, times: int) -> str:
 
 
 def _judged(plan: Plan) -> Iterator[str]:
-    mean = "q n" if plan.cohort else "the batch size"
+    mean, vector = ("q n clients", "an update") if plan.cohort else ("D examples", "a gradient")
     yield (
-        f"The noise of a coordinate is that of a round's mean (z C / {mean}); the last column says how many parameters "
-        "a model has whose noise, over all coordinates, is as long as an update that was clipped to C"
-        if plan.cohort
-        else f"The noise of a coordinate is that of a step's mean (z C / {mean}); the last column says how many "
-        "parameters a model has whose noise, over all coordinates, is as long as a gradient that was clipped to C"
+        "ε, samples known: if it were known who is drawn, so that sampling hid nothing. Noise of a coordinate: of the "
+        f"mean over {mean}, in clipping lengths. Parameters: of so many, one mean's noise is as long as C, the longest "
+        f"that {vector} can be."
     )
     if not plan.is_too_small:
         return
@@ -181,8 +177,4 @@ def _judged(plan: Plan) -> Iterator[str]:
 
 
 def _chance(probability: float) -> str:
-    return "0" if probability < _SHOWN_AS_NEVER else f"{probability:.2g}"
-
-
-def _count(number: float) -> str:
-    return f"{number:,.0f}" if number >= 1 else "0"
+    return "less than 1e-12" if 0 < probability < _LEAST_SHOWN else f"{probability:.2g}"
