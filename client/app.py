@@ -4,8 +4,6 @@ Nothing but model arrays and aggregate metrics leaves a client, and statistics o
 the model that a run ends with, a client may keep its adapted copy (node configuration `personal-model`).
 """
 
-import time
-
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -14,12 +12,12 @@ from nufed.client.error_replies import without_data
 from nufed.client.own_gain import tell_own_gain
 from nufed.client.personal_model import keep_after_run, personal_path
 from nufed.client.personalize import adaptation_curves
-from nufed.client.record_privacy import check_consent, train_privately
+from nufed.client.record_privacy import check_consent
+from nufed.client.secure_aggregation import STAGES, check_train_message, masked, refuse_in_the_clear
 from nufed.client.shots import shot_curves
 from nufed.client.told_statistics import told_statistics
-from nufed.client.train_reply import train_reply
-from nufed.common.meta.local_update import Stream, local_update
-from nufed.common.params import Params
+from nufed.client.training import on_device, trained
+from nufed.common.secure_wire import is_secure
 from nufed.common.settings import process_settings
 from nufed.common.wire import (
     STATISTICS,
@@ -39,6 +37,7 @@ def describe(message: Message, context: Context) -> Message:
     """Answer who this client is and how much data it has."""
     place = attend(message, context)
     data = place.data
+    refuse_in_the_clear(place.config, context.node_config)
     personal_path(context.node_config)
     if data.group == "participating":
         check_consent(place.config, context.node_config)
@@ -59,21 +58,18 @@ def statistics(message: Message, context: Context) -> Message:
 @app.train()
 @without_data
 def train(message: Message, context: Context) -> Message:
-    """Answer with the client's model after τ meta steps."""
-    started = time.perf_counter()
+    """Answer with the client's model after τ meta steps, under masks where only the sum is to be known."""
     place = attend(message, context)
+    check_train_message(message, place, context.node_config)
     check_consent(place.config, context.node_config)
     request = TrainRequest.from_records(message.content, expected_params(place))
-    stream = Stream(place.config.seed, place.data.client_id, request.round, place.masks)
-    params, cost = _on_device(request.params), None
-    if place.config.privacy.dp == "record":
-        update, cost = train_privately(place, params, stream, context.node_config)
-    else:
-        update = local_update(place.training_loss, params, place.data.support, place.config.method, stream)
-    if place.own:
-        place.own.remember()
-    reply = train_reply(update, place.config, len(place.data.support), time.perf_counter() - started, cost)
-    return Message(reply.to_records(), reply_to=message)
+    if is_secure(message.content):
+        return masked(message, context, request.params, lambda: trained(place, request, context.node_config))
+    return Message(trained(place, request, context.node_config).to_records(), reply_to=message)
+
+
+for _name, _answer in STAGES.items():
+    app.query(_name)(without_data(_answer))
 
 
 @app.evaluate()
@@ -82,7 +78,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Answer with the adaptation curves of the server's model on this client's held-out data."""
     place = attend(message, context)
     request = EvaluateRequest.from_records(message.content, expected_params(place))
-    params = _on_device(request.params)
+    params = on_device(request.params)
     reply = EvaluateReply(0)
     if place.shown.evaluation:
         curves = adaptation_curves(place, params, all_metrics=request.all_metrics)
@@ -93,8 +89,3 @@ def evaluate(message: Message, context: Context) -> Message:
     if request.final and (path := personal_path(context.node_config)):
         keep_after_run(place, params, path, context.node_config)
     return Message(reply.to_records(), reply_to=message)
-
-
-def _on_device(params: Params) -> Params:
-    device = process_settings().device
-    return {name: tensor.to(device) for name, tensor in params.items()}

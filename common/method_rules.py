@@ -19,11 +19,9 @@ def sequential_training(config: RunConfig) -> list[str]:
 
     name = config.method.estimator
     private = ["privacy.dp=record"] if config.privacy.dp == "record" else []
-    return [
-        *sequential_options(config),
-        *private,
-        *([] if find_estimator(name).of_steps else [f"method.estimator={name}"]),
-    ]
+    masked = ["privacy.secure-aggregation=true"] if config.privacy.secure_aggregation else []
+    estimator = [] if find_estimator(name).of_steps else [f"method.estimator={name}"]
+    return [*sequential_options(config), *private, *masked, *estimator]
 
 
 def sequential_options(config: RunConfig) -> list[str]:

@@ -1,7 +1,7 @@
 """A round's line of metrics.jsonl, and what events say of rounds and evaluations."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from nufed.common.events import RoundClosed
@@ -31,6 +31,7 @@ def round_record(result: RoundResult, evaluation: dict[str, Any] | None, seconds
         "bytes_down": result.bytes_down,
         "seconds": seconds,
         "evaluation": evaluation,
+        **({"secure_aggregation": asdict(result.secure)} if result.secure else {}),
     }
 
 

@@ -54,6 +54,7 @@ from nufed.server.withholding import lines_of_publication, shown_group, shown_re
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.results import EvaluatedGroup
 from nufed.strategy.robust_options import check_config
+from nufed.strategy.secure_phase import secure_aggregation
 
 __all__ = ["Run", "ServerOptions"]
 
@@ -82,13 +83,13 @@ class Run:
             bucket_size=config.federation.bucket_size,
             min_reply_fraction=config.federation.min_reply_fraction,
             reply_grace=config.federation.reply_grace,
+            secure=secure_aggregation(config.privacy),
         )
         self._shape = CurveShape(config.evaluation.num_adapt_steps + 1, "", {}, ACCURACY)  # until the task is known
         self.events = RunEvents(options.events, config, self._num_rounds)
         told = self.strategy.telling
         told.events, told.check = options.events, self._check_goes_on
-        told.primary_step = config.evaluation.primary_step
-        told.wire_bytes = getattr(grid, "wire_bytes", None)
+        told.primary_step, told.wire_bytes = config.evaluation.primary_step, getattr(grid, "wire_bytes", None)
         self._frozen = ""  # until the model is built
 
     def conduct(self) -> None:

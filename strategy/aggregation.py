@@ -99,6 +99,23 @@ class RunningMean:
         self._encoding.add(self._sums, params, weight)
         self._weight += weight
 
+    def add_sums(self, sums: Sums, weight: int) -> None:
+        """Take the sum of replies that their senders encoded themselves; each was checked by its sender alone.
+
+        Args:
+            sums: integers of the encoding; not changed, and kept.
+            weight: the sum of the weights in them.
+
+        Raises:
+            RunError: the weight is out of range, or something was folded before.
+        """
+        if self._weight or not 1 <= weight <= self._total_weight:
+            raise RunError(
+                f"Expected one sum of total weight 1 to {self._total_weight}, got {weight!r} after {self._weight}. "
+                "Fold either single replies or their sum."
+            )
+        self._sums, self._weight = sums, weight
+
     def shortfall(self) -> str | None:
         """Return None: any number of replies has a mean."""
         return None
@@ -187,6 +204,13 @@ class Aggregation(Protocol):
 
     def result(self) -> Params | None:
         """Return the model, the same bits in whatever order replies came; None if there was no reply."""
+
+
+class SumAggregation(Aggregation, Protocol):
+    """Makes a model of a sum that clients' masks have hidden the terms of."""
+
+    def add_sums(self, sums: Sums, weight: int, /) -> None:
+        """Take the sum of replies that their senders encoded; see `RunningMean.add_sums`."""
 
 
 def _running_mean(

@@ -9,6 +9,7 @@ Works with every Flower Grid. A grid that offers more is used better:
     note_member(node_id, client_id)         is told what a node's client is called
     wire_bytes(node_id)                     bytes that have come from a node and gone to it
     turn_away(node_id, reason)              ends a client that cannot take part; False if it cannot be told
+    signed_roster()                         clients' keys as an authority signed them: file and content; or None
 """
 
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from nufed.common.privacy.secure import Roster
 from nufed.common.untrusted import printable
 
 FIRST_WAIT, LONGEST_WAIT = 0.02, 0.5
@@ -43,6 +45,10 @@ class Quorum:
         """Count a reply, and return whether it is the last of those that are enough."""
         self._missing -= 1
         return self._missing == 0
+
+
+MakeQuorum = Callable[[int], Quorum | None]
+"""From the number of clients asked to how many replies are enough; None waits for all."""
 
 
 def time_to_live(timeout: float) -> float:
@@ -156,6 +162,11 @@ def can_turn_away(grid: Grid) -> bool:
 def turn_away(grid: Grid, node_id: int, reason: str) -> bool:
     """End a client that cannot take part, with a sentence; return whether it was told."""
     return bool(grid.turn_away(node_id, reason)) if hasattr(grid, "turn_away") else False
+
+
+def signed_roster(grid: Grid) -> tuple[bytes, Roster] | None:
+    """Return the clients' keys as their authority signed them, or None where no authority vouches for keys."""
+    return grid.signed_roster() if hasattr(grid, "signed_roster") else None
 
 
 def wait_for_nodes(grid: Grid, count: int, timeout: float) -> bool:

@@ -16,20 +16,21 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from nufed.common.errors import RunError
 from nufed.common.examples import Group
 from nufed.common.fixed_point import DEFAULT_MAX_GROWTH
 from nufed.common.message_schema import CurveShape
 from nufed.common.params import Params
 from nufed.common.wire import arrays_to_params, params_to_arrays
-from nufed.strategy.exchange import Quorum, iter_replies, sender_of
+from nufed.strategy.exchange import Quorum, iter_replies
+from nufed.strategy.flower_loop import check_opens, configured, take_all
 from nufed.strategy.members import Member, Roster
 from nufed.strategy.option_ranges import check_ranges
 from nufed.strategy.participation import choose, num_chosen
-from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Phase, TrainingPhase
+from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, TrainingPhase
 from nufed.strategy.private_rounds import ClientPrivacy, PrivateRounds, check_private_options
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
 from nufed.strategy.robust_options import RobustOptions, check_round_size, check_rule
+from nufed.strategy.secure_phase import SecureAggregation, SecureTrainingPhase
 from nufed.strategy.telling import Telling
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT
 
@@ -78,6 +79,7 @@ class MetaFedAvg(Strategy):
         min_reply_fraction: float = 1.0,
         reply_grace: float = DEFAULT_GRACE,
         privacy: ClientPrivacy | None = None,
+        secure: SecureAggregation | None = None,
     ) -> None:
         """Set what stays the same over a run.
 
@@ -101,6 +103,7 @@ class MetaFedAvg(Strategy):
             reply_grace: seconds that the others have after that.
             privacy: client-level differential privacy: updates are clipped, noised and accounted, and clients are
                 drawn in secret, each with the probability r. None is without.
+            secure: how the server is to learn the sum of a round's models alone; None lets it see each.
 
         Raises:
             ConfigError: an option is out of range, contradicts another, or a name is unknown.
@@ -130,6 +133,7 @@ class MetaFedAvg(Strategy):
         self.robust = robust
         self.min_reply_fraction = min_reply_fraction
         self.reply_grace = reply_grace
+        self.secure = secure
         self.telling = Telling()  # who takes the events of a run
         self._roster = Roster(self.telling)
         self._training: TrainingPhase | None = None  # between configure_train and aggregate_train
@@ -189,9 +193,7 @@ class MetaFedAvg(Strategy):
         """
         outgoing = Outgoing(MessageType.TRAIN, round, params_to_arrays(params), config or ConfigRecord(), timeout)
         phase = self._open_training(grid, outgoing, params)
-        for node_id, reply in iter_replies(grid, phase.messages, timeout, self._quorum(phase)):
-            phase.take(node_id, reply)
-            del reply  # a model; it need not outlive the wait for the next one
+        phase.exchange(grid, timeout, self._quorum)
         return self._close_training(phase)
 
     def evaluate_round(  # noqa: PLR0913 - as train_round, and the group
@@ -218,7 +220,7 @@ class MetaFedAvg(Strategy):
         """
         outgoing = Outgoing(MessageType.EVALUATE, round, params_to_arrays(params), config or ConfigRecord(), timeout)
         phase = self._open_evaluation(grid, outgoing, group, shape)
-        for node_id, reply in iter_replies(grid, phase.messages, timeout, self._quorum(phase)):
+        for node_id, reply in iter_replies(grid, phase.messages, timeout, self._quorum(len(phase.messages))):
             phase.take(node_id, reply)
         return phase.close(group)
 
@@ -280,7 +282,12 @@ class MetaFedAvg(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the messages that open a round, for a loop that sends them itself."""
+        """Return the messages that open a round, for a loop that sends them itself.
+
+        Raises:
+            RunError: with secure aggregation, whose rounds are several exchanges.
+        """
+        check_opens(is_secure=self.secure is not None)
         outgoing = Outgoing(MessageType.TRAIN, server_round, arrays, config)
         self._training = self._open_training(grid, outgoing, arrays_to_params(arrays))
         return self._training.messages
@@ -293,10 +300,8 @@ class MetaFedAvg(Strategy):
         Raises:
             RunError: `configure_train` was not called for this round.
         """
-        phase, self._training = self._training, None
-        if phase is None or phase.round != server_round:
-            raise RunError(_not_configured("train", server_round, phase))
-        _take_all(phase, replies)
+        phase, self._training = configured("train", server_round, self._training), None
+        take_all(phase, replies)
         result = self._close_training(phase)
         arrays = params_to_arrays(result.params) if result.counts.replied or result.privacy else None
         return arrays, self._metric_record(result.client_metrics)
@@ -319,10 +324,8 @@ class MetaFedAvg(Strategy):
         """
         if not self._evaluates_in(server_round):
             return None
-        phase, self._evaluation = self._evaluation, None
-        if phase is None or phase.round != server_round:
-            raise RunError(_not_configured("evaluate", server_round, phase))
-        _take_all(phase, replies)
+        phase, self._evaluation = configured("evaluate", server_round, self._evaluation), None
+        take_all(phase, replies)
         return self._metric_record(phase.close("participating").client_metrics)
 
     def summary(self) -> None:
@@ -355,6 +358,8 @@ class MetaFedAvg(Strategy):
             replace(self.robust, round=outgoing.round),
             private,
         )
+        if self.secure:
+            return SecureTrainingPhase(outgoing, asked, self.telling, rule, sent, how=self.secure)
         return TrainingPhase(outgoing, asked, self.telling, rule, sent)
 
     def _close_training(self, phase: TrainingPhase) -> RoundResult:
@@ -373,10 +378,10 @@ class MetaFedAvg(Strategy):
             asked = self._roster.idle(grid, asked)
         return EvaluationPhase(outgoing, asked, self.telling, self.max_weight, shape)
 
-    def _quorum(self, phase: Phase) -> Quorum | None:
-        """Return how many replies are enough, or None to wait for all."""
-        enough = math.ceil(self.min_reply_fraction * len(phase.messages))
-        return Quorum(enough, self.reply_grace) if enough < len(phase.messages) else None
+    def _quorum(self, asked: int) -> Quorum | None:
+        """Return how many replies of so many clients are enough, or None to wait for all."""
+        enough = math.ceil(self.min_reply_fraction * asked)
+        return Quorum(enough, self.reply_grace) if enough < asked else None
 
     def _evaluates_in(self, number: int) -> bool:
         return self.evaluation_interval > 0 and number % self.evaluation_interval == 0
@@ -385,15 +390,3 @@ class MetaFedAvg(Strategy):
         """Return averages over clients by this strategy's weights, or None without clients."""
         averages = average(client_metrics, self.weighting, self.max_weight)
         return MetricRecord({**averages.numbers, **averages.curves}) if client_metrics else None
-
-
-def _take_all(phase: Phase, replies: Iterable[Message]) -> None:
-    """Enter the replies that a loop which is not ours has collected."""
-    sender = sender_of(phase.messages)
-    for reply in replies:
-        phase.take(sender(reply), reply)
-
-
-def _not_configured(kind: str, server_round: int, phase: Phase | None) -> str:
-    called = f"was called for round {phase.round}" if phase else "was not called"
-    return f"Expected configure_{kind} before aggregate_{kind} of round {server_round}, but it {called}. Call it first."

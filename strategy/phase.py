@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
 
 from nufed.common.errors import WireError
 from nufed.common.events.event import PhaseName
@@ -16,7 +17,7 @@ from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply, check_params
 from nufed.strategy.aggregation import Aggregation, find_aggregation, server_step
-from nufed.strategy.exchange import time_to_live
+from nufed.strategy.exchange import MakeQuorum, iter_replies, time_to_live
 from nufed.strategy.members import Member
 from nufed.strategy.phase_record import PhaseRecord
 from nufed.strategy.private_rounds import PrivateRound
@@ -195,7 +196,20 @@ class TrainingPhase(Phase):
         self._held: dict[str, TrainReply] = {}
         largest = UNANNOUNCED_EXAMPLES if self._limit is None else self._limit
         total = len(asked) if rule.weighting == "uniform" else sum(min(most, largest) for most in self._most.values())
+        self._total = total
         self._aggregation = rule.start(sent, total)
+
+    def exchange(self, grid: Grid, timeout: float, quorum: MakeQuorum) -> None:
+        """Send the model and take the replies as they come; nothing that a client sends makes this raise.
+
+        Args:
+            grid: any Flower Grid.
+            timeout: seconds.
+            quorum: returns how many replies of so many clients are enough.
+        """
+        for node_id, reply in iter_replies(grid, self.messages, timeout, quorum(len(self.messages))):
+            self.take(node_id, reply)
+            del reply  # a model; it need not outlive the wait for the next one
 
     def close(self) -> RoundResult:
         """Return the round's result; w_{k+1} is w_k if no usable reply came, or too few for the rule.

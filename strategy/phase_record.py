@@ -53,6 +53,7 @@ class PhaseRecord:
         self._asked = dict(asked)
         self._outcomes: dict[str, Outcome] = {}
         self._problems: dict[str, str] = {}
+        self._overdue: dict[str, str] = {}
         self._told: set[str] = set()
         self._telling, self._about = telling, {"phase": phase, "round": round_number}
         self._bytes_down = bytes_down
@@ -85,6 +86,17 @@ class PhaseRecord:
                 if self._telling.events.is_read:
                     self._tell_reply(client_id, metrics, received)
 
+    def leave_out(self, client_id: str, outcome: Literal["rejected", "failed", "missing"], reason: str) -> None:
+        """Enter what became of a client that has not replied and will not be asked any more in this phase."""
+        if outcome == "missing":
+            self._overdue[client_id] = reason
+        else:
+            self._enter(client_id, outcome, reason)
+
+    def is_open(self, client_id: str) -> bool:
+        """Return whether nothing is known yet of what became of a client."""
+        return client_id not in self._outcomes and client_id not in self._overdue
+
     def reject_all(self, reason: str) -> None:
         """Enter the clients that replied as rejected: what all of them sent together is of no use."""
         for client_id in sorted(self.client_metrics):
@@ -96,7 +108,7 @@ class PhaseRecord:
         for client_id in self._asked.values():
             if client_id not in self._outcomes:
                 within = "" if timeout is None else f" within {timeout:g} s"
-                self._complain(client_id, "missing", f"no reply{within}")
+                self._complain(client_id, "missing", self._overdue.get(client_id, f"no reply{within}"))
 
     @property
     def counts(self) -> Counts:

@@ -57,6 +57,33 @@ class Averages:
 
 
 @dataclass(frozen=True)
+class SecureOutcome:
+    """How secure aggregation went in one round; nothing of it is about what single clients computed.
+
+    Attributes:
+        cohort: clients asked to take part.
+        threshold: clients that had to stay to the end.
+        summed: models in the sum; 0 if the round failed.
+        dropped: clients lost, by stage of the protocol; those lost after their model came are in the sum all the same.
+        late: why a client whose model is in the sum did not help to unmask it, by client id.
+        seconds: by stage.
+        bytes_up: of keys, shares and signatures received; masked models are counted with the arrays.
+        bytes_down: of keys, shares and signatures sent.
+        reason: why the round failed; empty if it did not.
+    """
+
+    cohort: int
+    threshold: int
+    summed: int
+    dropped: dict[str, int]
+    late: dict[str, str]
+    seconds: dict[str, float]
+    bytes_up: int
+    bytes_down: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class PhaseResult:
     """What a training or an evaluation phase left behind.
 
@@ -113,10 +140,12 @@ class RoundResult(PhaseResult):
     Attributes:
         params: w_{k+1}; w_k itself if no valid reply came and nothing is private.
         privacy: what the models so far have revealed; None without differential privacy.
+        secure: how secure aggregation went; None without.
     """
 
     params: Params
     privacy: Spent | None = None
+    secure: SecureOutcome | None = field(default=None, kw_only=True)
 
     @property
     def num_diverged(self) -> int:

@@ -28,6 +28,8 @@ KNOWS_FLOWER = {
     "client/app.py",
     "client/attending.py",
     "client/error_replies.py",
+    "client/secure_aggregation.py",
+    "common/secure_wire.py",
     "common/wire.py",
     "server/app.py",
     "server/run.py",

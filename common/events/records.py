@@ -100,6 +100,7 @@ class RoundClosed(Event):
         bytes_down: array content sent.
         seconds: wall time of the round and its evaluation.
         evaluation: curves of the participating clients, their problems and seconds; None without evaluation.
+        secure_aggregation: how secure aggregation went (nufed.strategy.results.SecureOutcome); None without.
     """
 
     kind: ClassVar[str] = "round"
@@ -121,11 +122,13 @@ class RoundClosed(Event):
     bytes_down: int | None = 0
     seconds: float = 0.0
     evaluation: Mapping[str, Any] | None = None
+    secure_aggregation: Mapping[str, Any] | None = None
 
     def reduced(self) -> Self:
         """Return the record without problems of single clients."""
         evaluation = {**self.evaluation, "problems": {}} if self.evaluation else None
-        return replace(self, problems={}, evaluation=evaluation)
+        secure = {**self.secure_aggregation, "late": {}} if self.secure_aggregation else None
+        return replace(self, problems={}, evaluation=evaluation, secure_aggregation=secure)
 
 
 @dataclass(frozen=True, kw_only=True)

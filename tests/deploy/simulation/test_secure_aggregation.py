@@ -1,0 +1,74 @@
+"""With secure aggregation a round ends with the same bytes as without, whoever is lost and whenever."""
+
+import pytest
+
+from tests.deploy.simulation.secure_federation import (
+    BEFORE_THE_SUM,
+    STAGES,
+    config_of,
+    initial,
+    one_round,
+    same,
+)
+
+
+@pytest.mark.parametrize("lost", [(2,), (0, 5)], ids=["one", "two"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_model_has_the_bytes_of_the_mean_over_the_same_clients(stage, lost):
+    """Clients lost before their model came are left out; those lost afterwards are in the sum all the same."""
+    config = config_of()
+    left_out = lost if stage in BEFORE_THE_SUM else ()
+
+    plain = one_round(config, secure=False, failing={"train": left_out})
+    masked = one_round(config, secure=True, failing={stage: lost})
+
+    assert same(masked.params, plain.params)
+    assert masked.counts == plain.counts
+    assert masked.secure.dropped == {stage: len(lost)}
+    assert masked.secure.summed == masked.counts.replied == 7 - len(left_out)
+    assert masked.problems.keys() == plain.problems.keys()
+    assert len(masked.secure.late) == len(lost) - len(left_out)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model.name": "cnn"},
+        {"federation.weighting": "examples", "data.partition": "dirichlet"},
+        {"federation.server-lr": 0.3},
+        {"privacy.secure-neighbours": 6, "data.num-clients": 9},
+    ],
+    ids=["cnn", "by-examples", "server-lr", "neighbours"],
+)
+def test_models_weights_and_steps_of_other_kinds_have_the_same_bytes_too(options):
+    config = config_of(**options)
+
+    masked, plain = one_round(config, secure=True), one_round(config, secure=False)
+
+    assert masked.counts.replied == config.data.num_clients
+    assert same(masked.params, plain.params)
+    assert not same(masked.params, initial(config))
+    assert masked.client_metrics.keys() == plain.client_metrics.keys()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_below_the_threshold_a_round_leaves_the_model_and_says_why(stage):
+    config = config_of()
+
+    result = one_round(config, secure=True, failing={stage: (0, 1, 2)})
+
+    assert same(result.params, initial(config))
+    assert result.secure.summed == result.counts.replied == 0
+    assert "Expected 5 of 7 clients, got 4" in result.secure.reason
+    assert result.counts.sampled == result.counts.rejected + result.counts.failed == 7
+    assert all("secure" in reason or "killed" in reason for reason in result.problems.values())
+    assert result.client_metrics == {}
+
+
+def test_rounds_of_two_clients_end_without_a_sum():
+    config = config_of(**{"data.num-clients": 2})
+
+    result = one_round(config, secure=True)
+
+    assert "at least 3 clients" in result.secure.reason
+    assert same(result.params, initial(config))
