@@ -43,12 +43,3 @@ def record_summary(config: RunConfig, history: History, members: Mapping[str, Me
 def with_record_costs(history: History, config: RunConfig, result: PhaseResult) -> History:
     """Return the history with what a round has cost its clients' records, where these are protected."""
     return history.after_training(result) if config.privacy.dp == "record" else history
-
-
-def record_line(summary: Mapping[str, Any]) -> str:
-    """Return what is said of `record_privacy` of a summary at a run's end; empty without it."""
-    if not (told := summary.get("record_privacy")):
-        return ""
-    delta = told["delta"] if isinstance(told["delta"], str) else f"{told['delta']:.3g}"
-    worst, middle = (told[name] for name in ("worst_epsilon", "median_epsilon"))
-    return f"each record of a client: ε = {worst:.3g} at worst, {middle:.3g} in the median client (δ = {delta})"

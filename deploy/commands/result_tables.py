@@ -144,6 +144,15 @@ def few_line(summary: Mapping[str, Any]) -> list[str]:
     return [f"Judged on fewer than 100 examples: {', '.join(found)}; 95 % intervals of {measure} are in clients.csv."]
 
 
+def record_line(summary: Mapping[str, Any]) -> list[str]:
+    """Return a line on what the run has cost each record; none without record-level privacy."""
+    if not (told := summary.get("record_privacy")):
+        return []
+    delta = told["delta"] if isinstance(told["delta"], str) else f"{told['delta']:.3g}"
+    worst, middle = (told[name] for name in ("worst_epsilon", "median_epsilon"))
+    return [f"Privacy of each record: ε = {worst:.3g} at the worst client, {middle:.3g} at the median (δ = {delta})."]
+
+
 def _said_of_each(groups: Mapping[str, Mapping[str, Any]], step: int, measure: str) -> list[str]:
     return [said(group, step, measure) if mean_of(group, measure) else "" for group in groups.values()]
 

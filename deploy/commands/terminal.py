@@ -24,6 +24,7 @@ from nufed.deploy.commands.result_tables import (
     clients_table,
     few_line,
     headline,
+    record_line,
     steps_shown,
     summary_table,
     turned_summary,
@@ -227,7 +228,7 @@ class JsonObserver:
 def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """Return the last lines of a run's output: status, target, replies that were not used, and the folder."""
     lines = [*_ending(summary, folder)]
-    lines += few_line(summary)
+    lines += few_line(summary) + record_line(summary)
     measure = summary.get("primary_metric") or "accuracy"
     if target := summary.get("target_metric") or (summary.get("target_accuracy") if measure == "accuracy" else None):
         reached = summary["rounds_to_target"]

@@ -68,7 +68,7 @@ def independent_epsilon(size, rounds, delta, noise=1.5, batch=20):
     """Return ε of that many rounds of two meta steps: an outer and an inner gradient, and a product, each by itself."""
     gaussian = dp_accounting.GaussianDpEvent(noise)
     event = dp_accounting.PoissonSampledDpEvent(batch / size, gaussian)
-    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, 1e-3)
     accountant.compose(dp_accounting.SelfComposedDpEvent(event, rounds * 2 * 3))
     return accountant.get_epsilon(delta)
 
