@@ -50,7 +50,14 @@ from nufed.server.run_state import RunState
 from nufed.server.shots import shots_summary
 from nufed.server.starting import starting_point
 from nufed.server.summary import curves_json, progress_curve, run_summary
-from nufed.server.withholding import lines_of_publication, shown_group, shown_reason, shown_record, shown_summary
+from nufed.server.withholding import (
+    lines_of_publication,
+    shown_clients,
+    shown_group,
+    shown_reason,
+    shown_record,
+    shown_summary,
+)
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.results import EvaluatedGroup
 from nufed.strategy.robust_options import check_config
@@ -341,7 +348,8 @@ class Run:
         if status == "nothing-trained":
             folder.remove_results()
         else:
-            table = folder.write_clients(curves) if self.publication.client_curves else b""
+            shown = shown_clients(curves, self.publication)
+            table = folder.write_clients(shown) if self.publication.client_curves else b""
             scaling = shared_scaling(self.config.data, process_settings(), seed=self.config.seed)
             folder.write_model(state.params, state.round, scaling, self._frozen)
             if status in ("complete", "diverged") and state.round == self._num_rounds:

@@ -1,7 +1,7 @@
 """What a run writes and tells of its rounds, evaluations and end, without what ε does not cover (docs/privacy.md)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,9 @@ from nufed.common.config import RunConfig
 from nufed.common.errors import DivergedError, NufedError
 from nufed.common.message_schema import NUM_EXAMPLES
 from nufed.common.privacy.publishing import IN_THE_LOG, Publication
+from nufed.common.privacy.rules import SMALLEST_COHORT
 from nufed.server.adaptation_curves import GroupCurves
+from nufed.server.client_curves import ClientCurves
 
 OF_PARTICIPANTS = ("sampled", "replied", "rejected", "failed", "missing", "gradient_evaluations", "hvps")
 """A round's numbers that tell how many clients took part."""
@@ -43,9 +45,11 @@ def shown_record(record: Mapping[str, Any], publication: Publication) -> dict[st
 def shown_group(group: GroupCurves | None, publication: Publication) -> GroupCurves | None:
     """Return a group's curves without what is nearly one client's, and without weights by numbers of examples.
 
-    The worst tenth of few clients is one client; a spread beside a mean of two is both of them.
+    The worst tenth of few clients is one client, and of the mean of two each finds the other's.
     """
     if group is None or not publication.evaluation:
+        return None
+    if group.num_clients < SMALLEST_COHORT and not publication.client_curves:
         return None
     unknown = (math.nan,) * len(group.loss)
     if not publication.client_curves:
@@ -54,6 +58,13 @@ def shown_group(group: GroupCurves | None, publication: Publication) -> GroupCur
         weighted = None if group.accuracy_weighted is None else unknown
         group = replace(group, accuracy_weighted=weighted, loss_weighted=unknown)
     return group
+
+
+def shown_clients(curves: Sequence[ClientCurves], publication: Publication) -> list[ClientCurves]:
+    """Return the lines of clients.csv, without numbers of examples where these are withheld."""
+    if publication.examples:
+        return list(curves)
+    return [replace(client, num_support=0, num_validation=0, num_test=0, confusion=()) for client in curves]
 
 
 def shown_summary(summary: Mapping[str, Any], config: RunConfig, publication: Publication) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Each row is a combination of options that would run and not be what it says: a g
 option without a meaning. docs/privacy.md shows the same table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nufed.common.config import RunConfig
@@ -290,6 +290,25 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
 )
 """In the order in which they are looked for."""
+
+
+def check_scales(config: RunConfig, found: Sequence[str]) -> None:
+    """Refuse means and scales that a simulation has taken of all clients' data, unless they are published by name.
+
+    Args:
+        config: the run's options as they were given.
+        found: which there are, e.g. `data.target-means`.
+
+    Raises:
+        ConfigError: there are some, and ε covers none of them.
+    """
+    if found and _has_dp(config) and not _publishes(config, "statistics"):
+        raise ConfigError(
+            f"privacy.dp={config.privacy.dp} contradicts {' and '.join(found)} of all clients' data, which have no "
+            "noise and would be part of the published model. Give means and scales that are known without these data "
+            "(0 and 1 leave values as they are), set data.input-scale and data.target-scale to none, or accept it with "
+            "--publish statistics."
+        )
 
 
 def check_privacy(config: RunConfig) -> None:

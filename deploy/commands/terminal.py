@@ -240,6 +240,13 @@ def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
         lines.append(
             "If models grew beyond bounds: lower --local-lr or --inner-lr, or set method.max-grad-norm, e.g. to 3."
         )
+    outside = summary.get("outside_epsilon") or {}
+    if "evaluation" in outside.get("withheld", ()):
+        lines.append(
+            "Evaluations are withheld: each client learns its own at home, and --publish evaluation shows means."
+        )
+    if published := outside.get("published"):
+        lines.append(f"Published although ε does not cover it: {', '.join(published)}")
     return [*lines, f"{summary['seconds']:.1f} s, {folder}"]
 
 

@@ -12,7 +12,7 @@ from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError, RunError
 from nufed.common.examples import Federation
 from nufed.common.privacy.publishing import Publication
-from nufed.common.privacy.rules import check_privacy
+from nufed.common.privacy.rules import check_privacy, check_scales
 from nufed.common.registry import find_registered
 from nufed.deploy.simulation.simulated_grid import SimulatedGrid
 from nufed.server.run import ServerOptions
@@ -81,7 +81,10 @@ def _settled(config: RunConfig, options: ServerOptions) -> tuple[RunConfig, Serv
 
     if not is_own_file(config.data):
         return config, options
-    config = settle(config)
+    given, config = config, settle(config)
+    keys = ("feature_means", "target_means")
+    inferred = [key for key in keys if getattr(config.data, key) and not getattr(given.data, key)]
+    check_scales(given, [f"data.{key.replace('_', '-')}" for key in inferred])
     options.events.say("what the data are (names, categories, classes, means) is written into the run's config.json")
     if not awaits_statistics(config.data):
         return config, options
@@ -105,7 +108,7 @@ def prepare(config: RunConfig) -> Federation:
     """
     from nufed.client.model_pair import model_pair
     from nufed.client.workplace import on_device
-    from nufed.common.data import load_federation
+    from nufed.common.data import load_federation, shared_scaling
     from nufed.common.meta.estimators import find_estimator
     from nufed.common.models import DTYPES
     from nufed.common.settings import process_settings
@@ -123,6 +126,12 @@ def prepare(config: RunConfig) -> Federation:
     task = with_loss_options(federation.task, config.task)
     for client in federation.clients:
         check_client_targets(client, task)
+    if config.privacy.dp != "none":
+        shared = shared_scaling(config.data, settings, seed=config.seed)
+        of_targets = shared.targets and not config.data.target_means
+        check_scales(
+            config, [*(["scales of inputs"] if shared.inputs else []), *(["scales of targets"] if of_targets else [])]
+        )
     client = on_device(weighted_client(federation.clients[0], task), settings.device)
     model_pair(config.model, task, config.seed, settings.device).losses(client, config.method)
     return replace(federation, notes=(*federation.notes, *_batch_notes(config, federation)))

@@ -283,9 +283,18 @@ class Run:
             ) from error
         return Run(target, self.origin)
 
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """What the run's records do not show, because ε does not cover it; empty without differential privacy.
+
+        What was published all the same is in `summary["outside_epsilon"]["published"]`.
+        """
+        return tuple((self.summary.get("outside_epsilon") or {}).get("withheld", ()))
+
     def __repr__(self) -> str:
         """Return what was run and what came out, in one line."""
         results = ", ".join(f"{group} {_told(curves, self)}" for group, curves in self._groups())
+        results = results or ("evaluations are withheld" if "evaluation" in self.withheld else "no evaluation")
         return f"<Run {self.config.name!r}: {self.summary['rounds']} rounds, {self.summary['status']}; {results}>"
 
     def _repr_html_(self) -> str:

@@ -1,0 +1,182 @@
+"""What ε does not cover leaves the server's process where it is named, and nowhere else: every file, event and page."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+from rich.console import Console
+
+import nufed
+from nufed.client import app as client_app
+from nufed.common.config import RunConfig
+from nufed.common.errors import ConfigError
+from nufed.common.events import EventStream
+from nufed.common.privacy.publishing import IN_THE_LOG
+from nufed.deploy.commands.terminal import TerminalObserver
+from nufed.deploy.dashboard.client_rows import Wanted
+from nufed.deploy.dashboard.run_view import RunView
+from nufed.deploy.monitoring.prometheus_metrics import kept_metrics
+from nufed.deploy.simulation.engines import simulate_checked
+from nufed.server.observer import ObserverSink
+from nufed.server.run import ServerOptions
+
+NAMES = [f"clinic-{letter}" for letter in "pqrstuvw"]
+FAILING = "clinic-q"
+OPTIONS = {
+    "data.num-clients": 5,
+    "data.num-new-clients": 3,
+    "data.feature-means": "0,0",
+    "data.feature-scales": "1,1",
+    "model.name": "linear",
+    "federation.num-rounds": 2,
+    "federation.participation-fraction": 1.0,
+    "evaluation.interval": 1,
+    "evaluation.num-adapt-steps": 2,
+    "evaluation.primary-step": 2,
+    "privacy.dp": "client",
+    "privacy.clip": 1.0,
+    "privacy.noise": 0.01,
+}
+ALL = "evaluation,client-curves,participants,examples,training-loss"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Rows of clients with names and numbers of rows that stand for nothing else."""
+    rng, path = np.random.default_rng(3), tmp_path_factory.mktemp("data") / "rows.csv"
+    lines = ["clinic,first,second,label"]
+    for number, name in enumerate(NAMES):
+        for first, second in rng.normal(size=(211 + 34 * number, 2)):
+            lines.append(f"{name},{first:.4f},{second:.4f},{int(first + number * second > 0)}")
+    path.write_text("\n".join(lines))
+    return path
+
+
+class Spied:
+    """What clients know, and all that came out of the server's process."""
+
+    def __init__(self, monkeypatch):
+        self.losses, self.sizes, self.curves = set(), set(), set()
+        train, judge = client_app.local_update, client_app.adaptation_curves
+
+        def trained(loss, params, support, method, stream):
+            if stream.client_id == FAILING:
+                raise RuntimeError(f"the loss is not finite on {len(support)} examples")
+            update = train(loss, params, support, method, stream)
+            self.losses.add(update.loss)
+            self.sizes.add(len(support))
+            return update
+
+        def judged(place, params, **rest):
+            found = judge(place, params, **rest)
+            self.curves |= {number for number in found["test-loss"] if number > 1e-3}
+            return found
+
+        monkeypatch.setattr(client_app, "local_update", trained)
+        monkeypatch.setattr(client_app, "adaptation_curves", judged)
+
+    def run(self, table, out, publish="", resume=None, **changes):
+        """Run a federation with everything that looks on, and keep what it saw."""
+        config = RunConfig().updated({**OPTIONS, "data.source": f"csv:{table}?label=label&user=clinic", **changes})
+        config = config.updated({"privacy.publish": publish})
+        shown, view, heard = io.StringIO(), RunView(), []
+        with EventStream() as events, TerminalObserver(Console(file=shown, width=200)) as observer:
+            view.connections = lambda: events.connections()  # noqa: PLW0108
+            events.attach(ObserverSink(observer), patience=None)
+            events.listen(lambda event: (heard.append(event), view.take(event.to_json())))
+            with kept_metrics(events) as registry:
+                simulate_checked(config, ServerOptions(out=out, resume=resume, events=events), engine="local")
+                assert events.flush()
+                exposition = generate_latest(registry).decode()
+        self.folder = resume or next(out.iterdir())
+        self.summary = json.loads((self.folder / "summary.json").read_text())
+        self.terminal, self.view = shown.getvalue(), view
+        pages = [view.snapshot(), view.page(Wanted())]
+        files = [path.read_bytes().decode("utf-8", "ignore") for path in self.folder.iterdir()]
+        told = [json.dumps(event.to_json()) for event in heard]
+        self.text = "\n".join([*files, *told, json.dumps(pages), exposition, self.terminal])
+        return self
+
+    def found(self):
+        """Return what of the clients' is among what came out."""
+        numbers = {f"{float(number):.6g}" for number in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", self.text)}
+        seen = {
+            "names": any(name in self.text for name in NAMES),
+            "sizes": any(re.search(rf"(?<![\d.:-]){size}(?![\d.:-])", self.text) for size in self.sizes),
+            "losses": any(f"{loss:.6g}" in numbers for loss in self.losses),
+            "curves": any(f"{number:.6g}" in numbers for number in self.curves),
+            "accuracy": bool(self.summary["participating"]),
+            "mean loss": any(
+                json.loads(line)["loss"] is not None
+                for line in (self.folder / "metrics.jsonl").read_text().splitlines()
+            ),
+            "counts": '"replied": 4' in self.text,
+        }
+        return {name for name, is_seen in seen.items() if is_seen}
+
+
+SHOWN = {
+    "": set(),
+    "evaluation": {"accuracy"},
+    "evaluation,client-curves": {"accuracy", "curves", "names"},
+    "participants": {"names", "counts"},
+    "participants,examples": {"names", "counts", "sizes"},
+    "training-loss": {"mean loss"},
+    ALL: {"names", "sizes", "losses", "curves", "accuracy", "mean loss", "counts"},
+}
+
+
+@pytest.mark.parametrize("publish", SHOWN)
+def test_a_run_shows_of_its_clients_what_it_names_and_nothing_else(table, tmp_path, monkeypatch, caplog, publish):
+    spied = Spied(monkeypatch).run(table, tmp_path, publish)
+
+    assert spied.found() == SHOWN[publish]
+    assert spied.summary["status"] == "complete"
+    assert f"Client {FAILING} is left out" in caplog.text  # whoever runs it must know
+    assert set(spied.summary["outside_epsilon"]["published"]) == set(filter(None, publish.split(",")))
+    named = publish.replace(",", ", ")
+    assert (f"although ε does not cover it: {named}" in spied.terminal) == bool(publish)
+
+
+def test_what_is_withheld_stays_so_when_the_run_goes_on_and_the_picture_and_table_are_not_made(
+    table, tmp_path, monkeypatch
+):
+    spied = Spied(monkeypatch).run(table, tmp_path)
+
+    spied.run(table, tmp_path, resume=spied.folder, **{"federation.num-rounds": 3})
+
+    assert (spied.found(), spied.summary["rounds"]) == (set(), 3)
+    assert not {"clients.csv", "curves.png", "shots.csv"} & {path.name for path in spied.folder.iterdir()}
+    assert "Evaluations are withheld" in spied.terminal
+    run = nufed.load_run(spied.folder)
+    assert run.withheld == ("evaluation", "client-curves", "participants", "examples", "training-loss", "statistics")
+    assert (len(run.curves()), len(run.history)) == (0, 3)
+    assert "withheld" in repr(run)
+
+
+def test_a_run_that_trains_nothing_ends_so_and_its_reason_names_nobody(table, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("the loss is not finite on 97 examples")
+
+    spied = Spied(monkeypatch)
+    monkeypatch.setattr(client_app, "local_update", fail)
+    with pytest.raises(nufed.NufedError, match="clinic-"):
+        spied.run(table, tmp_path)
+
+    (folder,) = tmp_path.iterdir()
+    text = "".join(path.read_text() for path in folder.glob("*.json*"))
+    assert f"NothingTrainedError: {IN_THE_LOG}" in text
+    assert not any(name in text for name in NAMES)
+    assert "97 examples" not in text
+
+
+def test_means_and_scales_of_all_clients_data_are_refused_or_named(table, tmp_path, monkeypatch):
+    open_means = {"data.feature-means": "", "data.feature-scales": ""}
+
+    with pytest.raises(ConfigError, match=r"data\.feature-means of all clients' data.*--publish statistics"):
+        Spied(monkeypatch).run(table, tmp_path, **open_means)
+    assert not list(tmp_path.iterdir())
+    Spied(monkeypatch).run(table, tmp_path, "statistics", **open_means)
