@@ -1,8 +1,6 @@
 """A run that is over: its model, its numbers as frames, its figure; and the way to go on with it."""
 
-import csv
 import html
-import io
 import math
 import shutil
 import tempfile
@@ -27,13 +25,13 @@ from nufed.common.settings import process_settings
 from nufed.library.arguments import as_folder
 from nufed.library.given_task import names_by_argument, read_judging
 from nufed.library.personal import remember_fine_tuning
+from nufed.library.run_files import problem_of, read_rows, read_summary, read_text, unfinished
 from nufed.library.turns import private
 from nufed.library.wording import in_words_of_python
 from nufed.server.adaptation_curves import GroupCurves
-from nufed.server.checkpoint import checkpoint_round, load_checkpoint
-from nufed.server.clients_table import CLIENTS, curves_of_row, metric_of
+from nufed.server.checkpoint import load_checkpoint
+from nufed.server.clients_table import curves_of_row, metric_of
 from nufed.server.history import History
-from nufed.server.outcome import SUMMARY
 from nufed.server.progress_lines import said
 from nufed.server.resuming import stored_config
 from nufed.server.round_record import group_metrics
@@ -107,8 +105,8 @@ class Run:
         """
         self.path, self.origin, self.temporary = as_folder(path, "path"), origin or Origin(), temporary
         self.config = stored_config(self.path)
-        self.summary = _summary(self.path) or _unfinished(self.path, self.config)
-        self._rows = _rows(self.path)
+        self.summary = read_summary(self.path) or unfinished(self.path, self.config)
+        self._rows = read_rows(self.path)
         self.params, self._frozen = kept_params(self.path)
 
     @cached_property
@@ -171,7 +169,7 @@ class Run:
         import pandas as pd
 
         columns = ["client", "group", "shots", "num_support", "short", "step", "metric", "value"]
-        return pd.DataFrame(list(shot_rows(_read(self.path / SHOTS_TABLE))), columns=columns)
+        return pd.DataFrame(list(shot_rows(read_text(self.path / SHOTS_TABLE))), columns=columns)
 
     @cached_property
     def clients(self) -> "DataFrame":
@@ -200,7 +198,7 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"Expected a round's JSON object on each line of {self.path / METRICS}, but "
-                f"{_problem(error)}. Put the line right."
+                f"{problem_of(error)}. Put the line right."
             ) from error
         return pd.DataFrame(rows)
 
@@ -317,57 +315,6 @@ class Run:
                 for step, value in enumerate(curve):
                     if value == value:
                         yield row["client_id"], row["group"], step, split, metric, value
-
-
-def _read(path: Path) -> str:
-    """Return a file's text; nothing if there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError) as error:
-        raise RunError(f"Expected to read {path}, but {error}. Put back a copy that is whole.") from error
-
-
-def _summary(path: Path) -> dict[str, Any] | None:
-    """Return the content of summary.json; None if there is none."""
-    text = _read(path / SUMMARY)
-    if not text:
-        return None
-    try:
-        summary = parse_object(text)
-        _ = summary["status"], summary["rounds"], summary["primary_step"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"Expected a run's summary in {path / SUMMARY}, but {_problem(error)}. Put back a copy that is whole."
-        ) from error
-    return summary
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Return the lines of clients.csv; none if there is no such file."""
-    reader = csv.DictReader(io.StringIO(_read(path / CLIENTS)))
-    rows = list(reader)
-    if rows and not {"client_id", "group"} <= set(reader.fieldnames or ()):
-        raise RunError(
-            f"Expected the columns client_id and group in {path / CLIENTS}, but found "
-            f"{', '.join(reader.fieldnames or ())}. Put back a copy that is whole."
-        )
-    return rows
-
-
-def _problem(error: Exception) -> str:
-    """Return what is wrong with a file's content."""
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
-
-
-def _unfinished(path: Path, config: RunConfig) -> dict[str, Any]:
-    """Return the summary of a run that was killed, or is going on in another process."""
-    return {
-        "status": "unfinished",
-        "rounds": checkpoint_round(path) or 0,
-        "primary_step": config.evaluation.primary_step,
-    }
 
 
 def _told(curves: Mapping[str, Any], run: Run) -> str:

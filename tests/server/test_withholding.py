@@ -11,6 +11,7 @@ from rich.console import Console
 
 import nufed
 from nufed.client import app as client_app
+from nufed.client import training
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.common.events import EventStream
@@ -60,7 +61,7 @@ class Spied:
 
     def __init__(self, monkeypatch):
         self.losses, self.sizes, self.curves = set(), set(), set()
-        train, judge = client_app.local_update, client_app.adaptation_curves
+        train, judge = training.local_update, client_app.adaptation_curves
 
         def trained(loss, params, support, method, stream):
             if stream.client_id == FAILING:
@@ -75,7 +76,7 @@ class Spied:
             self.curves |= {number for number in found["test-loss"] if number > 1e-3}
             return found
 
-        monkeypatch.setattr(client_app, "local_update", trained)
+        monkeypatch.setattr(training, "local_update", trained)
         monkeypatch.setattr(client_app, "adaptation_curves", judged)
 
     def run(self, table, out, publish="", resume=None, **changes):
@@ -157,18 +158,18 @@ def test_what_is_withheld_stays_so_when_the_run_goes_on_and_the_picture_and_tabl
     assert "withheld" in repr(run)
 
 
-def test_a_run_that_trains_nothing_ends_so_and_its_reason_names_nobody(table, tmp_path, monkeypatch):
+def test_the_reason_of_an_error_names_nobody_but_to_whom_runs_it(table, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("the loss is not finite on 97 examples")
 
     spied = Spied(monkeypatch)
-    monkeypatch.setattr(client_app, "local_update", fail)
-    with pytest.raises(nufed.NufedError, match="clinic-"):
+    monkeypatch.setattr(client_app, "EvaluateReply", fail)
+    with pytest.raises(nufed.NufedError, match=r"clinic-.*97 examples"):
         spied.run(table, tmp_path)
 
     (folder,) = tmp_path.iterdir()
     text = "".join(path.read_text() for path in folder.glob("*.json*"))
-    assert f"NothingTrainedError: {IN_THE_LOG}" in text
+    assert f"RunError: {IN_THE_LOG}" in text
     assert not any(name in text for name in NAMES)
     assert "97 examples" not in text
 
