@@ -107,17 +107,7 @@ def epsilon(steps: Steps, delta: float) -> float:
         raise ConfigError(f"delta must lie between {SMALLEST_DELTA:g} and 1, got {delta:g}")
     if any(count < 0 for count in steps.values()):
         raise ConfigError(f"steps are counted from 0, got {min(steps.values())}")
-    items = tuple((step, count) for step, count in steps.items() if count and step.rate > 0)
-    if not items:
-        return 0.0
-    if any(step.noise == 0 for step, _ in items):
-        return math.inf
-    interval = _interval(items)
-    if len(items) > 3:  # whatever was done before the last steps is composed once, and remembered
-        return float(_composed(items, interval).get_epsilon_for_delta(delta))
-    times = math.gcd(*(count for _, count in items))  # rounds that are alike: one is composed, and remembered
-    one = _composed(tuple((step, count // times) for step, count in items), interval)
-    return float(_repeated(one, times).get_epsilon_for_delta(delta))
+    return _epsilon(tuple((step, count) for step, count in steps.items() if count and step.rate > 0), delta)
 
 
 def calibrated_noise(
@@ -269,6 +259,21 @@ def _interval(items: tuple[tuple[SampledGaussian, int], ...]) -> float:
     fine = spread / math.sqrt(total) / POINTS_PER_DEVIATION
     coarse = (max(_width(step) for step, _ in items) + 20 * spread) / MOST_POINTS
     return float(2.0 ** math.floor(math.log2(max(min(fine, COARSEST_INTERVAL), coarse))))
+
+
+@lru_cache(maxsize=64)
+def _epsilon(items: tuple[tuple[SampledGaussian, int], ...], delta: float) -> float:
+    """Return ε; what a round would cost is asked for before it, and once more after it."""
+    if not items:
+        return 0.0
+    if any(step.noise == 0 for step, _ in items):
+        return math.inf
+    interval = _interval(items)
+    if len(items) > 3:  # whatever was done before the last steps is composed once, and remembered
+        return float(_composed(items, interval).get_epsilon_for_delta(delta))
+    times = math.gcd(*(count for _, count in items))  # rounds that are alike: one is composed, and remembered
+    one = _composed(tuple((step, count // times) for step, count in items), interval)
+    return float(_repeated(one, times).get_epsilon_for_delta(delta))
 
 
 @lru_cache(maxsize=32)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from nufed.common.durable_file import write_bytes, write_text, writing
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
+from nufed.deploy.experiments.privacy_figure import levels_of, privacy_figure, privacy_table
 from nufed.deploy.experiments.report_figures import (
     adaptation_figure,
     clients_figure,
@@ -46,7 +47,7 @@ def write_report(story: Story, path: Path) -> None:
     Raises:
         RunError: the system refuses.
     """
-    drawn = draw(figures_of(story.main))
+    drawn = draw(figures_of(story.main) | _privacy_figures(story))
     folder = figures_folder(path)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,6 +76,11 @@ def figures_of(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
     return figures
 
 
+def _privacy_figures(story: Story) -> dict[str, Callable[[], Figure]]:
+    levels = levels_of(story.settings)
+    return {f"privacy-{group}": partial(privacy_figure, levels, group) for group in story.main.groups if levels}
+
+
 def baseline_of(comparison: Comparison) -> str:
     """Return the method that differences are shown against; empty for a single method."""
     if len(comparison.runs) < 2:
@@ -86,6 +92,11 @@ def baseline_of(comparison: Comparison) -> str:
 def page(story: Story, drawn: Drawn) -> str:
     """Return the whole page."""
     main, parts = story.main, [_verdict(story)]
+    if levels := levels_of(story.settings):
+        tables = "".join(
+            f"<h3>{GROUP_NAMES[group].capitalize()}</h3>{_table(privacy_table(levels, group))}" for group in main.groups
+        )
+        parts.append(_pictures("What privacy costs", drawn, "privacy", _PRIVACY) + _section("In numbers", tables, ""))
     parts += [_pictures("How the server's model adapts", drawn, "adaptation", _ADAPTATION)]
     if any(name.startswith("progress") for name in drawn):
         parts.append(_pictures("What it took", drawn, "progress", _PROGRESS))
@@ -224,6 +235,8 @@ def _shade(table: TextTable, row: int, column: int) -> str:
 _CAPTIONS = {
     "adaptation-new": "New clients, never in training. Band: 95 % interval over seeds, for up to six methods.",
     "adaptation-participating": "Participating clients. Band: 95 % interval over seeds, for up to six methods.",
+    "privacy-new": "New clients after s* steps, against ε. Bars: lowest and highest seed.",
+    "privacy-participating": "Participating clients after s* steps, against ε. Bars: lowest and highest seed.",
     "progress-rounds": "Participating clients after s* steps, against rounds: what communication costs.",
     "progress-gradients": "The same against computation (logarithmic): larger ν costs more for each round.",
     "progress-bytes": "The same against bytes.",
@@ -240,6 +253,7 @@ _METRICS = (
 _CLIENTS_TABLE = "After s* steps; [ ]: 95 % interval, where a client was judged on fewer than 100 examples."
 _ADAPTATION = "Each client starts from the same model and takes s full steps on its own support data."
 _PROGRESS = "Mean over seeds and participating clients."
+_PRIVACY = "Each setting with its own ε; none: the same run without clipping and noise."
 _MATRIX = "Exact methods (ν = 0 is FedAvg). Darker is better within a column; the best of each column is bold."
 _CLIENTS = "A mean can hide clients that are served badly."
 _TARGETS = "Median over seeds (range). “>” means not reached within the run. Gradients: equivalents of one client."

@@ -6,6 +6,7 @@ from nufed.common.errors import RunError
 from nufed.common.examples import Group
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
 from nufed.deploy.experiments.hypotheses import Finding
+from nufed.deploy.experiments.privacy_figure import levels_of, privacy_table
 from nufed.deploy.experiments.report import baseline_of
 from nufed.deploy.experiments.report_tables import (
     TextTable,
@@ -36,6 +37,7 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     parts = [f"{heading} {story.title}", story.about, _provenance(story)]
     if story.main.sign < 0:
         parts.append(f"Differences of {story.main.measure} are signed so that + is better: less of it.")
+    parts += _against_epsilon(story)
     for graded in story.settings:
         comparison = graded.comparison
         parts.append(f"{small} Setting `{graded.name}`" if graded.name else "")
@@ -57,6 +59,15 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     if story.diverged:
         parts.append(left_out(story.diverged))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _against_epsilon(story: Story) -> list[str]:
+    if not (levels := levels_of(story.settings)):
+        return []
+    measured = f"{story.main.measure} after {steps(story.main.primary_step)} against ε"
+    titles = [f"{GROUP_NAMES[group].capitalize()}, {measured}:" for group in story.main.groups]
+    tables = [markdown_table(privacy_table(levels, group)) for group in story.main.groups]
+    return [part for both in zip(titles, tables, strict=True) for part in both]
 
 
 def _all_metrics(comparison: Comparison, group: Group) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -250,3 +251,39 @@ def test_methods_keep_the_order_of_the_suite():
     runs = [made_run(name, 0, CURVES[name], config=OPTIONS[name]) for name in ("fo-2", "fedavg")]
 
     assert list(compare(runs, LABELS).runs) == ["fedavg", "fo-2"]
+
+
+def private_setting(name, spent, source="digits"):
+    """Return a setting whose two methods reach 10 × ε % after s*, without noise 90 %, ν = 1 a point less."""
+    reached = 0.9 if spent is None else spent / 10
+    options = {"data.source": source, "privacy.dp": "none" if spent is None else "client"}
+    runs = [
+        replace(
+            run, summary={**run.summary, **({} if spent is None else {"privacy": {"epsilon": spent + 0.001 * seed}})}
+        )
+        for seed in range(2)
+        for method, value in (("fedavg", reached), ("per-fedavg", reached - 0.01))
+        for run in [made_run(method, seed, [value] * (NUM_STEPS + 1), config={**OPTIONS[method], **options})]
+    ]
+    return Graded(name, 0.0, compare(runs, LABELS, reference="fedavg", baseline="per-fedavg"))
+
+
+def test_a_report_of_several_epsilons_shows_what_privacy_costs(tmp_path):
+    settings = [private_setting("plain", None), private_setting("much", 4.0), private_setting("little", 0.5)]
+    told = story(settings=[*settings, private_setting("alone", 2.0, source="mnist")], choices={})
+
+    write_report(told, tmp_path / "report.html")
+    text = markdown_report(told)
+
+    assert {"privacy-new.svg", "privacy-participating.png"} <= {
+        path.name for path in (tmp_path / "report-figures").iterdir()
+    }
+    assert "What privacy costs" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:5] for line in text.splitlines() if line.startswith("| digits")]
+    assert [[cell.split("±")[0].strip() for cell in row] for row in rows[:3]] == [
+        ["digits", "0.5", "5.0", "4.0"],
+        ["digits", "4", "40.0", "39.0"],
+        ["digits", "none", "90.0", "89.0"],
+    ]
+    assert "| mnist" not in text  # one ε is no comparison
+    assert "against ε" not in markdown_report(story())
