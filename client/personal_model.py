@@ -8,7 +8,7 @@ was made of, and loss and accuracy before and after on the held-out test split. 
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from nufed.client.keeping import NOT_JUDGED, UNJUDGED, Choice, Judged, Keep, Kept, Primary, choose, find_keep, judged
 from nufed.client.personalize import adapted_points
+from nufed.client.record_cost import RecordCost
+from nufed.client.record_privacy import known_cost
 from nufed.client.workplace import Workplace
 from nufed.common import __version__
 from nufed.common.config import RunConfig, Scalar
@@ -63,6 +65,7 @@ class PersonalModel:
         target_scaling: how values to predict were scaled; None where they were not.
         columns: of the table, in the order of the inputs; empty where there is none.
         choice: whether `params` are the fine-tuned ones, or the shared model's because these are better.
+        cost: what the client's records have cost in privacy; None where that is not accounted for.
     """
 
     params: Params
@@ -79,6 +82,7 @@ class PersonalModel:
     target_scaling: TargetScaling | None = None
     columns: tuple[Column, ...] = ()
     choice: Choice = UNJUDGED
+    cost: RecordCost | None = None
 
     @property
     def num_steps(self) -> int:
@@ -144,7 +148,7 @@ def primary_of(place: Workplace) -> Primary:
 
 
 def personalize_after_run(
-    place: Workplace, params: Mapping[str, Tensor], path: Path, keep: Keep = "best"
+    place: Workplace, params: Mapping[str, Tensor], path: Path, keep: Keep = "best", cost: RecordCost | None = None
 ) -> PersonalModel:
     """Adapt the final model of a run and leave the personal model at `path`, whole or not at all.
 
@@ -152,7 +156,7 @@ def personalize_after_run(
         ModelError: as `personalize`.
         RunError: the file cannot be written.
     """
-    personal = personalize(place, params, keep)
+    personal = replace(personalize(place, params, keep), cost=cost)
     save_personal_model(path, personal)
     return personal
 
@@ -166,7 +170,8 @@ def keep_after_run(
         ModelError: as `personalize`.
         RunError: the file cannot be written.
     """
-    personal = personalize_after_run(place, params, path, find_keep(str(node_config.get("keep", "best"))))
+    keep, cost = find_keep(str(node_config.get("keep", "best"))), known_cost(place, node_config)
+    personal = personalize_after_run(place, params, path, keep, cost)
     if personal.choice.told:
         tell_here("%s: %s", place.data.client_id, personal.choice.told)
 
@@ -239,6 +244,7 @@ def save_personal_model(path: Path, model: PersonalModel) -> None:
         **({"frozen": model.frozen} if model.frozen else {}),
         "target_scaling": model.target_scaling.to_json() if model.target_scaling else None,
         "columns": [vars(column) for column in model.columns],
+        **({"record_privacy": vars(model.cost)} if model.cost else {}),
         "kept": model.choice.kept,
         "validation": {
             "num_examples": model.choice.num_examples,
@@ -277,6 +283,7 @@ def load_personal_model(path: Path) -> PersonalModel:
             frozen=str(stored.get("frozen", "")),
             target_scaling=TargetScaling.from_json(stored.get("target_scaling")),
             columns=tuple(_column(column) for column in stored.get("columns", ())),
+            cost=RecordCost(**stored["record_privacy"]) if "record_privacy" in stored else None,
             choice=_choice(stored.get("kept", "personal"), stored.get("validation", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

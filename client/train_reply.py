@@ -13,7 +13,8 @@ def train_reply(
 ) -> TrainReply:
     """Return the reply that carries an update, without what the run withholds.
 
-    How long training took is left out with the numbers of examples, which it tells of.
+    How long training took is left out with the numbers of examples, which it tells of; so is ε, which follows from
+    them.
 
     Args:
         update: the client's work.
@@ -27,6 +28,5 @@ def train_reply(
     metrics |= {"gradient-evaluations": update.costs.gradient_evaluations, "hvps": update.costs.hvps}
     if shown.examples:
         metrics |= {"with-replacement": int(update.with_replacement), "seconds": seconds}
-    if cost is not None:
-        metrics["epsilon"] = cost.epsilon
+        metrics |= {"epsilon": cost.epsilon} if cost else {}
     return TrainReply(update.params, num_examples if shown.examples else 0, metrics)

@@ -15,8 +15,9 @@ from nufed.strategy.results import PhaseResult
 def record_summary(config: RunConfig, history: History, members: Mapping[str, Member]) -> dict[str, Any]:
     """Return `record_privacy` of summary.json: ε of a record, worst and median over clients; nothing without it.
 
-    A client that keeps an account tells what it has spent, redone rounds included. Of a simulated one the rounds that
-    it was asked in are counted. ε of single clients tells their numbers of examples, and is shown where these are.
+    A client with data of its own tells what it has spent, redone rounds included, where numbers of examples are
+    published, for ε tells of them; else it keeps that to itself, and all that is known here is the run's own ε, which
+    no client passes. Of a simulated client the rounds that it was asked in are counted.
 
     Args:
         config: the run's options.
@@ -33,9 +34,10 @@ def record_summary(config: RunConfig, history: History, members: Mapping[str, Me
     found = list(each.values())
     told: dict[str, Any] = {
         "unit": "record",
-        "worst_epsilon": max(found, default=0.0),
-        "median_epsilon": median(found) if found else 0.0,
+        "worst_epsilon": max(found) if found else config.privacy.epsilon or None,
+        "median_epsilon": median(found) if found else None,
         "delta": config.privacy.delta or "N^-1.1 of each client",
+        "num_untold": len(history.rounds_asked) - len(found),
     }
     return {"record_privacy": {**told, "epsilons": each} if Publication.of(config).examples else told}
 

@@ -150,7 +150,13 @@ def record_line(summary: Mapping[str, Any]) -> list[str]:
         return []
     delta = told["delta"] if isinstance(told["delta"], str) else f"{told['delta']:.3g}"
     worst, middle = (told[name] for name in ("worst_epsilon", "median_epsilon"))
-    return [f"Privacy of each record: ε = {worst:.3g} at the worst client, {middle:.3g} at the median (δ = {delta})."]
+    if middle is not None:
+        said = f"ε = {worst:.3g} at the worst client, {middle:.3g} at the median (δ = {delta})"
+    elif worst is not None:
+        said = f"ε is at most {worst:.3g} (δ = {delta}); each client's own log says what it has spent"
+    else:
+        said = "each client's own log says ε (it follows from N; --publish examples has it told)"
+    return [f"Privacy of each record: {said}."]
 
 
 def _said_of_each(groups: Mapping[str, Mapping[str, Any]], step: int, measure: str) -> list[str]:

@@ -29,7 +29,9 @@ def describe_answer(message: Message, reply: Message, seconds: float) -> str | N
         return f"{done} of the server's model on {_number(reply, NUM_EXAMPLES)} test examples, {seconds:.1f} s"
     loss = _number(reply, "loss")
     shown = f", loss {loss:.4g}" if isinstance(loss, float) else ""
-    return f"{done}: trained on {_number(reply, NUM_EXAMPLES)} examples{shown}, {seconds:.1f} s"
+    examples = _number(reply, NUM_EXAMPLES)
+    on = f" on {examples} examples" if examples else ""  # 0 where their number is withheld
+    return f"{done}: trained{on}{shown}, {seconds:.1f} s"
 
 
 def answer_event(message: Message, reply: Message, seconds: float, client: str) -> Event | None:

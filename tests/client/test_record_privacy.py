@@ -11,6 +11,7 @@ import torch
 from dp_accounting import pld
 
 from nufed.client import record_privacy
+from nufed.client.personal_model import load_personal_model
 from nufed.client.record_privacy import check_budget, plan_of
 from nufed.client.workplace import forget_workplaces, workplace
 from nufed.common.config import RunConfig
@@ -75,18 +76,25 @@ def independent_epsilon(size, rounds, delta, noise=1.5, batch=20):
 
 def test_each_round_is_in_the_ledger_and_costs_what_an_independent_account_says_also_after_a_restart(node):
     size = len(place_of(node).data.support)
+    open_run = RECORD.updated({"privacy.publish": "examples"})
 
-    replies = [trained(node) for _ in range(2)]
+    replies = [trained(node, open_run) for _ in range(2)]
     restart()
-    replies.append(trained(node))  # the server asks for the same round once more
+    replies.append(trained(node, open_run))  # the server asks for the same round once more
 
     expected = [independent_epsilon(size, count, size**-1.1) for count in (1, 2, 3)]
     assert [reply.metrics["epsilon"] for reply in replies] == pytest.approx(expected, rel=5e-3)
     assert len(ledger(node)) == 3
-    assert "loss" not in replies[0].metrics
-    assert "seconds" not in replies[0].metrics
+
+
+def test_what_tells_of_the_records_or_of_their_number_stays_at_the_client_unless_it_is_published(node):
+    closed = trained(node)
     published = trained(node, RECORD.updated({"privacy.publish": "training-loss"}))
+
+    assert set(closed.metrics) == {"gradient-evaluations", "hvps"}
+    assert closed.num_examples == 0
     assert math.isfinite(published.metrics["loss"])
+    assert "epsilon" not in published.metrics
 
 
 def test_beyond_its_own_budget_a_client_trains_no_more_for_any_run_and_is_still_evaluated(node, caplog):
@@ -175,6 +183,20 @@ def test_a_budget_needs_a_file_that_remembers_it(tmp_path):
     with pytest.raises(ConfigError, match="Give --privacy-ledger"):
         check_budget({"data": "digits#0/4", "max-epsilon": 1.0})
     check_budget({"data": "digits#0/4", "max-epsilon": 1.0, "personal-model": str(tmp_path / "own.safetensors")})
+
+
+def test_the_personal_model_says_what_the_records_have_cost(node, tmp_path):
+    path = tmp_path / "own.safetensors"
+    params = model_params(place_of(node).model)
+    for run in (RECORD, RECORD.updated({"name": "other"}), RECORD):
+        trained(node, run)
+
+    ask("evaluate", RECORD, {**node, "personal-model": str(path)}, params, final=True)
+
+    cost, size = load_personal_model(path).cost, len(place_of(node).data.support)
+    costs = [independent_epsilon(size, count, size**-1.1) for count in (2, 3)]
+    assert (cost.epsilon, cost.in_all) == pytest.approx(costs, rel=5e-3)
+    assert cost.num_rounds == 2
 
 
 def test_two_runs_with_one_seed_differ_and_under_a_test_key_they_do_not(node, monkeypatch, caplog):
