@@ -3,11 +3,7 @@
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
-
-import grpc
 
 from nufed.common.events import Connection, EventStream, Joined, Left
 
@@ -114,37 +110,3 @@ class Connections:
         while len(self._nodes) > _MOST_NODES:
             self._nodes.popitem(last=False)
         return seen
-
-
-class Counted(grpc.ServerInterceptor):  # type: ignore[misc]
-    """Notes every call that is answered; belongs where callers are known and responses not yet bytes on the line.
-
-    Args:
-        connections: takes note.
-    """
-
-    def __init__(self, connections: Connections) -> None:
-        self._connections = connections
-
-    def intercept_service(
-        self, continuation: Callable[[Any], Any], handler_call_details: grpc.HandlerCallDetails
-    ) -> grpc.RpcMethodHandler:
-        """Wrap what answers the call."""
-        handler = continuation(handler_call_details)
-        _, _, service_and_method = handler_call_details.method.partition("/flwr.proto.Fleet/")
-        if handler is None or handler.unary_unary is None or not service_and_method:
-            return handler
-
-        def answer(request: Any, context: grpc.ServicerContext) -> Any:
-            node_id = request.node.node_id if hasattr(request, "node") else getattr(request, "node_id", 0)
-            if not node_id:
-                return handler.unary_unary(request, context)
-            self._connections.note_request(node_id, service_and_method, request.ByteSize())
-            response = handler.unary_unary(request, context)
-            is_bytes = isinstance(response, bytes)
-            size = len(response) if is_bytes else response.ByteSize()
-            is_message = is_bytes or bool(getattr(response, "messages_list", ()))
-            self._connections.note_response(node_id, service_and_method, size, is_message=is_message)
-            return response
-
-        return grpc.unary_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)

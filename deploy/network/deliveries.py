@@ -12,7 +12,8 @@ Whatever comes for a message that is not expected is refused: it is late, or was
 """
 
 import threading
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -23,9 +24,8 @@ from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network import pieces
 from nufed.deploy.network.message_bytes import message_parts
 from nufed.deploy.network.pieces import CutBytes
+from nufed.deploy.network.reply_bounds import largest_reply
 from nufed.deploy.network.uploads import Upload
-
-_LARGEST_GROWTH, _LARGEST_SMALL_REPLY = 4, headers.WHOLE_LIMIT
 
 
 @dataclass
@@ -37,6 +37,7 @@ class _Delivery:
     pieces: dict[int, bytes] = field(default_factory=dict)
     reply: Message | None = None
     upload: Upload | None = None
+    held: int = 0
 
     @property
     def node_id(self) -> int:
@@ -44,7 +45,13 @@ class _Delivery:
 
 
 class Deliveries:
-    """Holds what is kept for each message; any thread may call any method."""
+    """Holds what is kept for each message; any thread may call any method.
+
+    Attributes:
+        held_bytes: of replies, from their first piece until the ServerApp has done with them.
+        num_complete: replies among them that the ServerApp could take or has taken.
+        on_released: called when something is let go of.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -52,12 +59,31 @@ class Deliveries:
         self._taken: dict[int, set[str]] = {}
         self._lost: set[str] = set()
         self._answered: set[str] = set()
+        self._given_out: dict[str, int] = {}
+        self._complete: set[str] = set()
+        self._held_by: Counter[int] = Counter()
+        self.held_bytes = 0
+        self.on_released: Callable[[], object] = lambda: None
+
+    @property
+    def num_complete(self) -> int:
+        """How many replies the ServerApp could take or works on."""
+        return len(self._complete) + len(self._given_out)
+
+    def held_by(self, node_id: int) -> int:
+        """Return the bytes that are held of a node's replies that the ServerApp has not taken."""
+        return self._held_by[node_id]
+
+    def expected_from(self, node_id: int) -> int:
+        """Return the bytes of the largest reply to what a node has taken; 0 if it has taken nothing."""
+        with self._lock:
+            taken = (self._open.get(message_id) for message_id in self._taken.get(node_id, ()))
+            return max((delivery.largest_reply for delivery in taken if delivery), default=0)
 
     def expect(self, message: Message, *, whole: bool) -> None:
         """Take replies to a message until `forget` is called."""
-        largest = _LARGEST_GROWTH * headers.array_bytes(message) + _LARGEST_SMALL_REPLY
         with self._lock:
-            self._open[message.metadata.message_id] = _Delivery(message, whole, largest)
+            self._open[message.metadata.message_id] = _Delivery(message, whole, largest_reply(message))
 
     def forget(self, message_id: str) -> None:
         """Drop what is kept for a message: it is answered or withdrawn."""
@@ -65,9 +91,32 @@ class Deliveries:
             delivery = self._open.pop(message_id, None)
             self._lost.discard(message_id)
             self._answered.discard(message_id)
+            self._complete.discard(message_id)
             if delivery is None:
                 return
-            self._taken.get(delivery.node_id, set()).discard(message_id)
+            self._drop_taken(delivery.node_id, message_id)
+            self._hold(delivery, -delivery.held)
+        self.on_released()
+
+    def note_folded(self, message_id: str) -> None:
+        """Let go of the room of a reply that was taken: the ServerApp has done with it."""
+        with self._lock:
+            self.held_bytes -= self._given_out.pop(message_id, 0)
+        self.on_released()
+
+    def _hold(self, delivery: _Delivery, more: int) -> None:
+        """Note that `more` bytes of a reply are held."""
+        delivery.held += more
+        self.held_bytes += more
+        self._held_by[delivery.node_id] += more
+        if not self._held_by[delivery.node_id]:
+            del self._held_by[delivery.node_id]
+
+    def _drop_taken(self, node_id: int, message_id: str) -> None:
+        if taken := self._taken.get(node_id):
+            taken.discard(message_id)
+            if not taken:
+                del self._taken[node_id]
 
     # Towards a node
 
@@ -129,6 +178,7 @@ class Deliveries:
                 return False
             if (number + 1) * pieces.PIECE_BYTES > delivery.largest_reply:
                 return False
+            self._hold(delivery, len(content) - len(delivery.pieces.get(number, b"")))
             delivery.pieces[number] = content
             return True
 
@@ -139,9 +189,10 @@ class Deliveries:
             if delivery is None or delivery.node_id != node_id:
                 return None
             found, delivery.pieces = delivery.pieces, {}
-        # `count` may be any number that a client thought of: nothing of that size is made.
-        if len(found) != count or max(found, default=-1) != count - 1:
-            return None
+            # `count` may be any number that a client thought of: nothing of that size is made.
+            if len(found) != count or max(found, default=-1) != count - 1:
+                self._hold(delivery, -sum(map(len, found.values())))
+                return None
         return [found[number] for number in range(count)]
 
     def accepts(self, reply: message_pb2.Metadata, size: int) -> bool:
@@ -162,6 +213,8 @@ class Deliveries:
             if delivery.reply is not None:
                 return bool(delivery.reply.metadata.message_id == reply.metadata.message_id)
             delivery.reply = reply
+            self._hold(delivery, headers.array_bytes(reply) - delivery.held)
+            self._complete.add(reply.metadata.reply_to_message_id)
             return True
 
     def drop_reply(self, message_id: str) -> None:
@@ -169,6 +222,8 @@ class Deliveries:
         with self._lock:
             if delivery := self._open.get(message_id):
                 delivery.reply = None
+                self._hold(delivery, -delivery.held)
+                self._complete.discard(message_id)
 
     def take_reply(self, message_id: str) -> Message | None:
         """Return the reply to a message if it came whole."""
@@ -177,7 +232,15 @@ class Deliveries:
             if delivery is None:
                 return None
             reply, delivery.reply = delivery.reply, None
+            self._give_out(message_id, delivery)
             return reply
+
+    def _give_out(self, message_id: str, delivery: _Delivery) -> None:
+        """Count a reply as the ServerApp's, until it is folded."""
+        held, self._given_out[message_id] = delivery.held, delivery.held
+        self._complete.discard(message_id)
+        self._hold(delivery, -held)
+        self.held_bytes += held
 
     def begin_upload(self, message_id: str, reply_id: str, object_ids: Iterable[str]) -> list[str]:
         """Expect a reply as objects, and return the names of those to send; the reply that was announced first stands.
@@ -200,6 +263,7 @@ class Deliveries:
         with self._lock:
             if delivery := self._open.get(message_id):
                 delivery.upload = None
+                self._hold(delivery, -delivery.held)
 
     def add_object(self, node_id: int, message_id: str, object_id: str, content: bytes) -> bool:
         """Keep an object of a node's reply to a message, and return whether it was kept."""
@@ -208,7 +272,12 @@ class Deliveries:
             delivery = self._open.get(message_id)
             if delivery is None or delivery.node_id != node_id or delivery.upload is None:
                 return False
-            return is_named_rightly and delivery.upload.add(object_id, content)
+            if not (is_named_rightly and delivery.upload.add(object_id, content)):
+                return False
+            self._hold(delivery, len(content))
+            if delivery.upload.is_complete:
+                self._complete.add(message_id)
+            return True
 
     def take_upload(self, message_id: str) -> Upload | None:
         """Return the objects of a reply and let go of them once all are there; None before."""
@@ -217,6 +286,7 @@ class Deliveries:
             if delivery is None or delivery.upload is None or not delivery.upload.is_complete:
                 return None
             upload, delivery.upload = delivery.upload, None
+            self._give_out(message_id, delivery)
             return upload
 
     def note_answered(self, node_id: int, message_id: str, *, is_complete: bool) -> None:
@@ -226,7 +296,7 @@ class Deliveries:
                 return
             self._answered.add(message_id)
             if is_complete:
-                self._taken.get(node_id, set()).discard(message_id)
+                self._drop_taken(node_id, message_id)
 
     def take_answered(self) -> set[str]:
         """Return the ids of messages for which something of a reply came since the last call."""

@@ -7,50 +7,43 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 from flwr.app import Context, RecordDict
 from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
-from flwr.proto.fleet_pb2_grpc import add_FleetServicer_to_server
-from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.serverapp import ServerApp
-from flwr.supercore.constant import NOOP_FEDERATION_ID, NodeStatus, TaskType
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.fab import Fab
-from flwr.supercore.interceptors import (
-    RpcErrorTranslationServerInterceptor,
-    create_fleet_runtime_version_server_interceptor,
-)
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from nufed.common.config import Scalar
 from nufed.common.errors import DivergedError, NothingTrainedError, PeerError, RunError
 from nufed.common.events import EventStream
-from nufed.deploy.network.connections import Connections, Counted
+from nufed.deploy.network.connections import Connections
 from nufed.deploy.network.file_limit import is_crowded, most_connections, raise_file_limit
+from nufed.deploy.network.fleet_gate import LARGEST_REQUEST, FleetGate
 from nufed.deploy.network.fleet_grid import FleetGrid
 from nufed.deploy.network.fleet_service import FleetService
-from nufed.deploy.network.flower_state import flower_states
-from nufed.deploy.network.interceptors import LARGEST_REQUEST, BoundedRequests, RawResponses
-from nufed.deploy.network.node_auth import FleetAuthInterceptor
+from nufed.deploy.network.flower_state import changed_nodes, flower_states, num_online
+from nufed.deploy.network.network_loop import network_loop
+from nufed.deploy.network.node_auth import NodeAuth
 from nufed.deploy.network.node_keys import AdmittedKeys
 from nufed.deploy.network.refusals import Announcements, Refusals, make_records_printable
+from nufed.deploy.network.serving import (
+    MOST_WATCHERS,
+    Health,
+    LoopServer,
+    fleet_options,
+    health_handler,
+    health_options,
+    serve,
+)
 
-_MAX_MESSAGE_BYTES = 2**31 - 1
-_MAX_CALLS = 2000
-_HANDSHAKE = 10.0
-"""Seconds that a connection has to become one: who dials and says nothing is hung up on."""
-
-_IDLE = 300.0
-"""Seconds without any call after which a connection is closed; clients send signs of life much more often."""
-
-_NO_COMPRESSION = 1  # bit set of gRPC's algorithms: a small compressed request cannot unfold to a large one
 _WATCH_INTERVAL = 1.0
 _TASK_HEARTBEAT = 15.0
 _SAY_AGAIN = 60.0
@@ -139,14 +132,17 @@ class DirectServer:
         self.service = FleetService(states, keys=self._keys, on_event=self._on_client)
         for key in self._keys or ():
             self.service.register(key)
-        self._health = health.HealthServicer()
+        self._healths = [Health(self.refusals)]
         self._online: set[int] = set()
         self._ending = "interrupted"
         self._closing = threading.Event()
-        self._servers = [self._start_fleet(states, endpoint)]
+        auth = NodeAuth(states, self._keys, self.service.sessions, refusals=self.refusals, on_event=self._on_client)
+        self._gate = FleetGate(
+            self.service, auth, self.connections, self.refusals, is_blocking=endpoint.database is not None
+        )
+        self._servers = [self._start_fleet(endpoint)]
         if endpoint.health_address:
             self._servers.append(self._start_health(endpoint.health_address))
-        self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._watcher = threading.Thread(target=self._watch, name="watch-nodes", daemon=True)
         self._watcher.start()
 
@@ -165,13 +161,14 @@ class DirectServer:
         self.service.close(patience, ending=self._ending)
         self._closing.set()
         self.service.nodes.notify()
-        for stopped in [server.stop(grace=2) for server in self._servers]:
-            stopped.wait()
+        for server in self._servers:
+            server.stop()
+        self._gate.close()
         self._watcher.join()
 
     def num_connected(self) -> int:
         """Return how many nodes are connected."""
-        return len(self._online_nodes())
+        return num_online(self._state)
 
     def run(self, app: ServerApp, run_config: Mapping[str, Scalar], *, bundle: AppBundle | None = None) -> None:
         """Run a ServerApp to its end; what it raises comes out.
@@ -191,49 +188,23 @@ class DirectServer:
                 raise
         self._ending = "complete"
 
-    def _start_fleet(self, states: LinkStateFactory, endpoint: ServerEndpoint) -> grpc.Server:
-        server = grpc.server(
-            ThreadPoolExecutor(max_workers=_MAX_CALLS, thread_name_prefix="fleet"),
-            interceptors=[
-                BoundedRequests(self.refusals),
-                RpcErrorTranslationServerInterceptor(),
-                FleetAuthInterceptor(
-                    states, self._keys, self.service.sessions, refusals=self.refusals, on_event=self._on_client
-                ),
-                create_fleet_runtime_version_server_interceptor(),
-                Counted(self.connections),
-                RawResponses(),
-            ],
-            maximum_concurrent_rpcs=_MAX_CALLS,
-            options=[
-                *_connection_options(self._file_limit),
-                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                ("grpc.max_receive_message_length", LARGEST_REQUEST),
-                ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
-                ("grpc.so_reuseport", 0),
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ],
-        )
-        add_FleetServicer_to_server(self.service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(_HealthToStrangers(self._health), server)
+    def _start_fleet(self, endpoint: ServerEndpoint) -> LoopServer:
         credentials = _credentials(endpoint.security, self._on_event) if endpoint.security else None
-        self.address = _bind(server, endpoint.address, credentials)
-        server.start()
+        options = fleet_options(self._file_limit, LARGEST_REQUEST)
+        health = health_handler(self._healths[0])
+        server = serve(endpoint.address, health, self._gate, credentials=credentials, options=options)
+        self.address = server.address
         return server
 
-    def _start_health(self, address: str) -> grpc.Server:
-        server = grpc.server(ThreadPoolExecutor(max_workers=4, thread_name_prefix="health"))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        self.health_address = _bind(server, address, None)
-        server.start()
+    def _start_health(self, address: str) -> LoopServer:
+        self._healths.append(Health(self.refusals, most_watchers=MOST_WATCHERS))
+        server = serve(address, health_handler(self._healths[1]), options=health_options())
+        self.health_address = server.address
         return server
 
     def _set_health(self, status: int) -> None:
-        self._health.set("", status)
-        self._health.set("flwr.proto.Fleet", status)
+        for health in self._healths:
+            network_loop().call_soon_threadsafe(health.set, status)
 
     @contextmanager
     def _open_run(self, run_config: Mapping[str, Scalar], bundle: AppBundle | None) -> Iterator[Run]:
@@ -268,25 +239,22 @@ class DirectServer:
         while not over.wait(_TASK_HEARTBEAT):
             self._state.acknowledge_task_heartbeat(task_id)
 
-    def _online_nodes(self) -> set[int]:
-        return {node.node_id for node in self._state.get_node_info(statuses=[NodeStatus.ONLINE])}
-
     def _watch(self) -> None:
         """Notice who came and went, and which keys were admitted or revoked, until the server closes."""
         while not self._closing.is_set():
             seen = self.service.nodes.count
             self._read_keys()
             self._tell_of_refusals()
-            online = self._online_nodes()
-            for node_id in sorted(online ^ self._online):
-                name, what = self.service.sessions.name(node_id), "joined" if node_id in online else "left"
-                self._on_client(name, f"{name} {what} ({len(online)} connected)")
-                if node_id in online:
+            changed = changed_nodes(self._state, self._online)
+            for node_id, is_here in sorted(changed.items()):
+                (self._online.add if is_here else self._online.discard)(node_id)
+                name, what = self.service.sessions.name(node_id), "joined" if is_here else "left"
+                self._on_client(name, f"{name} {what} ({len(self._online)} connected)")
+                if is_here:
                     self.connections.join(node_id, name, "" if self._keys is None else name)
                 else:
                     self.connections.leave(node_id)
-            if online != self._online:
-                self._online = online
+            if changed:
                 self.service.nodes.notify()
                 continue
             self.service.nodes.wait(seen, _WATCH_INTERVAL)
@@ -320,33 +288,6 @@ class DirectServer:
             self._on_event(problem)
 
 
-class _HealthToStrangers(health.HealthServicer):  # type: ignore[misc]
-    """Answers single questions about health; who watches holds a thread, and anybody could."""
-
-    def __init__(self, source: health.HealthServicer) -> None:
-        super().__init__()
-        self._source = source
-
-    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
-        """Return whether the server serves."""
-        return self._source.Check(request, context)
-
-    def Watch(self, _request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:  # noqa: ARG002, N802
-        """Refuse to be watched."""
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check; Watch is answered on the --health port alone")
-
-
-def _connection_options(file_limit: int | None) -> list[tuple[str, int]]:
-    """Return what keeps strangers' connections from taking all of this process's open files."""
-    options = [
-        ("grpc.server_handshake_timeout_ms", int(_HANDSHAKE * 1000)),
-        ("grpc.max_connection_idle_ms", int(_IDLE * 1000)),
-    ]
-    if (most := most_connections(file_limit)) is not None:
-        options.append(("grpc.max_allowed_incoming_connections", most))
-    return options
-
-
 def _credentials(security: ServerSecurity, on_event: Callable[[str], None]) -> grpc.ServerCredentials:
     from nufed.deploy.network.certificates import check_validity, read_certificate
 
@@ -360,23 +301,3 @@ def _credentials(security: ServerSecurity, on_event: Callable[[str], None]) -> g
             f"Expected the server's private key at {security.key} ({error.strerror}). Make it with `nufed certs init`."
         ) from error
     return grpc.ssl_server_credentials([(key, certificate)])
-
-
-def _bind(server: grpc.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
-    """Bind a server to an address and return it with the port it really has."""
-    host, _, port = address.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or int(port) >= 2**16:
-        raise RunError(
-            f"Expected HOST:PORT to listen on, with a port below 65536, got {address!r}; for example 0.0.0.0:9092."
-        )
-    try:
-        if credentials is None:
-            bound = server.add_insecure_port(address)
-        else:
-            bound = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise RunError(
-            f"Cannot listen on {address}: the port is taken, the address is not this machine's, or certificate and key "
-            "do not belong together. Choose another --listen, or make the certificates anew."
-        ) from error
-    return f"{host}:{bound}"

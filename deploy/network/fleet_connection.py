@@ -8,6 +8,7 @@ import contextlib
 import datetime as dt
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -45,22 +46,25 @@ from nufed.deploy.network.call_failures import AlreadyRegistered, ConnectionLost
 from nufed.deploy.network.message_bytes import message_parts, push_request
 from nufed.deploy.network.pieces import MOST_PIECES, CutBytes, assemble, parse_number, piece_name
 from nufed.deploy.network.server_probe import ServerAddress
+from nufed.deploy.network.wakeup import Wakeup
 
 HEARTBEAT = 3.0
-"""Seconds between heartbeats."""
+"""Seconds between heartbeats while there is work; a server with many clients has those without work give fewer."""
+
+_LONGEST_INTERVAL = 120.0
 
 _DECLARED_INTERVAL = 10.0
 """Seconds; the shortest that Flower's service accepts. Ours counts with a shorter one."""
 
 _MAX_MESSAGE_BYTES = 2**31 - 1
-_SIGNATURE_LIFE = dt.timedelta(seconds=30)
+_SIGNATURE_LIFE = dt.timedelta(seconds=240)
 _CALL_TIMEOUT = 60.0
 _TRANSFER_TIMEOUT = 600.0
 _PARALLEL_PIECES = 2
 
 
 class _Signature(grpc.UnaryUnaryClientInterceptor):  # type: ignore[misc]
-    """Adds node authentication and the process's name to every call; one signature serves for half a minute."""
+    """Adds node authentication and the process's name to every call; one signature serves for four minutes."""
 
     def __init__(self, key: ec.EllipticCurvePrivateKey, public_key: bytes, process: str) -> None:
         self._key, self._public_key, self._process = key, public_key, process
@@ -119,7 +123,8 @@ class FleetConnection:
         self._push_bytes = signed.unary_unary(
             "/flwr.proto.Fleet/PushMessages", response_deserializer=fleet.PushMessagesResponse.FromString
         )
-        self._closing = threading.Event()
+        self._closing, self._working = threading.Event(), Wakeup()
+        self._interval, self._asked_at, self._is_asking = HEARTBEAT, float("-inf"), False
         self._beginning = threading.Lock()  # gRPC crashes where a call begins on a channel that is being closed
         try:
             self._node, self._whole = self._join(name)
@@ -136,6 +141,7 @@ class FleetConnection:
     def __exit__(self, *_: object) -> None:
         """Leave and close; a server that is gone is not waited for."""
         self._closing.set()
+        self._working.notify()
         with contextlib.suppress(grpc.RpcError):
             self._stub.DeactivateNode(fleet.DeactivateNodeRequest(node_id=self._node.node_id), timeout=2)
         self.drop()
@@ -144,6 +150,7 @@ class FleetConnection:
         """Close without a word."""
         with self._beginning:
             self._closing.set()
+            self._working.notify()
             self._channel.close()
         self._heartbeats.join()
 
@@ -159,7 +166,13 @@ class FleetConnection:
             ServerFinished: the server closes.
             ConnectionLost, RunOver, PeerError: as for every call.
         """
-        response, metadata = self._call(self._stub.PullMessages, fleet.PullMessagesRequest(node=self._node))
+        self._asked_at, self._is_asking = time.monotonic(), True
+        try:
+            response, metadata = self._call(self._stub.PullMessages, fleet.PullMessagesRequest(node=self._node))
+        finally:
+            self._is_asking = False
+            self._working.notify()
+        self._note_interval(metadata)
         if headers.has_header(metadata, headers.FINISHED):
             raise ServerFinished(headers.header_text(metadata, headers.FINISHED))
         if not response.messages_list:
@@ -204,7 +217,14 @@ class FleetConnection:
             with contextlib.suppress(AlreadyRegistered):
                 self._call(self._stub.RegisterNode, fleet.RegisterNodeFleetRequest(public_key=self._public_key))
         response, metadata = self._call(self._stub.ActivateNode, request, metadata=announced)
+        self._note_interval(metadata)
         return Node(node_id=response.node_id), headers.has_header(metadata, headers.WHOLE)
+
+    def _note_interval(self, metadata: headers.Metadata) -> None:
+        """Take note of how often the server wants a sign of life without work; nonsense is ignored."""
+        text = headers.header_text(metadata, headers.INTERVAL)
+        with contextlib.suppress(ValueError):
+            self._interval = min(max(HEARTBEAT, float(text or HEARTBEAT)), _LONGEST_INTERVAL)
 
     def _send_whole(self, reply: Message, request: fleet.PushMessagesRequest) -> None:
         """Send a reply in one call, or its pieces and then its head."""
@@ -319,7 +339,14 @@ class FleetConnection:
     def _beat(self) -> None:
         """Tell the server that this node lives; what is wrong with the connection, the main thread finds out."""
         request = heartbeat.SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=_DECLARED_INTERVAL)
-        while not self._closing.wait(HEARTBEAT):
+        beaten_at = time.monotonic()
+        while not self._closing.is_set():
+            seen = self._working.count
+            due = max(beaten_at, self._asked_at) + self._interval if self._is_asking else beaten_at + HEARTBEAT
+            if (left := due - time.monotonic()) > 0:
+                self._working.wait(seen, left)
+                continue
+            beaten_at = time.monotonic()
             with self._beginning:
                 if self._closing.is_set():
                     return
@@ -362,6 +389,7 @@ def _open_channel(server: ServerAddress) -> grpc.Channel:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.enable_retries", 0),
+        ("grpc.use_local_subchannel_pool", 1),  # a connection for each client, also of several in one process
     ]
     if server.root_certificates is None:
         return grpc.insecure_channel(str(server), options)

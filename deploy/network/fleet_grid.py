@@ -19,6 +19,7 @@ from flwr.supercore.run import Run
 
 from nufed.deploy.network.connections import Connections
 from nufed.deploy.network.fleet_service import FleetService
+from nufed.deploy.network.flower_state import num_online, online_nodes
 from nufed.deploy.run_grid import RunGrid
 from nufed.strategy.exchange import Quorum
 
@@ -28,7 +29,10 @@ _MOST_ATTEMPTS = 3
 """Times that a message is given to a client which ends or loses it each time, before the round goes on without."""
 
 CHECK_INTERVAL = 1.0
-"""Seconds between looks at all outstanding messages: nodes gone silent, messages expired."""
+"""Seconds between looks at the outstanding messages of nodes that have gone silent."""
+
+_CHECK_ALL = 10.0
+"""Seconds between looks at all outstanding messages, one of which may have expired."""
 
 
 class FleetGrid(RunGrid):
@@ -82,7 +86,7 @@ class FleetGrid(RunGrid):
         deadline = _deadline(timeout)
         while True:
             seen = self._service.nodes.count
-            if len(self.get_node_ids()) >= count:
+            if num_online(self._state) >= count:
                 return True
             if (left := deadline - time.monotonic()) <= 0:
                 return False
@@ -104,18 +108,25 @@ class FleetGrid(RunGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to these messages that are complete; each is given out once."""
-        wanted = set(message_ids)
-        replies = [self._unsent.pop(message_id) for message_id in wanted & self._unsent.keys()]
+        replies = []
+        for reply in self._take(set(message_ids)):
+            self._service.deliveries.note_folded(reply.metadata.reply_to_message_id)
+            replies.append(reply)
+        return replies
+
+    def _take(self, wanted: set[str]) -> Iterator[Message]:
+        """Yield the replies to these messages that are complete, one at a time; `note_folded` is to follow for each."""
+        for message_id in wanted & self._unsent.keys():
+            yield self._unsent.pop(message_id)
         asked = {message_id for message_id in wanted & self._outstanding.keys() if message_id not in self._announced}
         if asked:
-            for head in self._state.get_message_res(message_ids=set(asked), run_id=self._run.run_id):
+            for head in self._state.get_message_res(message_ids=asked, run_id=self._run.run_id):
                 self._announced[head.metadata.reply_to_message_id] = head
         for message_id in wanted & self._announced.keys():
             reply = self._complete(self._announced[message_id])
             if reply is not None:
-                replies.append(reply)
                 self._withdraw([message_id])
-        return replies
+                yield reply
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Return the replies that come within `timeout` seconds; what is unanswered then is withdrawn."""
@@ -135,7 +146,7 @@ class FleetGrid(RunGrid):
         """
         deadline = _deadline(timeout)
         waiting = set(self.push_messages(messages))
-        checked = time.monotonic()
+        checked = checked_all = time.monotonic()
         looked_at: set[str] = set()
         deliveries = self._service.deliveries
         try:
@@ -143,11 +154,16 @@ class FleetGrid(RunGrid):
                 seen = self._service.replies.count
                 lost = deliveries.take_lost()
                 partly = self._announced.keys() | self._unsent.keys() | deliveries.take_answered()
-                for reply in self.pull_messages(looked_at | (partly & waiting)):
-                    waiting.discard(reply.metadata.reply_to_message_id)
+                for reply in self._take(looked_at | (partly & waiting)):
+                    message_id = reply.metadata.reply_to_message_id
+                    waiting.discard(message_id)
                     if quorum is not None and not reply.has_error() and quorum.is_met_by_one_more():
                         deadline = min(deadline, time.monotonic() + quorum.grace)
-                    yield reply
+                    try:
+                        yield reply
+                    finally:
+                        del reply  # a model: its room is another's now
+                        deliveries.note_folded(message_id)
                 self._post_again(lost & waiting)
                 left = deadline - time.monotonic()
                 if left <= 0 or not waiting:
@@ -155,12 +171,19 @@ class FleetGrid(RunGrid):
                 self._service.replies.wait(seen, min(left, CHECK_INTERVAL))
                 looked_at = set()
                 if time.monotonic() - checked >= CHECK_INTERVAL:
-                    looked_at, checked = set(waiting), time.monotonic()
+                    looked_at, checked = self._silent(waiting), time.monotonic()
+                    if checked - checked_all >= _CHECK_ALL:
+                        looked_at, checked_all = set(waiting), checked
         finally:
             for message_id in waiting & self._outstanding.keys():
                 self._service.sessions.note_busy(self._outstanding[message_id].metadata.dst_node_id)
             self._withdraw(waiting)
             self._attempts.clear()
+
+    def _silent(self, waiting: set[str]) -> set[str]:
+        """Return those of some messages whose nodes are not online."""
+        online = online_nodes(self._state)
+        return {each for each in waiting & self._outstanding.keys() if _node_of(self._outstanding[each]) not in online}
 
     def _store_objects(self, messages: Sequence[Message]) -> None:
         """Store messages' objects; content that messages share is stored once."""

@@ -1,4 +1,4 @@
-"""What NuFed adds to Flower's Fleet API: eight gRPC headers, ignored by peers that do not know them.
+"""What NuFed adds to Flower's Fleet API: nine gRPC headers, ignored by peers that do not know them.
 
 A stock SuperNode takes part without them, and our client works without them on a stock SuperLink. Between our own two
 ends they spare most of the round trips: a message of up to `WHOLE_LIMIT` bytes travels inside `PullMessages` and
@@ -37,6 +37,10 @@ VERSION = "nufed-version"
 
 LONGEST_SESSION = 64
 """Characters of a process's name that are looked at."""
+
+INTERVAL = "nufed-interval"
+"""Sent by a server to a client that joins or asks for messages: seconds between two signs of life while it has no work.
+A request for messages is one."""
 
 FINISHED = "nufed-finished"
 """Sent by a server that closes: how its run ended, a status of `nufed.server.outcome`."""

@@ -22,9 +22,11 @@ while they hold it; Flower's state has a lock of its own; this service holds not
 The ServerApp's thread alone uses `FleetGrid`.
 """
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NoReturn
 
 import grpc
 from flwr.app import Message
@@ -44,12 +46,13 @@ from flwr.proto import message_pb2
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 from flwr.server.superlink.linkstate import LinkStateFactory
 from flwr.server.superlink.utils import check_abort
-from flwr.supercore.constant import NodeStatus
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.utils import get_metadata_bytes
 
 from nufed.deploy.network import fleet_headers as headers
+from nufed.deploy.network.calls import Call
 from nufed.deploy.network.deliveries import Deliveries
+from nufed.deploy.network.flower_state import is_online, num_online, online_nodes, shorten_life
 from nufed.deploy.network.handshake import answer_check
 from nufed.deploy.network.message_bytes import pull_response, read_reply
 from nufed.deploy.network.node_keys import AdmittedKeys
@@ -60,6 +63,13 @@ from nufed.deploy.network.wakeup import Wakeup
 
 LIVENESS_INTERVAL = 7.5
 """Seconds; Flower takes a node for gone after two intervals without a heartbeat (our clients send one every 3 s)."""
+
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 3.0, 60.0
+_SIGNS_OF_LIFE = 160.0
+"""In a second, of all idle clients together: with more than 480 of them each gives one less often than every 3 s."""
+
+_HELD = 0.8
+"""Of that interval is what a request for messages is held: the next one is the next sign of life."""
 
 _LONGEST_ID = 128
 _MOST_STRANGERS = 100_000
@@ -129,19 +139,25 @@ class FleetService(FleetServicer):
         self._closed.set()
         self.wake(self.sessions.to_be_told())
         while self.sessions.to_be_told() & self._online() and (left := deadline - time.monotonic()) > 0:
-            self.nodes.wait(self.nodes.count, min(left, 0.1))
+            time.sleep(min(left, 0.05))
+
+    def idle_interval(self) -> float:
+        """Return the seconds between two signs of life of a client without work: the more there are, the longer."""
+        return min(_LONGEST_INTERVAL, max(_SHORTEST_INTERVAL, self._num_online() / _SIGNS_OF_LIFE))
+
+    def _num_online(self) -> int:
+        return num_online(self.state_factory.state())
 
     def _is_online(self, node_id: int) -> bool:
-        found = self.state_factory.state().get_node_info(node_ids=[node_id], statuses=[NodeStatus.ONLINE])
-        return bool(found)
+        return is_online(self.state_factory.state(), node_id)
 
     def _online(self) -> set[int]:
-        return {node.node_id for node in self.state_factory.state().get_node_info(statuses=[NodeStatus.ONLINE])}
+        return online_nodes(self.state_factory.state())
 
     # What nodes call
 
     def RegisterNode(  # noqa: N802 - Flower's name
-        self, request: fleet.RegisterNodeFleetRequest, context: grpc.ServicerContext
+        self, request: fleet.RegisterNodeFleetRequest, context: Call
     ) -> fleet.RegisterNodeFleetResponse:
         """Register a node that has no admitted key; one that comes back keeps its id."""
         if self._keys is not None:
@@ -152,15 +168,15 @@ class FleetService(FleetServicer):
         return fleet.RegisterNodeFleetResponse(node_id=self._node_of(request.public_key))
 
     def ActivateNode(  # noqa: N802 - Flower's name
-        self, request: fleet.ActivateNodeRequest, context: grpc.ServicerContext
+        self, request: fleet.ActivateNodeRequest, context: Call
     ) -> fleet.ActivateNodeResponse:
         """Let a node in; a new process of it replaces the one before at once, whether that was killed or still runs."""
         metadata, public_key = context.invocation_metadata(), request.public_key
         if _signer(context) != public_key or not self._admits(public_key):
             raise FlowerError(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, "the key is not admitted")
         if headers.has_header(metadata, headers.CHECK):
-            connected = frozenset(map(self.sessions.name, self._online()))
-            answer_check(context, self._keys.name_of(public_key) if self._keys else None, connected)
+            by_key = self._keys.name_of(public_key) if self._keys else None
+            answer_check(context, by_key, lambda name: self._is_online(self.sessions.node_of(name)))
             return fleet.ActivateNodeResponse()
         if self._keys is not None:
             self.register(public_key)
@@ -181,7 +197,7 @@ class FleetService(FleetServicer):
         self._activate(request, context, node_id)
         if whole:
             self.state_factory.state().acknowledge_node_heartbeat(node_id, LIVENESS_INTERVAL)
-            context.send_initial_metadata(((headers.WHOLE, "1"),))
+            context.send_initial_metadata(((headers.WHOLE, "1"), self._interval_header()))
         else:
             self.deliveries.give_up_taken(node_id)
         self.nodes.notify()
@@ -189,7 +205,7 @@ class FleetService(FleetServicer):
         return fleet.ActivateNodeResponse(node_id=node_id)
 
     def DeactivateNode(  # noqa: N802 - Flower's name
-        self, request: fleet.DeactivateNodeRequest, context: grpc.ServicerContext
+        self, request: fleet.DeactivateNodeRequest, context: Call
     ) -> fleet.DeactivateNodeResponse:
         """Let a node go; what it had taken is answered with an error at once."""
         response = super().DeactivateNode(request, context)
@@ -200,41 +216,63 @@ class FleetService(FleetServicer):
         return response
 
     def SendNodeHeartbeat(  # noqa: N802 - Flower's name
-        self, request: heartbeat.SendNodeHeartbeatRequest, context: grpc.ServicerContext
+        self, request: heartbeat.SendNodeHeartbeatRequest, context: Call
     ) -> heartbeat.SendNodeHeartbeatResponse:
         """Note that a node lives; ours are held to a shorter interval than Flower's minimum of 10 s."""
         if not self.sessions.takes_whole(request.node.node_id):
             return super().SendNodeHeartbeat(request, context)
-        state = self.state_factory.state()
-        known = state.acknowledge_node_heartbeat(request.node.node_id, LIVENESS_INTERVAL)
+        node_id, state = request.node.node_id, self.state_factory.state()
+        interval = self._idle_liveness() if self.sessions.is_waiting(node_id) else LIVENESS_INTERVAL
+        known = state.acknowledge_node_heartbeat(node_id, interval)
         return heartbeat.SendNodeHeartbeatResponse(success=known)
 
-    def PullMessages(  # type: ignore[override]  # noqa: N802 - Flower's name; bytes pass through `RawResponses`
-        self, request: fleet.PullMessagesRequest, context: grpc.ServicerContext
+    async def pull(
+        self, request: fleet.PullMessagesRequest, call: Call, run: Callable[..., Awaitable[Any]]
     ) -> fleet.PullMessagesResponse | bytes:
-        """Return a node's next message as soon as there is one, or nothing after `hold` seconds."""
-        node_id, deadline = request.node.node_id, time.monotonic() + self._hold
-        caller, signer = Caller.of(context), _signer(context)
+        """Return a node's next message as soon as there is one, or nothing after a while.
+
+        A request that is held is a sign of life: it ends with its connection.
+
+        Args:
+            request: which node asks.
+            call: its call.
+            run: calls a function that looks into Flower's state.
+
+        Raises:
+            Refused: another process took the place of this one.
+        """
+        node_id = request.node.node_id
+        caller, signer = Caller.of(call), _signer(call)
         wakeup, number = self.sessions.begin_wait(node_id)
-        if self.sessions.takes_whole(node_id) and self.deliveries.give_up_taken(node_id):
-            self.replies.notify()  # it works on one message at a time, so asking again means that it lost the last
-        while context.is_active() and self._admits(signer) and self.sessions.is_newest_wait(node_id, number):
-            seen = wakeup.count
-            if reason := self.sessions.refusal(node_id, caller):
-                self._refuse(context, reason)
-            if self._closed.is_set():
-                context.send_initial_metadata(((headers.FINISHED, self._ending),))
-                self.sessions.note_told(node_id)
-                self.nodes.notify()
-                return fleet.PullMessagesResponse()
-            if (response := self._next_message(request, context)) is not None:
-                return response
-            if not wakeup.wait(seen, max(0.0, deadline - time.monotonic())):
-                break
+        is_ours, hold = self.sessions.takes_whole(node_id), self._hold
+        if is_ours:
+            hold = max(hold, _HELD * self.idle_interval())
+            call.send_initial_metadata((self._interval_header(),))
+            await run(self._note_waiting, node_id)
+        deadline = time.monotonic() + hold
+        try:
+            while self._admits(signer) and self.sessions.is_newest_wait(node_id, number):
+                seen = wakeup.count
+                if reason := self.sessions.refusal(node_id, caller):
+                    self._refuse(call, reason)
+                if self._closed.is_set():
+                    call.send_initial_metadata(((headers.FINISHED, self._ending),))
+                    self.sessions.note_told(node_id)
+                    break
+                if (response := await run(self._next_message, request, call)) is not None:
+                    return response  # type: ignore[no-any-return]
+                if not await wakeup.wait(seen, deadline - time.monotonic()):
+                    break
+        except asyncio.CancelledError:
+            if is_ours and self.sessions.end_wait(node_id, number):
+                shorten_life(self.state_factory.state(), node_id, 2 * LIVENESS_INTERVAL)
+            raise
+        finally:
+            self.sessions.end_wait(node_id, number)
         return fleet.PullMessagesResponse()
 
     def PushMessages(  # noqa: N802 - Flower's name
-        self, request: fleet.PushMessagesRequest, context: grpc.ServicerContext
+        self, request: fleet.PushMessagesRequest, context: Call
     ) -> fleet.PushMessagesResponse:
         """Take a node's reply, or the announcement of one whose objects follow."""
         if not request.messages_list:
@@ -255,7 +293,7 @@ class FleetService(FleetServicer):
         return response
 
     def PullObject(  # noqa: N802 - Flower's name
-        self, request: message_pb2.PullObjectRequest, context: grpc.ServicerContext
+        self, request: message_pb2.PullObjectRequest, context: Call
     ) -> message_pb2.PullObjectResponse:
         """Return a part of a message."""
         if (name := parse_piece_name(request.object_id)) is None:
@@ -268,7 +306,7 @@ class FleetService(FleetServicer):
     def PushObject(  # noqa: N802 - Flower's name
         self,
         request: message_pb2.PushObjectRequest,
-        context: grpc.ServicerContext,  # noqa: ARG002 - gRPC gives it
+        context: Call,  # noqa: ARG002 - gRPC gives it
     ) -> message_pb2.PushObjectResponse:
         """Take a part of a reply."""
         node_id, content = request.node.node_id, request.object_content
@@ -279,12 +317,25 @@ class FleetService(FleetServicer):
         return message_pb2.PushObjectResponse(stored=stored)
 
     def ConfirmMessageReceived(  # noqa: N802 - Flower's name
-        self, request: message_pb2.ConfirmMessageReceivedRequest, context: grpc.ServicerContext
+        self, request: message_pb2.ConfirmMessageReceivedRequest, context: Call
     ) -> message_pb2.ConfirmMessageReceivedResponse:
         """Let go of a message's objects once its node has them; no node may do so for another."""
         if not self.deliveries.is_for(request.node.node_id, request.message_object_id):
             return message_pb2.ConfirmMessageReceivedResponse()
         return super().ConfirmMessageReceived(request, context)
+
+    def _note_waiting(self, node_id: int) -> None:
+        """Note that a node lives; what it took and did not answer is lost, for it works on one message at a time."""
+        self.state_factory.state().acknowledge_node_heartbeat(node_id, self._idle_liveness())
+        if self.deliveries.give_up_taken(node_id):
+            self.replies.notify()
+
+    def _idle_liveness(self) -> float:
+        """Return half the seconds for which a sign of life of an idle client counts."""
+        return max(LIVENESS_INTERVAL, 1.25 * self.idle_interval())
+
+    def _interval_header(self) -> tuple[str, str]:
+        return headers.INTERVAL, f"{self.idle_interval():.1f}"
 
     def _admits(self, public_key: bytes | None) -> bool:
         return self._keys is None or self._keys.name_of(public_key or b"") is not None
@@ -295,7 +346,7 @@ class FleetService(FleetServicer):
             raise FlowerError(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, "the key is not registered")
         return node_id
 
-    def _name(self, public_key: bytes, context: grpc.ServicerContext) -> str:
+    def _name(self, public_key: bytes, context: Call) -> str:
         """Return what a client is called: by its key if keys are in use, and it may not call itself otherwise."""
         announced = headers.read_name(context.invocation_metadata())
         if announced is None:
@@ -308,10 +359,10 @@ class FleetService(FleetServicer):
             )
         return by_key or announced or ""
 
-    def _refuse(self, context: grpc.ServicerContext, reason: str) -> None:
+    def _refuse(self, context: Call, reason: str) -> NoReturn:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, headers.TURNED_AWAY + reason)
 
-    def _activate(self, request: fleet.ActivateNodeRequest, context: grpc.ServicerContext, node_id: int) -> None:
+    def _activate(self, request: fleet.ActivateNodeRequest, context: Call, node_id: int) -> None:
         """Make a node online without a moment in which it is not, if it is."""
         if not HEARTBEAT_MIN_INTERVAL <= request.heartbeat_interval <= HEARTBEAT_MAX_INTERVAL:
             raise FlowerError(ApiErrorCode.FLEET_INVALID_HEARTBEAT_INTERVAL, "the heartbeat interval is out of bounds")
@@ -322,7 +373,7 @@ class FleetService(FleetServicer):
             super().ActivateNode(request, context)
 
     def _next_message(
-        self, request: fleet.PullMessagesRequest, context: grpc.ServicerContext
+        self, request: fleet.PullMessagesRequest, context: Call
     ) -> fleet.PullMessagesResponse | bytes | None:
         """Return a response with a node's next message, already as bytes if it travels whole, or None."""
         node_id = request.node.node_id
@@ -335,6 +386,7 @@ class FleetService(FleetServicer):
             return None
         message_id = heads[0].metadata.message_id
         self.deliveries.note_taken(node_id, [message_id])
+        shorten_life(self.state_factory.state(), node_id, 2 * LIVENESS_INTERVAL)  # with work it gives more signs
         message = self.deliveries.whole_message(message_id)
         if message is None:
             # It was posted to another kind of client, or withdrawn just now.
@@ -361,9 +413,7 @@ class FleetService(FleetServicer):
             missing = []
         return fleet.PushMessagesResponse(results={reply_id: 0}, objects_to_push=missing, session_id=message_id)
 
-    def _take_whole(
-        self, request: fleet.PushMessagesRequest, context: grpc.ServicerContext
-    ) -> fleet.PushMessagesResponse:
+    def _take_whole(self, request: fleet.PushMessagesRequest, context: Call) -> fleet.PushMessagesResponse:
         """Take a reply that came in this call, or in pieces before it."""
         head = request.messages_list[0]
         announced = headers.header_text(context.invocation_metadata(), headers.PIECES)
@@ -396,5 +446,5 @@ class FleetService(FleetServicer):
             return read_reply(proto)
 
 
-def _signer(context: grpc.ServicerContext) -> bytes | None:
+def _signer(context: Call) -> bytes | None:
     return get_metadata_bytes(context.invocation_metadata(), PUBLIC_KEY_HEADER)

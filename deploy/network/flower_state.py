@@ -1,15 +1,16 @@
-"""Flower's own state of nodes and runs: in memory, or in a SQLite file."""
+"""Flower's own state of nodes and runs: in memory, or in a SQLite file; and who is online in either."""
 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
+from flwr.server.superlink.linkstate import LinkState, LinkStateFactory
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NodeStatus
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
 from nufed.common.errors import RunError
+from nufed.deploy.network.indexed_state import IndexedLinkState
 from nufed.deploy.network.object_store import AtomicObjectStoreFactory
 
 
@@ -19,7 +20,43 @@ def flower_states(database: Path | None) -> LinkStateFactory:
         _check_database(database)
     name = str(database) if database else FLWR_IN_MEMORY_DB_NAME
     objects = ObjectStoreFactory(name) if database else AtomicObjectStoreFactory(name)
-    return LinkStateFactory(name, NoOpFederationManager(), objects)
+    states = LinkStateFactory(name, NoOpFederationManager(), objects)
+    if not database:
+        states.state_instance = IndexedLinkState(states.federation_manager, objects.store())
+    return states
+
+
+def online_nodes(state: LinkState) -> set[int]:
+    """Return the nodes that are online."""
+    if isinstance(state, IndexedLinkState):
+        return state.online_nodes()
+    return {node.node_id for node in state.get_node_info(statuses=[NodeStatus.ONLINE])}
+
+
+def num_online(state: LinkState) -> int:
+    """Return how many nodes are online."""
+    return state.num_online() if isinstance(state, IndexedLinkState) else len(online_nodes(state))
+
+
+def is_online(state: LinkState, node_id: int) -> bool:
+    """Return whether a node is online."""
+    if isinstance(state, IndexedLinkState):
+        return state.is_online(node_id)
+    return bool(state.get_node_info(node_ids=[node_id], statuses=[NodeStatus.ONLINE]))
+
+
+def changed_nodes(state: LinkState, before: set[int]) -> dict[int, bool]:
+    """Return which nodes have come (True) or gone (False); `before` are those that were online, and is not changed."""
+    if isinstance(state, IndexedLinkState):
+        return {node: is_here for node, is_here in state.take_changes().items() if is_here != (node in before)}
+    online = online_nodes(state)
+    return {node: node in online for node in online ^ before}
+
+
+def shorten_life(state: LinkState, node_id: int, seconds: float) -> None:
+    """Have a node count as gone after so many seconds, where it was to count for longer; in memory only."""
+    if isinstance(state, IndexedLinkState):
+        state.shorten_life(node_id, seconds)
 
 
 def _check_database(path: Path) -> None:

@@ -4,6 +4,7 @@ The question is an `ActivateNode` call with the header `nufed-check`. Peers that
 before anything comes of it: earlier servers for its name, which is none, and SuperLinks for its heartbeat interval.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nufed.common.errors import PeerError
 from nufed.common.untrusted import printable
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.call_failures import ConnectionLost, TurnedAway
+from nufed.deploy.network.calls import Call
 from nufed.deploy.network.certificates import read_certificate, read_private_key
 from nufed.deploy.network.fleet_connection import ask_to_join
 from nufed.deploy.network.server_probe import ServerAddress, probe
@@ -76,13 +78,13 @@ def shake_hands(server: str, name: str, *, key: Path | None, root_certificates: 
     return Handshake(str(address), printable(headers.header_text(answer, headers.VERSION)), known.get(state))
 
 
-def answer_check(context: grpc.ServicerContext, by_key: str | None, connected: frozenset[str]) -> None:
+def answer_check(context: Call, by_key: str | None, is_connected: Callable[[str], bool]) -> None:
     """Answer a client that asks whether it would be let in; aborts the call with the reason if it would not.
 
     Args:
         context: of the call, whose signature was verified.
         by_key: name of the client's key; None where no keys are in use.
-        connected: names of the clients that are connected.
+        is_connected: whether a client of some name is connected.
     """
     name = headers.read_checked_name(context.invocation_metadata())
     if name is None:
@@ -91,5 +93,5 @@ def answer_check(context: grpc.ServicerContext, by_key: str | None, connected: f
     if by_key not in (None, name):
         reason = f"its key is that of {by_key!r}, but it calls itself {name!r}; {headers.SAME_NAME}"
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, headers.TURNED_AWAY + reason)
-    state = headers.CHECK_TAKEN if name in connected else headers.CHECK_FREE
+    state = headers.CHECK_TAKEN if is_connected(name) else headers.CHECK_FREE
     context.send_initial_metadata(((headers.CHECK, state), (headers.VERSION, __version__)))

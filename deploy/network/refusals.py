@@ -1,5 +1,6 @@
 """What a server says of the calls that it refuses: how many of which kind, once a minute, and no byte of theirs."""
 
+import asyncio
 import logging
 import threading
 import time
@@ -13,6 +14,9 @@ _MOST_LINES = 20
 """Lines in a minute about one client: who comes and goes fifty times a second would fill the screen and the log."""
 
 _MOST_CLIENTS = 10_000
+_REFUSED_AT_ONCE, _LONGEST_PAUSE = 100, 2.0
+"""Refused calls in a second that are answered at once, and seconds that further ones are kept waiting."""
+
 _MOST_RECORDS = 100
 """Warnings and errors of a library in a minute."""
 
@@ -71,12 +75,30 @@ class Refusals:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._totals: Counter[str] = Counter()
         self._said_at = float("-inf")
+        self._second, self._in_second = 0, 0
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """How many calls were refused since the start, by kind."""
+        with self._lock:
+            return dict(self._totals)
+
+    async def slow_down(self) -> None:
+        """Keep a refused caller waiting if there are many of them, so that they cannot take the time of the others."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._in_second = second, 0
+        self._in_second += 1
+        if self._in_second > _REFUSED_AT_ONCE:
+            await asyncio.sleep(_LONGEST_PAUSE)
 
     def add(self, kind: str) -> None:
         """Count a refused call; `kind` is a phrase of ours such as `calls without an admitted key`."""
         with self._lock:
             self._counts[kind] += 1
+            self._totals[kind] += 1
 
     def take_line(self) -> str | None:
         """Return what was refused since the last line, or None if nothing was or a line was given out this minute."""

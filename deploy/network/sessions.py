@@ -8,13 +8,12 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-import grpc
-
 from nufed.common.untrusted import printable
 from nufed.deploy.network import fleet_headers as headers
-from nufed.deploy.network.wakeup import Wakeup
+from nufed.deploy.network.calls import Call
+from nufed.deploy.network.network_loop import LoopWakeup
 
-_REMEMBERED_REFUSALS = 4096
+_REMEMBERED_REFUSALS = 40_000
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Caller:
     peer: str
 
     @classmethod
-    def of(cls, context: grpc.ServicerContext) -> "Caller":
+    def of(cls, context: Call) -> "Caller":
         """Return the caller of a call."""
         process = headers.header_text(context.invocation_metadata(), headers.SESSION)
         return cls(process[: headers.LONGEST_SESSION], context.peer())
@@ -46,8 +45,6 @@ class _Session:
     name: str
     caller: Caller
     whole: bool
-    is_told: bool = False
-    is_busy: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,9 @@ class Opened:
 class _Waiting:
     """A node's requests for messages: only the newest is held."""
 
-    wakeup: Wakeup = field(default_factory=Wakeup)
+    wakeup: LoopWakeup = field(default_factory=LoopWakeup)
     newest: int = 0
+    is_held: bool = False
 
 
 class Sessions:
@@ -87,6 +85,8 @@ class Sessions:
         self._sessions: dict[int, _Session] = {}
         self._by_name: dict[str, int] = {}
         self._waiting: dict[int, _Waiting] = {}
+        self._untold: set[int] = set()
+        self._busy: set[int] = set()
         self._refusals: OrderedDict[tuple[int, str], str] = OrderedDict()
         self._reported: OrderedDict[tuple[int, str], str] = OrderedDict()
 
@@ -116,8 +116,15 @@ class Sessions:
                 if holder != node_id:
                     self._refuse(holder, self._sessions.pop(holder).caller, headers.REPLACED)
                     displaced = (holder,)
+            if name:
                 self._by_name[name] = node_id
             self._sessions[node_id] = _Session(name or f"node-{node_id}", caller, whole)
+            self._busy.difference_update((node_id, *displaced))
+            self._untold.difference_update(displaced)
+            if whole:
+                self._untold.add(node_id)
+            else:
+                self._untold.discard(node_id)
         for ended in (node_id, *displaced):
             self.wake(ended)
         return Opened(displaced=displaced, replaces=replaces or bool(displaced))
@@ -156,14 +163,18 @@ class Sessions:
     def end(self, node_id: int) -> None:
         """Note that a node left: nothing is known of its work any more."""
         with self._lock:
-            if session := self._sessions.get(node_id):
-                session.is_busy = False
+            self._busy.discard(node_id)
 
     def name(self, node_id: int) -> str:
         """Return what a node's client is called."""
         with self._lock:
             session = self._sessions.get(node_id)
             return session.name if session else f"node-{node_id}"
+
+    def node_of(self, name: str) -> int:
+        """Return the node whose client has a name; 0 if there is none."""
+        with self._lock:
+            return self._by_name.get(name, 0)
 
     def takes_whole(self, node_id: int) -> bool:
         """Return whether a node takes messages whole."""
@@ -174,35 +185,48 @@ class Sessions:
     def to_be_told(self) -> set[int]:
         """Return the nodes that take messages whole and were not told that the run is over."""
         with self._lock:
-            return {node for node, session in self._sessions.items() if session.whole and not session.is_told}
+            return set(self._untold)
 
     def note_told(self, node_id: int) -> None:
         """Note that a node was told that the run is over."""
         with self._lock:
-            if session := self._sessions.get(node_id):
-                session.is_told = True
+            self._untold.discard(node_id)
 
     def note_busy(self, node_id: int) -> None:
         """Note that a node let a message's time run out: it works on until it asks for the next one."""
         with self._lock:
-            if session := self._sessions.get(node_id):
-                session.is_busy = True
+            if node_id in self._sessions:
+                self._busy.add(node_id)
 
     def busy(self) -> frozenset[int]:
         """Return the nodes that still work on a message whose time is over."""
         with self._lock:
-            return frozenset(node for node, session in self._sessions.items() if session.is_busy)
+            return frozenset(self._busy)
 
-    def begin_wait(self, node_id: int) -> tuple[Wakeup, int]:
+    def begin_wait(self, node_id: int) -> tuple[LoopWakeup, int]:
         """Note that a node asks for a message: return its wakeup, and the number of this request."""
         with self._lock:
             waiting = self._waiting.setdefault(node_id, _Waiting())
             waiting.newest += 1
-            if session := self._sessions.get(node_id):
-                session.is_busy = False
+            waiting.is_held = True
+            self._busy.discard(node_id)
             wakeup, number = waiting.wakeup, waiting.newest
         wakeup.notify()
         return wakeup, number
+
+    def end_wait(self, node_id: int, number: int) -> bool:
+        """Note that a request is answered or gone; return whether it was the node's newest."""
+        with self._lock:
+            waiting = self._waiting[node_id]
+            is_newest = waiting.newest == number
+            waiting.is_held &= not is_newest
+            return is_newest
+
+    def is_waiting(self, node_id: int) -> bool:
+        """Return whether a node's request for a message is held."""
+        with self._lock:
+            waiting = self._waiting.get(node_id)
+            return waiting is not None and waiting.is_held
 
     def is_newest_wait(self, node_id: int, number: int) -> bool:
         """Return whether a node has not asked for a message again since."""
