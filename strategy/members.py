@@ -102,6 +102,7 @@ class Roster:
         self._telling = telling or Telling()
         self._gone: set[str] = set()  # members whose node is not connected
         self.told = ConfigRecord()
+        self._names: dict[int, str] = {}  # what the client of a node was called last
         self._settled: set[int] = set()  # nodes that need not be asked
         self._problems: dict[int, Problem] = {}  # why a connected node is no member
         self._turned_away: dict[str, str] = {}  # who was sent home, and why
@@ -132,7 +133,8 @@ class Roster:
                     f"Expected {counted}, but only {len(able)} of {len(here)} connected nodes can take part"
                     f"{self._explanation()}. Mend those clients and start again."
                 )
-            wait_for_nodes(grid, len(here) + 1, min(_LOOK_AGAIN, deadline - time.monotonic()))
+            # Not for each one that comes: a look is work for all that are there.
+            wait_for_nodes(grid, max(expected, len(here) + 1), min(_LOOK_AGAIN, deadline - time.monotonic()))
         raise RunError(
             f"Expected {counted} within {timeout:g} s, but {len(connected_nodes(grid))} nodes are connected"
             f"{self._explanation()}. Start the other clients, or expect fewer."
@@ -237,8 +239,10 @@ class Roster:
             return
         if holder and holder.node_id != newcomer.node_id:
             _log.info("Client %s is back, on node %d.", name, newcomer.node_id)
-        for other in [each for each in self.members.values() if each.node_id == newcomer.node_id]:
+        other = self.members.get(self._names.get(newcomer.node_id, ""))
+        if other is not None and other.node_id == newcomer.node_id:
             del self.members[other.client_id]  # one node is one client: under another name it is no second one
+        self._names[newcomer.node_id] = name
         self._settled.add(newcomer.node_id)
         self._turned_away.pop(f"client {name}", None)
         self.members[name] = newcomer

@@ -1,5 +1,6 @@
 """Which node keys a server admits: a folder of public keys, read again whenever it changes."""
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,9 @@ from nufed.common.errors import PeerError
 from nufed.common.untrusted import printable
 from nufed.deploy.network.certificates import read_public_key
 from nufed.deploy.network.fleet_headers import NAME_RULE, is_name
+
+_FILES_A_SECOND = 100
+"""Files that are looked at in a second. That some came or went is seen at once, one written over after a while."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class AdmittedKeys:
         self._folder = folder
         self._names: Mapping[bytes, str] = MappingProxyType({})
         self._signature: tuple[tuple[str, int, int], ...] = ()
+        self._folder_stamp, self._look_at = (0, 0), 0.0
         if not folder.is_dir():
             raise PeerError(f"Expected a folder of client keys at {folder}. Make it with `nufed certs init`.")
         if problems := self.refresh().problems:
@@ -52,7 +57,11 @@ class AdmittedKeys:
 
     def refresh(self) -> KeyChange:
         """Read the folder again if it changed, and return the differences."""
+        stamp, now = _stamp(self._folder), time.monotonic()
+        if stamp == self._folder_stamp and now < self._look_at:
+            return KeyChange()
         paths = sorted(self._folder.glob("*.pub"))
+        self._folder_stamp, self._look_at = stamp, now + len(paths) / _FILES_A_SECOND
         signature = tuple((path.name, *_stamp(path)) for path in paths)
         if signature == self._signature:
             return KeyChange()

@@ -128,7 +128,7 @@ SPOILT = {
     "brackets without end": [thing("Array", [], b"[" * 100_000)],
     "a number without end": [thing("Array", [], b"1" * 100_000)],
     "records in records": nested(1200),
-    "three gigabytes out of one": array(thing("ArrayChunk", [], b"a" * 2**20), indices=[0] * 3000),
+    "three gigabytes out of one": array(thing("ArrayChunk", [], b"a" * 2**19), indices=[0] * 6000),
     "an array for a reply": array(thing("ArrayChunk", [], b"abcd"), indices=[0]),
 }
 
@@ -170,7 +170,7 @@ def test_what_is_uploaded_is_bounded_and_ends_with_its_message():
     kept = []
 
     def answer(nodes, got):
-        large = [thing("ArrayChunk", [], bytes([number]) * 6_000_000) for number in range(4)]
+        large = [thing("ArrayChunk", [], bytes([number]) * 400_000) for number in range(4)]
         response = nodes[0].announce(got[0], tree_of(root, *map(name, large)), root)
         kept.append(nodes[0].upload(got[0], "", large[0]))
         kept.append(nodes[1].upload(got[0], response.session_id, large[0]))
