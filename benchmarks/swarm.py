@@ -30,8 +30,8 @@ PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- swarm: begin -->", "<!-- swarm: end -->"
 ASKED, PROCESSES, IDLE, PATIENCE = 100, 2, 15.0, 280.0
 SMALL, LARGE = 0.1, 5.0
-_ABOUT = """`python -m benchmarks.swarm` on {cores} cores, which the clients share: two processes with a connection and a
-key for each client. A round asks 100 of them. The server is one process; it has torch loaded. A storm is the server
+_ABOUT = """`python -m benchmarks.swarm` on {cores} cores, which the clients share: two processes with a connection and
+a key for each client. A round asks 100 of them. The server is one process; it has torch loaded. A storm is the server
 killed and started again, until the run knows all clients again."""
 ENVIRONMENT = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
@@ -40,16 +40,19 @@ class Remote:
     """A process that is told things on its input, a line each, and answers each with a line."""
 
     def __init__(self, module, given):
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
         command = [sys.executable, "-m", module, json.dumps(given)]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, cwd=ROOT,
             env=ENVIRONMENT,
         )  # fmt: skip
 
     def hear(self):
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"a process ended ({self.process.args[2]}, exit code {self.process.wait()})")
+            self.errors.seek(0)
+            said = self.errors.read()[-2000:]
+            raise SystemExit(f"{self.process.args[2]} ended with exit code {self.process.wait()}:\n{said}")
         return line.strip()
 
     def ask(self, *words):

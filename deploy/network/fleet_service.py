@@ -1,7 +1,8 @@
 """Flower's Fleet gRPC service with waiting instead of polling, and with messages that travel whole.
 
 The protocol is Flower's: a stock SuperNode connects. What is ours: `PullMessages` is held until there is a message,
-replies wake the ServerApp, and nodes that announce it (`fleet_headers.WHOLE`) get and send a message in one call.
+which costs no thread (`fleet_gate.py`), replies wake the ServerApp, and nodes that announce it (`fleet_headers.WHOLE`)
+get and send a message in one call.
 
 The states of a node here, what each call does in it, and what the ServerApp sees of it:
 
@@ -11,10 +12,13 @@ The states of a node here, what each call does in it, and what the ServerApp see
     registered    key folder read, or RegisterNode            ActivateNode only has an effect       not there
     online        ActivateNode; a heartbeat                   all                                   asked
     busy          a message's time ran out unanswered         all; PullMessages makes it online     there, not asked
-    offline       DeactivateNode; 15 s without a heartbeat    heartbeat or ActivateNode bring it    left: its messages
+    offline       DeactivateNode; no sign of life (below)     heartbeat or ActivateNode bring it    left: its messages
                                                               back                                  are answered (error)
     turned away   the ServerApp refuses the client;           of that process: refused with the     left
                   another process took its place              sentence; a new process: as online
+
+A sign of life is a heartbeat, a request for messages or a connection that holds one. It counts for 15 s while a node
+works or its connection is gone, and for longer while it waits (`signs_of_life.py`).
 
 A node that is online is never set offline in order to let a new process in: its messages would be answered with an
 error in between. Who owns what: `Sessions` and `Deliveries` each guard what they hold with one lock and call nothing
@@ -29,15 +33,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NoReturn
 
 import grpc
-from flwr.app import Message
-from flwr.app.message import remove_content_from_message
 from flwr.common.constant import (
     HEARTBEAT_MAX_INTERVAL,
     HEARTBEAT_MIN_INTERVAL,
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
     PUBLIC_KEY_HEADER,
-    Status,
 )
 from flwr.common.serde import message_to_proto
 from flwr.proto import fleet_pb2 as fleet
@@ -45,33 +46,22 @@ from flwr.proto import heartbeat_pb2 as heartbeat
 from flwr.proto import message_pb2
 from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
 from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.server.superlink.utils import check_abort
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.utils import get_metadata_bytes
 
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.calls import Call
 from nufed.deploy.network.deliveries import Deliveries
-from nufed.deploy.network.flower_state import is_online, num_online, online_nodes, shorten_life
+from nufed.deploy.network.flower_state import is_online, online_nodes
 from nufed.deploy.network.handshake import answer_check
-from nufed.deploy.network.message_bytes import pull_response, read_reply
+from nufed.deploy.network.message_bytes import pull_response
 from nufed.deploy.network.node_keys import AdmittedKeys
-from nufed.deploy.network.pieces import assemble, parse_number, parse_piece_name
+from nufed.deploy.network.pieces import parse_piece_name
+from nufed.deploy.network.reply_intake import ReplyIntake
 from nufed.deploy.network.sessions import Caller, Sessions
-from nufed.deploy.network.uploads import read_announcement
+from nufed.deploy.network.signs_of_life import SignsOfLife
 from nufed.deploy.network.wakeup import Wakeup
 
-LIVENESS_INTERVAL = 7.5
-"""Seconds; Flower takes a node for gone after two intervals without a heartbeat (our clients send one every 3 s)."""
-
-_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 3.0, 60.0
-_SIGNS_OF_LIFE = 160.0
-"""In a second, of all idle clients together: with more than 480 of them each gives one less often than every 3 s."""
-
-_HELD = 0.8
-"""Of that interval is what a request for messages is held: the next one is the next sign of life."""
-
-_LONGEST_ID = 128
 _MOST_STRANGERS = 100_000
 
 
@@ -100,7 +90,9 @@ class FleetService(FleetServicer):
         self._keys, self._hold, self._on_event = keys, hold, on_event
         self._closed, self._ending = threading.Event(), ""
         self._registered = 0
-        self._assembling, self._joining = threading.Lock(), threading.Lock()
+        self._joining = threading.Lock()
+        self._intake = ReplyIntake(states, self.deliveries)
+        self.life = SignsOfLife(states)
 
     # What the server and its grid ask for
 
@@ -140,13 +132,6 @@ class FleetService(FleetServicer):
         self.wake(self.sessions.to_be_told())
         while self.sessions.to_be_told() & self._online() and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, 0.05))
-
-    def idle_interval(self) -> float:
-        """Return the seconds between two signs of life of a client without work: the more there are, the longer."""
-        return min(_LONGEST_INTERVAL, max(_SHORTEST_INTERVAL, self._num_online() / _SIGNS_OF_LIFE))
-
-    def _num_online(self) -> int:
-        return num_online(self.state_factory.state())
 
     def _is_online(self, node_id: int) -> bool:
         return is_online(self.state_factory.state(), node_id)
@@ -196,8 +181,8 @@ class FleetService(FleetServicer):
             )
         self._activate(request, context, node_id)
         if whole:
-            self.state_factory.state().acknowledge_node_heartbeat(node_id, LIVENESS_INTERVAL)
-            context.send_initial_metadata(((headers.WHOLE, "1"), self._interval_header()))
+            self.life.note(node_id)
+            context.send_initial_metadata(((headers.WHOLE, "1"), self.life.header()))
         else:
             self.deliveries.give_up_taken(node_id)
         self.nodes.notify()
@@ -221,9 +206,8 @@ class FleetService(FleetServicer):
         """Note that a node lives; ours are held to a shorter interval than Flower's minimum of 10 s."""
         if not self.sessions.takes_whole(request.node.node_id):
             return super().SendNodeHeartbeat(request, context)
-        node_id, state = request.node.node_id, self.state_factory.state()
-        interval = self._idle_liveness() if self.sessions.is_waiting(node_id) else LIVENESS_INTERVAL
-        known = state.acknowledge_node_heartbeat(node_id, interval)
+        node_id = request.node.node_id
+        known = self.life.note(node_id, is_idle=self.sessions.is_waiting(node_id))
         return heartbeat.SendNodeHeartbeatResponse(success=known)
 
     async def pull(
@@ -246,8 +230,8 @@ class FleetService(FleetServicer):
         wakeup, number = self.sessions.begin_wait(node_id)
         is_ours, hold = self.sessions.takes_whole(node_id), self._hold
         if is_ours:
-            hold = max(hold, _HELD * self.idle_interval())
-            call.send_initial_metadata((self._interval_header(),))
+            hold = max(hold, self.life.longest_hold())
+            call.send_initial_metadata((self.life.header(),))
             await run(self._note_waiting, node_id)
         deadline = time.monotonic() + hold
         try:
@@ -265,7 +249,7 @@ class FleetService(FleetServicer):
                     break
         except asyncio.CancelledError:
             if is_ours and self.sessions.end_wait(node_id, number):
-                shorten_life(self.state_factory.state(), node_id, 2 * LIVENESS_INTERVAL)
+                self.life.note_work(node_id)
             raise
         finally:
             self.sessions.end_wait(node_id, number)
@@ -277,18 +261,7 @@ class FleetService(FleetServicer):
         """Take a node's reply, or the announcement of one whose objects follow."""
         if not request.messages_list:
             return fleet.PushMessagesResponse()
-        metadata, node_id = request.messages_list[0].metadata, request.node.node_id
-        if metadata.src_node_id != node_id:
-            raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, "a node may answer for itself only")
-        message_id = metadata.reply_to_message_id
-        if len(metadata.message_id) > _LONGEST_ID or not self.deliveries.accepts(metadata, request.ByteSize()):
-            context.send_initial_metadata(((headers.LATE, "1"),))
-            return fleet.PushMessagesResponse()
-        if headers.has_header(context.invocation_metadata(), headers.WHOLE):
-            response = self._take_whole(request, context)
-        else:
-            response = self._take_announced(request)
-        self.deliveries.note_answered(node_id, message_id, is_complete=not response.objects_to_push)
+        response = self._intake.take(request, context)
         self.replies.notify()
         return response
 
@@ -326,16 +299,9 @@ class FleetService(FleetServicer):
 
     def _note_waiting(self, node_id: int) -> None:
         """Note that a node lives; what it took and did not answer is lost, for it works on one message at a time."""
-        self.state_factory.state().acknowledge_node_heartbeat(node_id, self._idle_liveness())
+        self.life.note(node_id, is_idle=True)
         if self.deliveries.give_up_taken(node_id):
             self.replies.notify()
-
-    def _idle_liveness(self) -> float:
-        """Return half the seconds for which a sign of life of an idle client counts."""
-        return max(LIVENESS_INTERVAL, 1.25 * self.idle_interval())
-
-    def _interval_header(self) -> tuple[str, str]:
-        return headers.INTERVAL, f"{self.idle_interval():.1f}"
 
     def _admits(self, public_key: bytes | None) -> bool:
         return self._keys is None or self._keys.name_of(public_key or b"") is not None
@@ -386,7 +352,7 @@ class FleetService(FleetServicer):
             return None
         message_id = heads[0].metadata.message_id
         self.deliveries.note_taken(node_id, [message_id])
-        shorten_life(self.state_factory.state(), node_id, 2 * LIVENESS_INTERVAL)  # with work it gives more signs
+        self.life.note_work(node_id)
         message = self.deliveries.whole_message(message_id)
         if message is None:
             # It was posted to another kind of client, or withdrawn just now.
@@ -399,51 +365,6 @@ class FleetService(FleetServicer):
             return None
         context.send_initial_metadata(((headers.PIECES, str(cut.count)),))
         return fleet.PullMessagesResponse(messages_list=[message_to_proto(heads[0])])
-
-    def _take_announced(self, request: fleet.PushMessagesRequest) -> fleet.PushMessagesResponse:
-        """Take the announcement of a reply whose objects follow."""
-        if (announced := read_announcement(request)) is None:
-            raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, "a reply has one tree of objects, its own")
-        reply, object_ids = announced
-        reply_id, message_id = reply.metadata.message_id, reply.metadata.reply_to_message_id
-        self._check_run(reply)
-        missing = self.deliveries.begin_upload(message_id, reply_id, object_ids)
-        if self.state_factory.state().store_message_res(reply) is None:
-            self.deliveries.drop_upload(message_id)
-            missing = []
-        return fleet.PushMessagesResponse(results={reply_id: 0}, objects_to_push=missing, session_id=message_id)
-
-    def _take_whole(self, request: fleet.PushMessagesRequest, context: Call) -> fleet.PushMessagesResponse:
-        """Take a reply that came in this call, or in pieces before it."""
-        head = request.messages_list[0]
-        announced = headers.header_text(context.invocation_metadata(), headers.PIECES)
-        reply = self._assemble(head, parse_number(announced) or 0) if announced else read_reply(head)
-        if reply is None:
-            context.send_initial_metadata(((headers.LATE, "1"),))
-            return fleet.PushMessagesResponse()
-        self._check_run(reply)
-        if not self.deliveries.put_reply(reply):
-            context.send_initial_metadata(((headers.LATE, "1"),))
-        elif self.state_factory.state().store_message_res(remove_content_from_message(reply)) is None:
-            self.deliveries.drop_reply(reply.metadata.reply_to_message_id)
-            context.send_initial_metadata(((headers.LATE, "1"),))
-        return fleet.PushMessagesResponse(results={reply.metadata.message_id: 0})
-
-    def _check_run(self, reply: Message) -> None:
-        state, run_id = self.state_factory.state(), reply.metadata.run_id
-        if reason := check_abort(run_id, [Status.PENDING, Status.STARTING, Status.FINISHED], state):
-            raise FlowerError(ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, reason)
-
-    def _assemble(self, head: message_pb2.Message, count: int) -> Message | None:
-        """Return a reply that came in pieces, or None if some are missing; one at a time, for the memory it takes."""
-        metadata = head.metadata
-        with self._assembling:
-            found = self.deliveries.take_pieces(metadata.src_node_id, metadata.reply_to_message_id, count)
-            if not found:
-                return None
-            proto = assemble(found)
-            proto.metadata.CopyFrom(metadata)
-            return read_reply(proto)
 
 
 def _signer(context: Call) -> bytes | None:

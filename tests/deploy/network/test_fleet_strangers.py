@@ -340,8 +340,8 @@ def test_a_client_that_calls_wrongly_and_comes_back_again_and_again_fills_no_scr
 SERVER_WITH_FEW_FILES = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
-from nufed.deploy.network import direct_server
-direct_server._HANDSHAKE = 2.0
+from nufed.deploy.network import direct_server, serving
+serving._HANDSHAKE = 2.0
 endpoint = direct_server.ServerEndpoint("127.0.0.1:0")
 with direct_server.DirectServer(endpoint, on_event=lambda line: print(line, flush=True)) as server:
     print("address", server.address, flush=True)

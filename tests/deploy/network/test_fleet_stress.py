@@ -17,7 +17,7 @@ from flwr.proto import fleet_pb2 as fleet
 from flwr.proto.node_pb2 import Node
 
 from nufed.deploy.network import fleet_headers as headers
-from nufed.deploy.network import fleet_service
+from nufed.deploy.network import signs_of_life
 from nufed.deploy.network.direct_server import DirectServer
 from nufed.deploy.network.fleet_connection import FleetConnection
 from tests.deploy.network.loopback import LOOPBACK, adding_app, call, federation, request
@@ -67,7 +67,7 @@ def _reply_to(message):
 
 def test_replies_that_arrive_while_others_are_consumed_all_arrive_once(monkeypatch):
     """A dictionary that one thread walks through while another writes to it ends the run."""
-    monkeypatch.setattr(fleet_service, "LIVENESS_INTERVAL", 1800)  # this node sends no heartbeats
+    monkeypatch.setattr(signs_of_life, "LIVENESS_INTERVAL", 1800)  # this node sends no heartbeats
     count, key, session = 3000, secrets.token_bytes(64), ("nufed-session", secrets.token_hex(8))
 
     def main(grid):

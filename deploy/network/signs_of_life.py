@@ -1,0 +1,45 @@
+"""How long nodes count as there: a few seconds while they work, longer while they wait, the more of them there are."""
+
+from flwr.server.superlink.linkstate import LinkStateFactory
+
+from nufed.deploy.network import fleet_headers as headers
+from nufed.deploy.network.flower_state import num_online, shorten_life
+
+LIVENESS_INTERVAL = 7.5
+"""Seconds; Flower takes a node for gone after two of them without a sign of life (ours give one every 3 s at work)."""
+
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 3.0, 60.0
+_SIGNS = 160.0
+"""In a second, of all idle clients together: with more than 480 of them each gives one less often than every 3 s."""
+
+_HELD = 0.8
+"""Of that interval is what a request for messages is held: the next one is the next sign of life."""
+
+
+class SignsOfLife:
+    """Notes in Flower's state for how long our own nodes count as there; any thread may call any method."""
+
+    def __init__(self, states: LinkStateFactory) -> None:
+        """Note it in a state."""
+        self._states = states
+
+    def interval(self) -> float:
+        """Return the seconds between two signs of life of a client without work."""
+        return min(_LONGEST_INTERVAL, max(_SHORTEST_INTERVAL, num_online(self._states.state()) / _SIGNS))
+
+    def longest_hold(self) -> float:
+        """Return the seconds that a request for messages may be held, so that its end comes before its node's."""
+        return _HELD * self.interval()
+
+    def header(self) -> tuple[str, str]:
+        """Return what tells a client how often to give a sign of life while it has no work."""
+        return headers.INTERVAL, f"{self.interval():.1f}"
+
+    def note(self, node_id: int, *, is_idle: bool = False) -> bool:
+        """Note a sign of life, and return whether the node is known."""
+        interval = max(LIVENESS_INTERVAL, 1.25 * self.interval()) if is_idle else LIVENESS_INTERVAL
+        return bool(self._states.state().acknowledge_node_heartbeat(node_id, interval))
+
+    def note_work(self, node_id: int) -> None:
+        """Note that a node has work, or that its connection is gone: it soon gives another sign, or is gone itself."""
+        shorten_life(self._states.state(), node_id, 2 * LIVENESS_INTERVAL)
