@@ -29,8 +29,8 @@ class Inflow:
         budget: bytes.
     """
 
-    def __init__(self, deliveries: Deliveries, *, budget: int = BUDGET) -> None:
-        self._deliveries, self._budget = deliveries, budget
+    def __init__(self, deliveries: Deliveries, *, budget: int | None = None) -> None:
+        self._deliveries, self._budget = deliveries, BUDGET if budget is None else budget
         self._coming = 0  # bytes of requests that are being read or answered
         self._begun: OrderedDict[int, deque[tuple[asyncio.Future[None], int]]] = OrderedDict()
         self._new: OrderedDict[int, deque[tuple[asyncio.Future[None], int]]] = OrderedDict()
