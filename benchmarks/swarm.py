@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- swarm: begin -->", "<!-- swarm: end -->"
 ASKED, PROCESSES, IDLE, PATIENCE = 100, 2, 15.0, 280.0
-SMALL, LARGE = 0.1, 5.0
+SMALL, LARGE, HUGE = 0.1, 5.0, 40.0
 _ABOUT = """`python -m benchmarks.swarm` on {cores} cores, which the clients share: two processes with a connection and
 a key for each client. A round asks 100 of them. The server is one process; it has torch loaded. A storm is the server
 killed and started again, until the run knows all clients again."""
@@ -168,25 +168,34 @@ def measure_floods(count, folder):
         swarm.join()
         swarm.rounds(SMALL, 5)
         for name, flood in FLOODS.items():
-            quiet, _ = swarm.rounds(SMALL, 9)
+            quiet, _ = swarm.rounds(SMALL, 15)
             before = swarm.state()["memory"]
             with flood(swarm.address, (folder / "ca.crt").read_bytes()):
                 time.sleep(2)
-                flooded, _ = swarm.rounds(SMALL, 9)
+                flooded, _ = swarm.rounds(SMALL, 15)
             peak = swarm.state()["peak"]
             rows.append({"flood": name, "speed of rounds": statistics.median(quiet) / statistics.median(flooded),
                          "memory, MB more": max(0.0, peak - before)})  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
-        swarm.state()
-        before = swarm.state()["memory"]
-        seconds, _ = swarm.rounds(40.0, 1)
-        peak = swarm.state()["peak"]
-        rows.append({"flood": "100 replies of 40 MB at once, 4000 MB together: seconds, memory",
-                     "speed of rounds": seconds[0], "memory, MB more": peak - before})  # fmt: skip
-        print(json.dumps(rows[-1]), flush=True)
     finally:
         swarm.close()
     return rows
+
+
+def measure_backpressure():
+    """Return a row: 100 replies of 40 MB at once."""
+    swarm = Swarm(ASKED, None)
+    try:
+        swarm.join()
+        swarm.rounds(SMALL, 2)
+        before = swarm.state()["memory"]
+        seconds, _ = swarm.rounds(HUGE, 1)
+        more = swarm.state()["peak"] - before
+    finally:
+        swarm.close()
+    row = {"replies at once": ASKED, "MB each": HUGE, "seconds": seconds[0], "memory of the server, MB more": more}
+    print(json.dumps(row), flush=True)
+    return [row]
 
 
 def exponents(rows):
@@ -212,7 +221,7 @@ def make_certificates(folder, count):
         add_client(certificates, client_name(number))
 
 
-def section(rows, floods):
+def section(rows, floods, replies):
     """Return the section of the documentation."""
     from benchmarks.harness import table
 
@@ -222,6 +231,8 @@ def section(rows, floods):
     if floods:
         lines += ["", "Floods from the same machine, 1,000 clients connected; speed of rounds beside that just before:",
                   "", table(list(floods[0]), [list(row.values()) for row in floods])]  # fmt: skip
+        lines += ["", "Replies that come faster than they are folded wait at the clients:", ""]
+        lines += [table(list(replies[0]), [list(row.values()) for row in replies])]
     return "\n".join([*lines, END])
 
 
@@ -253,7 +264,8 @@ def main():
         rows = [measure(count, Path(folder)) for count in given.clients]
         rows += [] if given.no_plain else [measure(count, None) for count in given.clients if count != 5000]
         floods = [] if given.no_floods else measure_floods(1000, Path(folder))
-    text = section(rows, floods)
+        replies = [] if given.no_floods else measure_backpressure()
+    text = section(rows, floods, replies)
     print(text)
     if given.clients == parser.get_default("clients") and floods:
         write_page(text)

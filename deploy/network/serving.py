@@ -1,6 +1,10 @@
 """gRPC servers on the network's loop: ports, connections and their bounds, and the health service."""
 
 import asyncio
+import contextlib
+import os
+import socket
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,6 +20,11 @@ _HANDSHAKE = 10.0
 
 _IDLE = 60.0
 """Seconds without any call after which a connection is closed; clients hold a call open, or make one every few."""
+
+_SILENCE = 600
+"""Seconds for which the system itself keeps connections that have said nothing, where it can: at no cost here."""
+
+_OPEN_FILES = Path("/proc/self/fd")
 
 _MOST_CALLS = 32
 """Calls at a time on one connection; a client has four at most."""
@@ -129,7 +138,25 @@ def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredent
             f"Cannot listen on {address}: the port is taken, the address is not this machine's, or certificate and key "
             "do not belong together. Choose another --listen, or make the certificates anew."
         ) from error
+    _leave_silent_connections(bound)
     return f"{host}:{bound}"
+
+
+def _leave_silent_connections(port: int) -> None:
+    """Have Linux hand over connections to a port only once they have said something; elsewhere nothing is done.
+
+    gRPC allocates some 50 KB for a connection before its first byte, and keeps its listening sockets to itself.
+    """
+    if not hasattr(socket, "TCP_DEFER_ACCEPT") or not _OPEN_FILES.is_dir():
+        return
+    for entry in list(_OPEN_FILES.iterdir()):
+        with contextlib.suppress(OSError):
+            if not os.readlink(entry).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as found:
+                is_ours = found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == port
+                if is_ours and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _SILENCE)
 
 
 class Health:
