@@ -151,7 +151,7 @@ def _leave_silent_connections(port: int) -> None:
         return
     for entry in list(_OPEN_FILES.iterdir()):
         with contextlib.suppress(OSError):
-            if not os.readlink(entry).startswith("socket:"):
+            if not str(entry.readlink()).startswith("socket:"):
                 continue
             with socket.socket(fileno=os.dup(int(entry.name))) as found:
                 is_ours = found.family in (socket.AF_INET, socket.AF_INET6) and found.getsockname()[1] == port

@@ -1,4 +1,4 @@
-"""Many clients at once: they race, come and go, and send faster than the server folds; nothing is lost or held for long.
+"""Many clients at once: they race, come and go, and send faster than is folded; nothing is lost or held for long.
 
 `make stress` runs them with thousands of clients (NUFED_STRESS, how many times as many).
 """
