@@ -9,7 +9,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 # What `make test` runs, e.g. ARGS="tests/strategy -x".
 ARGS ?=
 NEXT := .venv-flwr-next
-FLWR_NEXT ?= 1.41.0
+FLWR_NEXT ?= 1.42.0
 BENCHMARKS ?= meta_gradient peak_memory hessian_free_error round evaluation aggregation wire growth engines deployment
 FUZZ_MINUTES ?= 10
 export FLWR_TELEMETRY_ENABLED := 0
@@ -53,7 +53,7 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(BIN)/python -m pip install -q -e '.[bench]'
 	touch $@
 
-# pyproject.toml pins Flower, so the other dependencies are installed by name and NuFed itself is found in this folder.
+# The newest Flower that pyproject.toml allows; everything else is installed by name, NuFed itself is found in this folder.
 $(NEXT)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(NEXT)
 	$(NEXT)/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
