@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
+from nufed.common.secure_wire import is_secure
 from nufed.deploy.network.fleet_headers import array_bytes
 
 MIB = 2**20
@@ -30,14 +31,20 @@ class ReplyBound:
 _ARRAY_OVERHEAD = 512
 """Bytes of an array's name, type, shape and header, beside its numbers."""
 
+MASKED_TRAIN = "train, under masks"
+
 REPLY_BOUNDS: dict[str, ReplyBound] = {
     "train": ReplyBound(records=MIB, arrays=1.0),
+    MASKED_TRAIN: ReplyBound(records=MIB, arrays=4.0),
     "evaluate": ReplyBound(records=8 * MIB),
     "query": ReplyBound(records=MIB),
+    "query.secure_shares": ReplyBound(records=8 * MIB),
+    "query.secure_unmask": ReplyBound(records=8 * MIB),
 }
 """By the type of the message, or what is before its first dot; an entry for the whole type goes first.
 
-An evaluation may report a hundred curves of 10,001 numbers; most need a few kilobytes.
+Under masks a number is an integer of 8 bytes, four times those of a half-precision one; shares are some hundred bytes
+for each peer. An evaluation may report a hundred curves of 10,001 numbers; most need a few kilobytes.
 """
 
 _OTHER = ReplyBound(records=MIB, arrays=1.0)
@@ -46,5 +53,7 @@ _OTHER = ReplyBound(records=MIB, arrays=1.0)
 def largest_reply(message: Message) -> int:
     """Return the bytes of the largest reply that a message may be answered with."""
     kind = message.metadata.message_type
+    if kind == "train" and is_secure(message.content):
+        kind = MASKED_TRAIN
     bound = REPLY_BOUNDS.get(kind) or REPLY_BOUNDS.get(kind.partition(".")[0], _OTHER)
     return bound.of(message)
