@@ -4,6 +4,8 @@ What it refuses is answered with the reason, and ends neither the client nor a s
 """
 
 import functools
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -100,7 +102,9 @@ class _Site:
     def __init__(self, name: str, context: Context) -> None:
         self.name, self._context = name, context
         self.key = own_key(context.node_config) or self._ephemeral_key()
-        self.rounds = RoundMemory(name, self.key, self._state())
+        # A server that told all but one client to train with step size 0 would learn the one's model from the sum.
+        view = hashlib.sha256(json.dumps(sorted(context.run_config.items())).encode()).digest()
+        self.rounds = RoundMemory(name, self.key, self._state(), view)
 
     def keep(self) -> None:
         """Write the round into the node's state, for the next message."""

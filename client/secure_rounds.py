@@ -59,7 +59,7 @@ class RoundState:
         last_round: its number; 0 if there was none.
     """
 
-    seed: bytes = b""
+    seed: bytes = field(default=b"", repr=False)
     task: bytes = b""
     roster: bytes = b""
     requests: tuple[bytes, ...] = ()
@@ -89,10 +89,11 @@ class RoundMemory:
         name: the client's.
         key: with which it signs.
         state: what was kept at the last message.
+        view: SHA-256 of the run's options as this client was told them.
     """
 
-    def __init__(self, name: str, key: ec.EllipticCurvePrivateKey, state: RoundState) -> None:
-        self.state = state
+    def __init__(self, name: str, key: ec.EllipticCurvePrivateKey, state: RoundState, view: bytes = bytes(32)) -> None:
+        self.state, self._view = state, view
         signed = dict(zip(state.signatures[::2], state.signatures[1::2], strict=True))
         self._identity = _RememberingIdentity(name, key, signed)
 
@@ -183,7 +184,7 @@ class RoundMemory:
         pairs = tuple(part for pair in self._identity.made.items() for part in pair)
         self.state = replace(state, signatures=pairs)
         with _LOCK:
-            _LIVE[self._key] = len(self.state.requests), client
+            _LIVE[self._key] = max(len(self.state.requests), _LIVE.get(self._key, (0, None))[0]), client
             while len(_LIVE) > _MOST_LIVE:
                 del _LIVE[next(iter(_LIVE))]
         return answer
@@ -193,10 +194,11 @@ class RoundMemory:
         state = self._open()
         with _LOCK:
             answered, client = _LIVE.get(self._key, (-1, None))
-        if client is not None and answered == len(state.requests):
+        if client is not None and answered >= len(state.requests):  # more: the state is older than what was answered
             return client
         task = SecureTask.from_bytes(state.task)
-        client = SecureClient(task, self._identity, unsigned_roster(state.roster), entropy=_Stream(state.seed))
+        roster, entropy = unsigned_roster(state.roster), _Stream(state.seed)
+        client = SecureClient(task, self._identity, roster, view=self._view, entropy=entropy)
         client.advertise()
         for stage, request in enumerate(state.requests):
             if stage == 0:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import NoReturn, TypeVar, cast
 
@@ -11,6 +12,7 @@ from nufed.common.privacy.secure.failures import UnsafeRoundError
 from nufed.common.privacy.secure.keys import Entropy, Identity
 from nufed.common.privacy.secure.masks import add_masks, content_digest
 from nufed.common.privacy.secure.messages import (
+    KEY,
     AdvertisedKeys,
     CohortKeys,
     Confirmation,
@@ -44,12 +46,13 @@ class SecureClient:
         UnsafeRoundError: the task protects too little, or the client is not in the roster.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only but for three
         self,
         task: SecureTask,
         identity: Identity,
         roster: Roster,
         *,
+        view: bytes = bytes(KEY),
         policy: ClientPolicy = ClientPolicy(),  # noqa: B008 - frozen
         entropy: Entropy = os.urandom,
     ) -> None:
@@ -59,6 +62,7 @@ class SecureClient:
             task: what the server asks for.
             identity: this client's name and signing key.
             roster: the clients that this client believes to exist.
+            view: SHA-256 of all else that it was told of the run; a round is with those alone who were told the same.
             policy: what it insists on.
             entropy: where its secrets come from; for tests.
         """
@@ -70,7 +74,7 @@ class SecureClient:
                 "federation's operator for a new roster."
             )
         self.task = task
-        self._identity, self._roster, self._policy = identity, roster, policy
+        self._identity, self._roster, self._policy, self._view = identity, roster, policy, view
         self._secrets = RoundSecrets(task, identity.name, entropy)
         self._answers: dict[str, tuple[bytes, object]] = {}
         self._members: dict[str, AdvertisedKeys] = {}
@@ -173,10 +177,10 @@ class SecureClient:
             )
 
     def _advertise(self) -> AdvertisedKeys:
-        name, secrets = self._identity.name, self._secrets
-        unsigned = AdvertisedKeys(name, secrets.mask_key.public, secrets.share_key.public, secrets.seed_commitment, b"")
-        signature = self._identity.sign(ADVERTISE, self.task.digest, unsigned.fields())
-        return AdvertisedKeys(name, unsigned.mask_key, unsigned.share_key, unsigned.seed_commitment, signature)
+        secrets = self._secrets
+        own = secrets.mask_key.public, secrets.share_key.public, secrets.seed_commitment, self._view
+        unsigned = AdvertisedKeys(self._identity.name, *own, b"")
+        return replace(unsigned, signature=self._identity.sign(ADVERTISE, self.task.digest, unsigned.fields()))
 
     def _share(self, keys: CohortKeys) -> EncryptedShares:
         name, members = self._identity.name, {member.name: member for member in keys.members}
@@ -195,6 +199,11 @@ class SecureClient:
             raise UnsafeRoundError(
                 f"Expected clients of the roster alone, got {shown(unknown[0])}. Get a newer roster, or refuse this "
                 "server."
+            )
+        if others := [other.name for other in keys.members if other.view != self._view]:
+            raise UnsafeRoundError(
+                f"Expected clients that were told the same options of the run as this one, and {shown(others[0])} was "
+                "told others. Refuse this server."
             )
         if len({member.mask_key for member in keys.members} | {m.share_key for m in keys.members}) != 2 * len(members):
             raise UnsafeRoundError("Expected keys of one client each, got a key twice. Refuse this server.")

@@ -97,6 +97,7 @@ class AdvertisedKeys:
         mask_key: X25519, of which pairwise masks are made.
         share_key: X25519, with which shares are encrypted to this client.
         seed_commitment: SHA-256 that the seed of its self mask must have.
+        view: SHA-256 of what else this client was told of the run, which must be the same for all.
         signature: over the task's digest and all of these.
     """
 
@@ -104,11 +105,12 @@ class AdvertisedKeys:
     mask_key: bytes
     share_key: bytes
     seed_commitment: bytes
+    view: bytes
     signature: bytes
 
     def fields(self) -> bytes:
         """Return what is signed, but for the task."""
-        return packed(self.name, self.mask_key, self.share_key, self.seed_commitment)
+        return packed(self.name, self.mask_key, self.share_key, self.seed_commitment, self.view)
 
     def packed(self) -> bytes:
         """Return the fields as a message holds them."""
@@ -121,7 +123,8 @@ class AdvertisedKeys:
     @classmethod
     def read(cls, reader: Reader) -> Self:
         """Read the fields at the reader's place."""
-        return cls(reader.name(), reader.blob(KEY), reader.blob(KEY), reader.blob(KEY), reader.blob(SIGNATURE))
+        name, mask_key, share_key, seed_commitment, view = reader.name(), *(reader.blob(KEY) for _ in range(4))
+        return cls(name, mask_key, share_key, seed_commitment, view, reader.blob(SIGNATURE))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:

@@ -4,6 +4,7 @@ It holds one sum, whatever the number of clients. What is wrong with one client'
 that client its part in the rest of the round; a round that cannot end with a sum is a RoundFailedError.
 """
 
+from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -94,12 +95,15 @@ class SecureServer:
         self._store(self._keys, keys)
 
     def close_keys(self) -> CohortKeys:
-        """Return what each client is sent next.
+        """Return what each client is sent next; clients that were told other options of the run than most are left out.
 
         Raises:
             RoundFailedError: fewer clients than the threshold sent keys.
         """
-        self._enough(len(self._keys), "sent keys")
+        views = Counter(keys.view for keys in self._keys.values())
+        view = max(sorted(views), key=views.__getitem__, default=b"")
+        self._keys = {name: keys for name, keys in self._keys.items() if keys.view == view}
+        self._enough(len(self._keys), "sent keys and were told the same options of the run")
         cohort = CohortKeys(tuple(self._keys[name] for name in sorted(self._keys)))
         self._cohort = cohort_digest(self.task, cohort)
         return cohort

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nufed.common.errors import WireError
-from nufed.common.privacy.secure import RoundFailedError
+from nufed.common.privacy.secure import RoundFailedError, SecureClient
 from tests.common.privacy.secure.rounds import Round, identity, make_task, names_of, plain_sum
 
 NAMES = names_of(6)
@@ -37,6 +37,17 @@ def test_unsigned_keys_and_keys_in_anothers_name_are_refused():
     signature = identity(NAMES[0]).sign("advertise", round_.task.digest, copied.fields())
     with pytest.raises(WireError, match="of its own from 'client-000', got a key twice"):
         round_.server.add_keys(replace(copied, signature=signature))
+
+
+def test_a_client_that_says_it_was_told_other_options_costs_itself_its_part_alone():
+    round_ = Round(make_task(6))
+    round_.clients[HOSTILE] = SecureClient(round_.task, identity(HOSTILE), round_.roster, view=b"v" * 32)
+    cohort = round_.until("share")
+
+    assert [member.name for member in cohort.members] == NAMES[:5]
+    round_.gone = {"share": [HOSTILE]}
+    round_.reveal(round_.confirm(round_.mask(round_.share(cohort))))
+    assert_sum_of(round_, NAMES[:5])
 
 
 @pytest.mark.parametrize(

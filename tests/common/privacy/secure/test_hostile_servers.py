@@ -83,6 +83,11 @@ def twice(cohort, round_):
     return with_member(cohort, replace(keys, signature=signature))
 
 
+def told_other_options(cohort, round_):
+    """The server told another client to train with a step size of 0, to know its part of the sum."""
+    return with_member(cohort, SecureClient(round_.task, identity(OTHER), round_.roster, view=b"v" * 32).advertise())
+
+
 def of_a_stranger(cohort, round_):
     """The server invents a client."""
     stranger = SecureClient(round_.task, identity("stranger"), roster(["stranger"])).advertise()
@@ -115,6 +120,7 @@ def one_client_twice(cohort, round_):
         (of_another_grid, "signed for this round"),
         (of_small_order, "small order"),
         (twice, "a key twice"),
+        (told_other_options, "'client-001' was told others"),
         (of_a_stranger, "clients of the roster"),
         (without_the_victim, "keys of 'client-000' itself"),
         (too_small, "cohort of 5 to 6 clients, got 4"),
@@ -418,4 +424,4 @@ def test_keys_advertised_to_the_server_are_the_clients_own():
     keys = SecureClient(make_task(6), identity(VICTIM), roster(NAMES)).advertise()
 
     assert AdvertisedKeys.from_bytes(keys.to_bytes()) == keys
-    assert len({keys.mask_key, keys.share_key, keys.seed_commitment}) == 3
+    assert len({keys.mask_key, keys.share_key, keys.seed_commitment, keys.view}) == 4
