@@ -193,14 +193,15 @@ def masked(message: Message, context: Context, sent: Params, train: Callable[[],
     def answer() -> RecordDict:
         task = EncodingTask.from_config(message.content.config_records[CONFIG])
         site = _Site(attend(message, context).data.client_id, context)
-        site.rounds.check_ready(task)
+        digest = model_digest(sent)
+        site.rounds.check_ready(task, digest)
         reply = train()
         try:
             sums, weight = task.encode(sent, reply.params, reply.num_examples)
         except WireError as error:  # whose words have numbers of this client's model
             _log.warning("secure aggregation: %s", error)
             raise WireError("this client's model is not finite or beyond max-growth; it is not sent") from error
-        made = site.rounds.mask(read_told(message.content), sums, weight, model_digest(sent))
+        made = site.rounds.mask(read_told(message.content), sums, weight, digest)
         site.keep()
         return MaskedReply(made.to_bytes(), made.arrays, reply.num_examples, reply.metrics).to_records()
 

@@ -121,8 +121,12 @@ class RoundMemory:
         keys = CohortKeys.from_bytes(request)
         return self._answered(lambda client: client.share(keys), request, stage=0)
 
-    def check_ready(self, encoding: EncodingTask) -> None:
-        """Refuse to train for a round that this client is not in, or whose integers would mean something else.
+    def check_ready(self, encoding: EncodingTask, model: bytes) -> None:
+        """Refuse to train for a round that this client is not in, or from another model or grid than was promised.
+
+        Args:
+            encoding: how the server asks for integers.
+            model: SHA-256 of the model that the server sent.
 
         Raises:
             UnsafeRoundError: with the reason.
@@ -131,6 +135,10 @@ class RoundMemory:
         if encoding.digest != task.options_digest or encoding.total_weight != task.total_weight:
             raise UnsafeRoundError(
                 "Expected the encoding that all clients of the round were promised, got another. Refuse this server."
+            )
+        if model != task.model_digest:  # before training: that it failed would tell of this client's examples
+            raise UnsafeRoundError(
+                "Expected the model that all clients of the round were promised, got another one. Refuse this server."
             )
         if len(self.state.requests) not in (1, 2):
             raise UnsafeRoundError("Expected a round in which this client has shared its secrets. Start another round.")
