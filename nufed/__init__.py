@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nufed.common.config import ModelConfig as ModelConfig
     from nufed.common.config import RunConfig as RunConfig
     from nufed.common.config import TaskConfig as TaskConfig
+    from nufed.common.errors import BudgetSpentError as BudgetSpentError
     from nufed.common.errors import ConfigError as ConfigError
     from nufed.common.errors import DataError as DataError
     from nufed.common.errors import DivergedError as DivergedError
@@ -54,7 +55,7 @@ _HOMES = {
         "TaskConfig",
     ),
     "nufed.common.errors": (
-        *("ConfigError", "DataError", "DivergedError", "ModelError", "NothingTrainedError"),
+        *("BudgetSpentError", "ConfigError", "DataError", "DivergedError", "ModelError", "NothingTrainedError"),
         *("NufedError", "PeerError", "RunError", "WireError"),
     ),
     "nufed.common.meta.meta_gradient": ("Estimate", "MetaBatches"),
@@ -98,6 +99,7 @@ __all__ = [  # noqa: RUF022 - in the order in which a reader wants them
     "PeerError",
     "NothingTrainedError",
     "DivergedError",
+    "BudgetSpentError",
     "__version__",
 ]
 

@@ -17,6 +17,7 @@ from nufed.common.config import RunConfig
 from nufed.common.durable_file import is_sealed, read_metadata, read_tensors, write_tensors
 from nufed.common.errors import ConfigError, RunError
 from nufed.common.params import Params
+from nufed.common.privacy.ledger import Mark
 
 CHECKPOINT = "checkpoint.safetensors"
 FORMAT = "nufed-checkpoint-2"
@@ -44,10 +45,12 @@ class Origin:
     Attributes:
         configs: the run's options; also those it is about to have, while config.json is being replaced.
         log: of the run's metrics.jsonl.
+        ledger: of the run's privacy.jsonl; None without client-level differential privacy.
     """
 
     configs: tuple[RunConfig, ...]
     log: LogMark
+    ledger: Mark | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ def save_checkpoint(  # noqa: PLR0913 - all but one by name
     if origin:
         metadata["configs"] = [config.flat() for config in origin.configs]
         metadata["log"] = vars(origin.log)
+        if origin.ledger:
+            metadata["ledger"] = vars(origin.ledger)
     write_tensors(folder / CHECKPOINT, params, metadata, sealed=True)
 
 
@@ -142,7 +147,8 @@ def _origin(path: Path, metadata: Mapping[str, Any]) -> Origin | None:
         return None
     try:
         configs = tuple(RunConfig.parse(options) for options in metadata["configs"])
-        return Origin(configs, LogMark(**metadata["log"]))
+        ledger = Mark(**metadata["ledger"]) if "ledger" in metadata else None
+        return Origin(configs, LogMark(**metadata["log"]), ledger)
     except (ConfigError, KeyError, TypeError) as error:
         raise RunError(
             f"Expected the options of a run in {path}, but {error}. Resume with the version of NuFed that wrote it, or "

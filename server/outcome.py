@@ -4,6 +4,8 @@ complete         all rounds and the final evaluation are done: exit code 0
 interrupted      stopped from outside or by an error (its own exit code) before that; it can go on (`--resume`): 130
 nothing-trained  no round had a reply that could be used, so that there is nothing to evaluate: exit code 8
 diverged         the server's model, or most clients' fine-tuning, left the finite numbers: exit code 9
+budget-spent     one more round would have revealed more than ε allows; the model is evaluated, and can go on with a
+                 larger ε: exit code 10
 
 A run that is going on, or was killed, has no summary.json.
 """
@@ -23,7 +25,7 @@ from nufed.server.client_curves import ClientCurves
 from nufed.server.clients_table import CLIENTS, read_clients_csv
 from nufed.server.shots import SHOTS_TABLE, with_shots
 
-Status = Literal["complete", "interrupted", "nothing-trained", "diverged"]
+Status = Literal["complete", "interrupted", "nothing-trained", "diverged", "budget-spent"]
 SUMMARY = "summary.json"
 
 MOST_DIVERGED = 0.5

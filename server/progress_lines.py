@@ -90,7 +90,8 @@ def round_line(record: Mapping[str, Any], num_rounds: int) -> str:
     if record.get("replied") != 0 and record.get("diverged", 0) is None:
         trained = "done"  # the loss is withheld
     shown = last_evaluation(record) or trained
-    return f"round {record['round']}/{num_rounds}  {shown}  {record['seconds']:.1f} s"
+    spent = f"  ε = {record['epsilon']:.3g}" if record.get("epsilon") is not None else ""
+    return f"round {record['round']}/{num_rounds}  {shown}{spent}  {record['seconds']:.1f} s"
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from nufed.common.config import RunConfig
 from nufed.common.errors import RunError
 from nufed.common.json_text import parse_object
+from nufed.common.models.frozen import hash_of
+from nufed.common.privacy.ledger import LEDGER, Mark, PrivacyLedger
 from nufed.server.checkpoint import CHECKPOINT, Checkpoint, Origin, load_checkpoint
 from nufed.server.run_log import METRICS, log_mark, log_records, read_log
 
@@ -36,6 +38,11 @@ class ResumePoint:
     def round(self) -> int:
         """The rounds that are done."""
         return self.checkpoint.round if self.checkpoint else 0
+
+    @property
+    def ledger(self) -> Mark | None:
+        """How much of the privacy ledger there was at the checkpoint; None without one."""
+        return self.checkpoint.origin.ledger if self.checkpoint and self.checkpoint.origin else None
 
     @property
     def rounds_without_reply(self) -> int:
@@ -64,8 +71,9 @@ def resume_point(folder: Path) -> ResumePoint:
     """
     config, checkpoint = stored_config(folder), load_checkpoint(folder)
     content = read_log(folder / METRICS)
+    notes = _check_ledger(folder, checkpoint) if config.privacy.dp == "client" else ()
     if checkpoint is None:
-        return _without_checkpoint(folder, content)
+        return _without_checkpoint(folder, content, notes)
     if checkpoint.origin is None:
         return _without_checksums(folder, checkpoint, content)
     _check_options(folder, config, checkpoint.origin)
@@ -77,7 +85,31 @@ def resume_point(folder: Path) -> ResumePoint:
             f"Expected {folder / METRICS} to hold the {checkpoint.round} rounds that {CHECKPOINT} was made after, but "
             f"it {how}: one of the two was changed or belongs to another run. {_ADVICE}"
         )
-    return ResumePoint(checkpoint, kept)
+    return ResumePoint(checkpoint, kept, notes)
+
+
+def _check_ledger(folder: Path, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    """Return what to note of a private run's ledger: rounds that were charged and are computed, and charged, again.
+
+    Raises:
+        RunError: it is missing, changed or cut short, or holds nothing of the checkpoint's model.
+    """
+    path, mark = folder / LEDGER, checkpoint.origin.ledger if checkpoint and checkpoint.origin else None
+    ledger = PrivacyLedger.open_existing(path, to_go_on=False)
+    done = checkpoint.round if checkpoint else 0
+    if checkpoint and (mark is None or not ledger.has(mark)):
+        raise RunError(
+            f"Expected {path} to hold what the {done} rounds of {CHECKPOINT} have cost, but it is shorter or another "
+            f"run's. {_ADVICE}"
+        )
+    if checkpoint and done and ledger.model_of(done) != hash_of(checkpoint.params):
+        raise RunError(
+            f"Expected the model in {folder / CHECKPOINT} that round {done} was charged for in {path}, but it is "
+            f"another: one of the two was changed or belongs to another run. {_ADVICE}"
+        )
+    again = sum(charge.round > done for charge in ledger.charges)
+    rounds = "1 round was" if again == 1 else f"{again} rounds were"
+    return (f"{rounds} charged after round {done} and got no further; what is done again costs again",) if again else ()
 
 
 def _check_options(folder: Path, config: RunConfig, origin: Origin) -> None:
@@ -91,14 +123,14 @@ def _check_options(folder: Path, config: RunConfig, origin: Origin) -> None:
     )
 
 
-def _without_checkpoint(folder: Path, content: bytes) -> ResumePoint:
+def _without_checkpoint(folder: Path, content: bytes, notes: tuple[str, ...] = ()) -> ResumePoint:
     """Return the start, for a run that was killed before its first round was finished."""
     rounds = [record["round"] for _, record in log_records(folder / METRICS, content)]
     if rounds not in ([], [1]):
         raise RunError(
             f"Expected {CHECKPOINT} in {folder}, whose {METRICS} has {len(rounds)} rounds, but there is none. {_ADVICE}"
         )
-    return ResumePoint(None, notes=(f"{folder} has no finished round: the run starts at round 1",))
+    return ResumePoint(None, notes=(f"{folder} has no finished round: the run starts at round 1", *notes))
 
 
 def _without_checksums(folder: Path, checkpoint: Checkpoint, content: bytes) -> ResumePoint:

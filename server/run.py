@@ -17,7 +17,7 @@ from nufed.common.config import RunConfig
 from nufed.common.data import shared_scaling, task_of_run
 from nufed.common.data.private.task import check_is_scaled
 from nufed.common.durable_file import write_text
-from nufed.common.errors import DivergedError, NothingTrainedError, NufedError, RunError
+from nufed.common.errors import BudgetSpentError, DivergedError, NothingTrainedError, NufedError, RunError
 from nufed.common.examples import Group
 from nufed.common.message_schema import CurveShape, curve_shape
 from nufed.common.meta.estimators import find_estimator
@@ -29,6 +29,7 @@ from nufed.common.shots import shots_request
 from nufed.common.wire import ALL_METRICS, FINAL, FROZEN
 from nufed.server.adaptation_curves import GroupCurves, group_curves
 from nufed.server.client_curves import ACCURACY, ClientCurves, curves_of_replies
+from nufed.server.client_privacy import client_privacy, lines_of_client_privacy, of_round, of_run
 from nufed.server.hostile import check_same_attack
 from nufed.server.options import ServerOptions
 from nufed.server.outcome import (
@@ -78,7 +79,8 @@ class Run:
         check_config(config)
         check_privacy(config)
         self.grid, self.config, self.options = grid, config, options
-        self.publication = Publication.of(config)
+        self.publication, self._privacy = Publication.of(config), client_privacy(config, options.resume)
+        self._spent: BudgetSpentError | None = None
         self.strategy = MetaFedAvg(
             seed=config.seed,
             participation_fraction=config.federation.participation_fraction,
@@ -91,6 +93,7 @@ class Run:
             min_reply_fraction=config.federation.min_reply_fraction,
             reply_grace=config.federation.reply_grace,
             secure=secure_aggregation(config.privacy),
+            privacy=self._privacy,
         )
         self._shape = CurveShape(config.evaluation.num_adapt_steps + 1, "", {}, ACCURACY)  # until the task is known
         self.events = RunEvents(options.events, config, self._num_rounds)
@@ -105,6 +108,7 @@ class Run:
         Raises:
             NothingTrainedError: no round had a reply that could be used.
             DivergedError: the model, or most clients' fine-tuning, left the finite numbers.
+            BudgetSpentError: one more round would reveal more than ε allows; the model that there is was evaluated.
             NufedError: the run cannot start or go on; finished rounds are in the folder and can be resumed.
             KeyboardInterrupt: after what there is was written, marked as interrupted.
         """
@@ -152,9 +156,11 @@ class Run:
             raise KeyboardInterrupt(reason)
 
     def _tell_start(self, folder: RunFolder, state: RunState) -> None:
-        engine = self.options.engine
+        engine, private = self.options.engine, self.strategy.private
+        if private and folder.ledger:
+            private.ledger = folder.ledger
         self.events.started(folder, state.round + 1, state.params, engine=engine, measure=self.measure)
-        for line in lines_of_publication(self.config):
+        for line in [*lines_of_client_privacy(private, self._num_rounds), *lines_of_publication(self.config)]:
             self.options.events.say(line)
 
     @property
@@ -201,7 +207,8 @@ class Run:
         if self.options.resume:
             return RunFolder.open_existing(self.options.resume, config=self.config, at_round=at_round)
         now, options = datetime.now().astimezone(), self.options
-        folder = RunFolder.create(options.out, self.config, now=now, engine=options.engine, hostile=options.hostile)
+        described: dict[str, Any] = {"engine": options.engine, "hostile": options.hostile}
+        folder = RunFolder.create(options.out, self.config, now=now, privacy=self._privacy, **described)
         for name, content in options.attachments.items():
             write_text(folder.path / name, content)
         return folder
@@ -212,11 +219,17 @@ class Run:
             yield (state := self._evaluated_at_start(state))
         while state.round < self._num_rounds:
             self._check_goes_on()
-            state, record = self._advance(state, folder)
+            try:
+                state, record = self._advance(state, folder)
+            except BudgetSpentError as error:  # before anybody was asked
+                self._spent = error
+                return
             yield state
             self.events.round_closed(record)
 
     def _check_trained(self, state: RunState) -> None:
+        if self.strategy.private and not self.publication.participants:
+            return  # whether anybody has answered is nothing that ε covers; the model is another in any case
         known = state.history.totals.rounds_without_reply if self.publication.participants else state.num_idle
         if state.round and known == state.round:
             advice = remedy(state.problems, is_private=self.config.data.source == "private")
@@ -272,7 +285,7 @@ class Run:
             after, evaluation = self._evaluate(after, "participating", result.round)
             after = replace(after, problems=result.problems)
         record = round_record(result, evaluation, time.perf_counter() - started)
-        record = shown_record(record, self.publication)
+        record = {**shown_record(record, self.publication), **of_round(result)}
         after = replace(after, history=with_record_costs(after.history.after_round(record), self.config, result))
         is_durable = not self.options.is_disposable or after.round == self._num_rounds
         folder.append_round(record, durable=is_durable)
@@ -327,6 +340,7 @@ class Run:
         """Write what a run leaves whose final evaluation is done.
 
         Raises:
+            BudgetSpentError: the rounds have ended early.
             DivergedError: fine-tuning has diverged for most clients.
         """
         step = self.config.evaluation.primary_step
@@ -338,7 +352,9 @@ class Run:
             )
             self._write(folder, state, "diverged", error)
             raise error
-        self._write(folder, state, "complete")
+        self._write(folder, state, "budget-spent" if self._spent else "complete", self._spent)
+        if self._spent:
+            raise self._spent
 
     def _write(self, folder: RunFolder, state: RunState, status: Status, cause: BaseException | None = None) -> None:
         """Write what a run leaves: its results first, the picture of them last."""
@@ -352,13 +368,14 @@ class Run:
             table = folder.write_clients(shown) if self.publication.client_curves else b""
             scaling = shared_scaling(self.config.data, process_settings(), seed=self.config.seed)
             folder.write_model(state.params, state.round, scaling, self._frozen)
-            if status in ("complete", "diverged") and state.round == self._num_rounds:
+            is_at_end = state.round == self._num_rounds or status == "budget-spent"
+            if status in ("complete", "diverged", "budget-spent") and is_at_end:
                 known = {name: member.description.group for name, member in self.strategy.members.items()}
                 known |= {client.client_id: client.group for client in curves}
                 evaluation = final_evaluation(self.config, known, state.answered, state.problems, table)
         summary = run_summary(self.config, state.round, state.history, groups, evaluation)
         summary |= {"status": status, "reason": shown_reason(cause, self.publication) or None}
-        summary |= record_summary(self.config, state.history, self.strategy.members)
+        summary |= record_summary(self.config, state.history, self.strategy.members) | of_run(self.strategy.private)
         if evaluation:
             summary |= shots_summary(
                 self._honest(curves),

@@ -122,7 +122,8 @@ class RunEvents:
         """Tell how the run ended, once its results are written."""
         self._round = summary["rounds"]
         kinds: dict[Status, type[Event]] = {"complete": Finished, "diverged": Failed, "nothing-trained": Failed}
-        stopped = Failed if isinstance(cause, NufedError) else Interrupted
+        is_failure = isinstance(cause, NufedError) and status != "budget-spent"
+        stopped = Failed if is_failure else Interrupted
         self._tell_end(kinds.get(status, stopped), status, shown_reason(cause, self.stream.publication), summary)
 
     def _tell_end(self, kind: type[Event], status: str, reason: str, summary: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ config.json            complete; `--config` reads it back
 environment.json       engine, versions, platform and threads that the numbers came from
 metrics.jsonl          one JSON object per round, flushed to disk round by round
 events.jsonl           what happened, one JSON object per event (server/events_file.py); nothing is computed from it
+privacy.jsonl          with client-level differential privacy: what each model has cost (common/privacy/ledger.py)
 checkpoint.safetensors the last finished round (server/checkpoint.py); `--resume` starts from it
 clients.csv            one line per client: its adaptation curve
 model.safetensors      the server's model
@@ -39,6 +40,9 @@ from nufed.common.durable_file import (
 )
 from nufed.common.errors import RunError
 from nufed.common.params import Params
+from nufed.common.privacy.ledger import LEDGER, PrivacyLedger
+from nufed.common.privacy.noise import TEST_KEY_WARNING
+from nufed.common.settings import process_settings
 from nufed.server.checkpoint import CHECKPOINT, Origin, load_checkpoint, save_checkpoint
 from nufed.server.client_curves import ClientCurves
 from nufed.server.clients_table import CLIENTS, clients_csv
@@ -48,6 +52,7 @@ from nufed.server.resuming import CONFIG, resume_point, stored_config
 from nufed.server.run_lock import locked
 from nufed.server.run_log import METRICS, RunLog, log_mark
 from nufed.server.shots import SHOTS_TABLE, shots_csv
+from nufed.strategy.private_rounds import ClientPrivacy
 
 MODEL, CURVES = "model.safetensors", "curves.png"
 MODEL_FORMAT = "nufed-model-1"
@@ -64,18 +69,35 @@ class RunFolder:
     Attributes:
         path: the folder.
         config: the run's options, as in config.json.
+        ledger: of client-level differential privacy; None without it.
     """
 
     path: Path
     config: RunConfig
     _log: RunLog
     _held: ExitStack
+    ledger: PrivacyLedger | None = None
 
     @classmethod
-    def create(
-        cls, out: Path, config: RunConfig, *, now: datetime, engine: str = "fleet", hostile: Hostile | None = None
+    def create(  # noqa: PLR0913 - all but two by name
+        cls,
+        out: Path,
+        config: RunConfig,
+        *,
+        now: datetime,
+        engine: str = "fleet",
+        hostile: Hostile | None = None,
+        privacy: ClientPrivacy | None = None,
     ) -> "RunFolder":
         """Make `<out>/<YYYYmmdd-HHMMSS>-<name>` (with a number behind it if that exists) and describe the run in it.
+
+        Args:
+            out: where to.
+            config: the run's options.
+            now: when it starts.
+            engine: what runs the clients.
+            hostile: clients that attack.
+            privacy: client-level, whose ledger is there before anything else is.
 
         Raises:
             RunError: the folder cannot be made.
@@ -83,10 +105,13 @@ class RunFolder:
         path = _make_unique(out, f"{now:%Y%m%d-%H%M%S}-{config.name}")
         with ExitStack() as held:
             held.enter_context(locked(path))
+            ledger = PrivacyLedger.create(path / LEDGER, privacy.terms, privacy.epsilon) if privacy else None
             write_text(path / CONFIG, config.to_json())
             described = {"started": now.isoformat(timespec="seconds"), "engine": engine, **environment()}
+            if config.privacy.dp != "none" and process_settings().test_privacy_key:
+                described["warning"] = TEST_KEY_WARNING
             write_json(path / ENVIRONMENT, {**described, **({"hostile": hostile.to_json()} if hostile else {})})
-            return cls(path, config, RunLog(path / METRICS, held), held.pop_all())
+            return cls(path, config, RunLog(path / METRICS, held), held.pop_all(), ledger)
 
     @classmethod
     def open_existing(
@@ -125,7 +150,7 @@ class RunFolder:
                         round=checkpoint.round,
                         params=checkpoint.params,
                         history=checkpoint.history,
-                        origin=Origin((stored, config), log_mark(point.log)),
+                        origin=Origin((stored, config), log_mark(point.log), point.ledger),
                         frozen=checkpoint.frozen,
                     )
                 write_text(path / CONFIG, config.to_json())
@@ -133,7 +158,7 @@ class RunFolder:
                 with writing(path / SUMMARY):
                     (path / SUMMARY).unlink(missing_ok=True)
             log = RunLog(path / METRICS, held, len(point.log))
-            return cls(path, config or stored, log, held.pop_all())
+            return cls(path, config or stored, log, held.pop_all(), _ledger(path, config or stored))
 
     def __enter__(self) -> "RunFolder":
         """Return the folder itself."""
@@ -160,7 +185,7 @@ class RunFolder:
         frozen: str = "",
     ) -> None:
         """Replace the checkpoint by one of this run after the rounds that were appended."""
-        origin = Origin((self.config,), self._log.mark)
+        origin = Origin((self.config,), self._log.mark, self.ledger.mark if self.ledger else None)
         save_checkpoint(self.path, round=round, params=params, history=history, origin=origin, frozen=frozen)
 
     def write_clients(self, curves: Iterable[ClientCurves]) -> bytes:
@@ -212,6 +237,16 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json; its `status` is `complete` unless the summary says otherwise."""
         write_json(self.path / SUMMARY, {"status": "complete", **summary})
+
+
+def _ledger(path: Path, config: RunConfig) -> PrivacyLedger | None:
+    """Return the ledger of a run to go on with, whose budget may be another now; None without one."""
+    if config.privacy.dp != "client":
+        return None
+    ledger = PrivacyLedger.open_existing(path / LEDGER)
+    if ledger.budget != config.privacy.epsilon:
+        ledger.set_budget(config.privacy.epsilon)
+    return ledger
 
 
 def environment() -> dict[str, str | int]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from nufed.common.config import RunConfig
-from nufed.common.errors import DivergedError, NufedError
+from nufed.common.errors import BudgetSpentError, DivergedError, NufedError
 from nufed.common.message_schema import NUM_EXAMPLES
 from nufed.common.privacy.publishing import IN_THE_LOG, Publication
 from nufed.common.privacy.rules import SMALLEST_COHORT
@@ -92,7 +92,7 @@ def shown_reason(cause: BaseException | None, publication: Publication) -> str:
     if cause is None:
         return ""
     is_shown = publication.participants and publication.examples
-    if isinstance(cause, NufedError) and not isinstance(cause, DivergedError) and not is_shown:
+    if isinstance(cause, NufedError) and not isinstance(cause, DivergedError | BudgetSpentError) and not is_shown:
         return f"{type(cause).__name__}: {IN_THE_LOG}"
     return str(cause)
 

@@ -101,6 +101,8 @@ class RoundClosed(Event):
         seconds: wall time of the round and its evaluation.
         evaluation: curves of the participating clients, their problems and seconds; None without evaluation.
         secure_aggregation: how secure aggregation went (nufed.strategy.results.SecureOutcome); None without.
+        epsilon: ε of client-level differential privacy, of all rounds so far; None without.
+        delta: its δ.
     """
 
     kind: ClassVar[str] = "round"
@@ -123,6 +125,8 @@ class RoundClosed(Event):
     seconds: float = 0.0
     evaluation: Mapping[str, Any] | None = None
     secure_aggregation: Mapping[str, Any] | None = None
+    epsilon: float | None = None
+    delta: float | None = None
 
     def reduced(self) -> Self:
         """Return the record without problems of single clients."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nufed.common.errors import DivergedError, NothingTrainedError, RunError
+from nufed.common.errors import BudgetSpentError, DivergedError, NothingTrainedError, RunError
 from nufed.deploy.network.direct_client import ENDED, ENDINGS
 
 
@@ -15,7 +15,7 @@ def check_ending(ending: str, *, server: str, unwritten: Path | None) -> None:
         unwritten: file of the personal model that was asked for and not written; None if nothing is missing.
 
     Raises:
-        NothingTrainedError, DivergedError: so did the run.
+        NothingTrainedError, DivergedError, BudgetSpentError: so did the run.
         RunError: the run was interrupted, or the personal model was not written.
     """
     missing = f"; the personal model {unwritten} was not written" if unwritten else ""
@@ -24,6 +24,8 @@ def check_ending(ending: str, *, server: str, unwritten: Path | None) -> None:
         raise NothingTrainedError(f"{said} The server's operator sees why.")
     if ending == "diverged":
         raise DivergedError(f"{said} The server's operator sees where.")
+    if ending == "budget-spent" and not unwritten:
+        raise BudgetSpentError(f"{said} The model that there is was evaluated; give the command again if it goes on.")
     if ending == "interrupted":
         raise RunError(f"{said} Give the command again, so that this client is there when the server goes on.")
     if unwritten:

@@ -156,19 +156,25 @@ class RunOptions:
 
 
 def config_for_resuming(stored: RunConfig, options: RunOptions) -> RunConfig:
-    """Return the stored configuration with the changes that a resumed run may have: more rounds.
+    """Return the stored configuration with the changes that a resumed run may have: more rounds, or another ε.
+
+    The budget of client-level differential privacy is that of the whole run, whose ledger goes on.
 
     Raises:
         ConfigError: another option is changed.
     """
     config = options.resolve(stored)
     before, after = stored.flat(), config.flat()
-    changed = [key for key, value in after.items() if value != before[key] and key != "federation.num-rounds"]
+    allowed = {"federation.num-rounds": "--rounds"}
+    if config.privacy.dp == "client":
+        allowed["privacy.epsilon"] = "--dp-epsilon"
+    changed = [key for key, value in after.items() if value != before[key] and key not in allowed]
     if changed:
         key = changed[0]
         raise ConfigError(
             f"{key}={after[key]!r} contradicts the run to resume, which has {key}={before[key]!r}. "
-            "Only --rounds may change: leave the option out, or start a new run without --resume."
+            f"Only {' and '.join(allowed.values())} may change: leave the option out, or start a new run without "
+            "--resume."
         )
     return config
 

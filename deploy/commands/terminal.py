@@ -32,6 +32,7 @@ from nufed.deploy.commands.result_tables import (
 from nufed.deploy.commands.shots_table import shots_table
 from nufed.deploy.commands.tables import PIPE_WIDTH, fits, print_table
 from nufed.deploy.round_bar import round_bar
+from nufed.server.client_privacy import end_line
 from nufed.server.observer import RunObserver
 from nufed.server.progress_lines import describe_run, last_evaluation, number, round_line
 
@@ -255,10 +256,15 @@ def _ending(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
     rounds, idle = summary["rounds"], summary.get("rounds_without_reply", 0)
     if summary["status"] == "interrupted":
         yield f"Interrupted after round {rounds}. {_going_on(folder)}"
+    if summary["status"] == "budget-spent":
+        yield f"Stopped after round {rounds}, before ε passes its budget."
+    if spent := end_line(summary):
+        yield spent
     if summary["status"] == "nothing-trained":
         yield f"Nothing was trained: no reply could be used in any of {rounds} rounds."
     elif idle:
-        yield f"In {idle} of {rounds} rounds no reply could be used; they left the model as it was."
+        what = "added noise alone" if summary.get("privacy") else "left the model as it was"
+        yield f"In {idle} of {rounds} rounds no reply could be used; they {what}."
     if summary["status"] == "diverged":
         yield f"Diverged after round {rounds}."
     if any(any((summary.get(group) or {}).get("num_diverged", ())) for group in ("participating", "new")):

@@ -20,6 +20,7 @@ _ENDED = {
     "diverged": "The run has diverged",
     "nothing-trained": "Nothing was trained",
     "interrupted": "The run was interrupted; it can go on with --resume",
+    "budget-spent": "Another round would take ε beyond its budget; the run can go on with a larger one",
     "killed": "The run ended without saying how; it can go on with --resume",
     "damaged": "Files of this run are damaged",
 }
@@ -45,7 +46,7 @@ def _entry(level: str, text: str, items: list[str] | None = None) -> dict[str, A
 
 def _on_end(view: "RunView") -> Iterator[dict[str, Any]]:
     if view.status in _ENDED:
-        level = "info" if view.status == "interrupted" else "error"
+        level = "info" if view.status in ("interrupted", "budget-spent") else "error"
         yield _entry(level, _ENDED[view.status], [view.reason] if view.reason else [])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from nufed.common.config import RunConfig
 from nufed.common.durable_file import write_json
-from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError, RunError
+from nufed.common.errors import BudgetSpentError, ConfigError, DivergedError, NothingTrainedError, RunError
 from nufed.common.events import EventStream
 from nufed.common.json_text import parse_object
 from nufed.common.meta.estimators import find_estimator
@@ -141,6 +141,8 @@ def run_cell(cell: Cell, out: Path, engine: str, trackers: Trackers = NO_TRACKER
             simulate(cell.config, ServerOptions(out=place, is_disposable=True, events=events), engine=engine)
     except (DivergedError, NothingTrainedError) as error:
         problem = f"{ENDINGS[type(error)]}: {error}"
+    except BudgetSpentError:
+        pass  # it has results, of fewer rounds
     finally:
         forget_workplaces()
     seconds = time.perf_counter() - started

@@ -9,7 +9,7 @@ from typing import Any
 
 from nufed.deploy.monitoring.tracking import TrackedRun
 
-_ENDINGS = {"complete": "FINISHED", "interrupted": "KILLED"}
+_ENDINGS = {"complete": "FINISHED", "interrupted": "KILLED", "budget-spent": "FINISHED"}
 _LONGEST_VALUE = 500
 _MOST_AT_ONCE = 100
 _ENVIRONMENT = {

@@ -33,7 +33,7 @@ from nufed.common.events import (
     Started,
 )
 
-STATES = ("waiting", "statistics", "tuning", "training", "evaluation", "complete", "failed", "interrupted")
+STATES = ("waiting", "statistics", "tuning", "training", "evaluation", "complete", "failed", "interrupted", "budget-spent")
 _PHASE_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _LONGEST_LABEL = 60
 
@@ -90,6 +90,7 @@ class PrometheusMetrics:
         self._working = self._gauge("working_clients", "Clients that were asked and have not answered yet")
         self._diverged = self._gauge("diverged_clients", "Clients of the last round whose training loss is not finite")
         self._training_loss = self._gauge("training_loss", "Mean training loss of the last round's clients")
+        self._epsilon = self._gauge("privacy_epsilon", "ε of client-level differential privacy that is spent")
         labels = ["group", "adaptation"]
         self._loss = self._gauge("evaluation_loss", "Mean test loss, before and after s* fine-tuning steps", labels)
         self._score = self._gauge(
@@ -171,6 +172,8 @@ class PrometheusMetrics:
         self._round_seconds.observe(event.seconds)
         self._diverged.set(math.nan if event.diverged is None else event.diverged)
         self._training_loss.set(math.nan if event.loss is None else event.loss)
+        if event.epsilon is not None:
+            self._epsilon.set(event.epsilon)
         self._gradients.inc(event.gradient_evaluations or 0)
         self._hvps.inc(event.hvps or 0)
 

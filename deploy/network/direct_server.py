@@ -22,7 +22,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from grpc_health.v1 import health_pb2
 
 from nufed.common.config import Scalar
-from nufed.common.errors import DivergedError, NothingTrainedError, PeerError, RunError
+from nufed.common.errors import BudgetSpentError, DivergedError, NothingTrainedError, PeerError, RunError
 from nufed.common.events import EventStream
 from nufed.deploy.network.connections import Connections
 from nufed.deploy.network.file_limit import is_crowded, most_connections, raise_file_limit
@@ -183,8 +183,8 @@ class DirectServer:
             grid = FleetGrid(self._state, run, self.service, self.connections)
             try:
                 app(grid, Context(run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
-            except (NothingTrainedError, DivergedError) as error:
-                self._ending = "diverged" if isinstance(error, DivergedError) else "nothing-trained"
+            except (NothingTrainedError, DivergedError, BudgetSpentError) as error:
+                self._ending = ENDINGS[type(error)]
                 raise
         self._ending = "complete"
 

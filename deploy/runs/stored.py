@@ -20,9 +20,9 @@ from nufed.server.run_lock import writer_of
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
 GROUPS = ("participating", "new")
 
-Status = Literal["running", "complete", "interrupted", "diverged", "nothing-trained", "killed", "damaged"]
+Status = Literal["running", "complete", "interrupted", "budget-spent", "diverged", "nothing-trained", "killed", "damaged"]
 
-_ENDINGS = ("complete", "interrupted", "diverged", "nothing-trained")
+_ENDINGS = ("complete", "interrupted", "budget-spent", "diverged", "nothing-trained")
 _CHUNK = 2**16
 LONGEST_LINE = 2**24
 _LONGEST_CURVE = 10_001  # the most that evaluation.num-adapt-steps takes, and s = 0

@@ -111,7 +111,8 @@ def simulate(  # noqa: PLR0913 - all by name
     Raises:
         NufedError: a `ConfigError` of options, a `DataError` of the data, a `ModelError` of the model, or a `RunError`
             where the run cannot go on; a `DivergedError` (a `ModelError`) or `NothingTrainedError` (a `RunError`)
-            where it came to nothing.
+            where it came to nothing; a `BudgetSpentError` (a `RunError`) where one more round would reveal more than
+            ε allows, after what there is was evaluated and written to `out`.
         KeyboardInterrupt: after what there is was written to `out`; `load_run(...).resume()` goes on.
 
     Examples:

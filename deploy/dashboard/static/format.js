@@ -62,5 +62,5 @@ export function capital(text) {
 export const STATUS = {
   waiting: ["Waiting", "wait"], running: ["Running", "run"], complete: ["Complete", "good"],
   interrupted: ["Interrupted", "warn"], diverged: ["Diverged", "bad"], "nothing-trained": ["Nothing trained", "bad"],
-  killed: ["Ended without a word", "bad"], damaged: ["Damaged", "bad"],
+  "budget-spent": ["Privacy budget spent", "warn"], killed: ["Ended without a word", "bad"], damaged: ["Damaged", "bad"],
 };
