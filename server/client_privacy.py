@@ -1,6 +1,5 @@
 """What client-level differential privacy adds to a run: its terms, what its records say of ε, and when it may go on."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +82,3 @@ def of_run(rounds: PrivateRounds | None) -> dict[str, Any]:
         return {}
     told = rounds.ledger.to_json()
     return {"privacy": told if rounds.ledger.is_private else {**told, "warning": TEST_KEY_WARNING}}
-
-
-def end_line(summary: Mapping[str, Any]) -> str:
-    """Return a line on what a run's models have revealed; empty where there is no differential privacy."""
-    told = summary.get("privacy")
-    if not told:
-        return ""
-    if not told["is_private"]:
-        return f"{TEST_KEY_WARNING}"
-    budget = f" of {told['budget']:g}" if told["budget"] else ""
-    rounds = f"{told['rounds_charged']} round{'s' if told['rounds_charged'] != 1 else ''}"
-    return f"ε = {told['epsilon'] or 0:.4g}{budget} at δ = {told['delta']:.3g}, client-level, after {rounds}"

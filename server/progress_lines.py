@@ -1,5 +1,6 @@
 """How a run is told in lines of text: what it is, how far it is, and what came out."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,6 +93,19 @@ def round_line(record: Mapping[str, Any], num_rounds: int) -> str:
     shown = last_evaluation(record) or trained
     spent = f"  ε = {record['epsilon']:.3g}" if record.get("epsilon") is not None else ""
     return f"round {record['round']}/{num_rounds}  {shown}{spent}  {record['seconds']:.1f} s"
+
+
+def privacy_line(summary: Mapping[str, Any]) -> str:
+    """Return a line on what a run's models have revealed; empty without client-level differential privacy."""
+    told = summary.get("privacy")
+    if not told:
+        return ""
+    if told.get("warning"):
+        return str(told["warning"])
+    spent = "∞" if told["epsilon"] is None or told["epsilon"] == math.inf else f"{told['epsilon']:.4g}"
+    budget = f" of {told['budget']:g}" if told["budget"] else ""
+    rounds = f"{told['rounds_charged']} round{'s' if told['rounds_charged'] != 1 else ''}"
+    return f"client-level ε = {spent}{budget} at δ = {told['delta']:.3g}, of {rounds}"
 
 
 def duration(seconds: float) -> str:

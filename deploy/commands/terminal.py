@@ -32,9 +32,8 @@ from nufed.deploy.commands.result_tables import (
 from nufed.deploy.commands.shots_table import shots_table
 from nufed.deploy.commands.tables import PIPE_WIDTH, fits, print_table
 from nufed.deploy.round_bar import round_bar
-from nufed.server.client_privacy import end_line
 from nufed.server.observer import RunObserver
-from nufed.server.progress_lines import describe_run, last_evaluation, number, round_line
+from nufed.server.progress_lines import describe_run, last_evaluation, number, privacy_line, round_line
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -258,7 +257,7 @@ def _ending(summary: Mapping[str, Any], folder: Path) -> Iterator[str]:
         yield f"Interrupted after round {rounds}. {_going_on(folder)}"
     if summary["status"] == "budget-spent":
         yield f"Stopped after round {rounds}, before ε passes its budget."
-    if spent := end_line(summary):
+    if spent := privacy_line(summary):
         yield spent
     if summary["status"] == "nothing-trained":
         yield f"Nothing was trained: no reply could be used in any of {rounds} rounds."

@@ -47,6 +47,8 @@ from nufed.deploy.network.serving import (
 _WATCH_INTERVAL = 1.0
 _TASK_HEARTBEAT = 15.0
 _SAY_AGAIN = 60.0
+_ENDINGS = {NothingTrainedError: "nothing-trained", DivergedError: "diverged", BudgetSpentError: "budget-spent"}
+
 _FAREWELL = 3.0
 """Seconds that clients have to hear how a run ended: all that are idle hear it at once."""
 _FAREWELL_IN_MID_ROUND = 10.0
@@ -184,7 +186,7 @@ class DirectServer:
             try:
                 app(grid, Context(run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
             except (NothingTrainedError, DivergedError, BudgetSpentError) as error:
-                self._ending = ENDINGS[type(error)]
+                self._ending = _ENDINGS[type(error)]
                 raise
         self._ending = "complete"
 

@@ -20,7 +20,9 @@ from nufed.server.run_lock import writer_of
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.json", "environment.json", "metrics.jsonl", "summary.json"
 GROUPS = ("participating", "new")
 
-Status = Literal["running", "complete", "interrupted", "budget-spent", "diverged", "nothing-trained", "killed", "damaged"]
+Status = Literal[
+    "running", "complete", "interrupted", "budget-spent", "diverged", "nothing-trained", "killed", "damaged"
+]
 
 _ENDINGS = ("complete", "interrupted", "budget-spent", "diverged", "nothing-trained")
 _CHUNK = 2**16
