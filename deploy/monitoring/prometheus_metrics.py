@@ -34,17 +34,8 @@ from nufed.common.events import (
 )
 
 STATES = (
-    "waiting", "statistics", "tuning", "training", "evaluation", "complete", "failed", "interrupted", "budget-spent",
-)  # fmt: skip
-    "waiting",
-    "statistics",
-    "tuning",
-    "training",
-    "evaluation",
-    "complete",
-    "failed",
-    "interrupted",
-    "budget-spent",
+    *("waiting", "statistics", "tuning", "training", "evaluation", "complete"),
+    *("failed", "interrupted", "budget-spent"),
 )
 _PHASE_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _LONGEST_LABEL = 60
