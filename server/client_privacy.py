@@ -49,16 +49,18 @@ def client_privacy(config: RunConfig, resume: Path | None) -> ClientPrivacy | No
     return ClientPrivacy(terms, privacy.epsilon)
 
 
-def lines_of_client_privacy(rounds: PrivateRounds | None, num_rounds: int) -> list[str]:
-    """Return what to say of it at the beginning of a run; nothing without it.
+def begun(rounds: PrivateRounds | None, ledger: PrivacyLedger | None, num_rounds: int) -> list[str]:
+    """Have the rounds be charged to a run's ledger from now on, and return what to say of them; nothing without one.
 
     Args:
-        rounds: of the strategy.
+        rounds: of the strategy, which keeps the ledger.
+        ledger: of the run's folder.
         num_rounds: K.
     """
-    if rounds is None:
+    if rounds is None or ledger is None:
         return []
-    ledger, terms = rounds.ledger, rounds.ledger.terms
+    rounds.ledger = ledger
+    terms = ledger.terms
     cap = f", at most {terms.cohort_cap} in a round" if terms.cohort_cap else ""
     drawn = f"each of n = {terms.num_clients} clients drawn with q = {terms.rate:g}{cap}"
     lines = [

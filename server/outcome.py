@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nufed.common.config import RunConfig
-from nufed.common.errors import RunError
+from nufed.common.errors import NothingTrainedError, RunError
 from nufed.common.examples import Group
 from nufed.common.json_text import parse_object
 from nufed.server.client_curves import ClientCurves
@@ -134,6 +134,14 @@ def earlier_curves(folder: Path) -> list[ClientCurves]:
         )
     curves, shots = read_clients_csv(content.decode()), folder / SHOTS_TABLE
     return with_shots(curves, shots.read_text(encoding="utf-8")) if shots.is_file() else curves
+
+
+def nothing_trained(num_rounds: int, problems: Mapping[str, str], *, is_private: bool) -> NothingTrainedError:
+    """Return what to say of a run that has had no reply which could be used; see `remedy`."""
+    return NothingTrainedError(
+        f"Expected replies that can be used, but in none of {num_rounds} rounds was there one, and the model is "
+        f"untouched ({commonest_reason(problems)}). {remedy(problems, is_private=is_private)}"
+    )
 
 
 def remedy(problems: Mapping[str, str], *, is_private: bool = False) -> str:

@@ -29,7 +29,7 @@ from nufed.common.shots import shots_request
 from nufed.common.wire import ALL_METRICS, FINAL, FROZEN
 from nufed.server.adaptation_curves import GroupCurves, group_curves
 from nufed.server.client_curves import ACCURACY, ClientCurves, curves_of_replies
-from nufed.server.client_privacy import client_privacy, lines_of_client_privacy, of_round, of_run
+from nufed.server.client_privacy import begun, client_privacy, of_round, of_run
 from nufed.server.hostile import check_same_attack
 from nufed.server.options import ServerOptions
 from nufed.server.outcome import (
@@ -39,7 +39,7 @@ from nufed.server.outcome import (
     earlier_curves,
     final_evaluation,
     lacks_answers,
-    remedy,
+    nothing_trained,
     share_diverged,
 )
 from nufed.server.pictures import leave_pictures
@@ -157,10 +157,8 @@ class Run:
 
     def _tell_start(self, folder: RunFolder, state: RunState) -> None:
         engine, private = self.options.engine, self.strategy.private
-        if private and folder.ledger:
-            private.ledger = folder.ledger
         self.events.started(folder, state.round + 1, state.params, engine=engine, measure=self.measure)
-        for line in [*lines_of_client_privacy(private, self._num_rounds), *lines_of_publication(self.config)]:
+        for line in [*begun(private, folder.ledger, self._num_rounds), *lines_of_publication(self.config)]:
             self.options.events.say(line)
 
     @property
@@ -232,11 +230,7 @@ class Run:
             return  # whether anybody has answered is nothing that ε covers; the model is another in any case
         known = state.history.totals.rounds_without_reply if self.publication.participants else state.num_idle
         if state.round and known == state.round:
-            advice = remedy(state.problems, is_private=self.config.data.source == "private")
-            raise NothingTrainedError(
-                f"Expected replies that can be used, but in none of {state.round} rounds was there one, and the model "
-                f"is untouched ({commonest_reason(state.problems)}). {advice}"
-            )
+            raise nothing_trained(state.round, state.problems, is_private=self.config.data.source == "private")
 
     def _evaluated_at_start(self, state: RunState) -> RunState:
         """Return the state with the adaptation curves of the initial model, if there are evaluations on the way."""
