@@ -8,6 +8,7 @@
 A server that is believed could name keys of its own as those of other clients, and see what secure aggregation hides.
 """
 
+import datetime as dt
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from nufed.common.config import Scalar
 from nufed.common.errors import PeerError, WireError
 from nufed.common.privacy.secure import Roster
 from nufed.common.secure_wire import LARGEST, ROSTER, SIGNED
@@ -30,6 +32,13 @@ IDENTITY_KEY = "private-key"
 _log = logging.getLogger("nufed.private")
 _serials: dict[bytes, int] = {}
 """Highest serial number of a roster that this process has seen, by the authority's public key."""
+
+
+def trust_config(key: Path | None, authority: Path | None, *, trusts_server: bool) -> dict[str, Scalar]:
+    """Return what a node's configuration says of keys and of whom this client believes about those of others."""
+    files = {KEY: key, AUTHORITY: authority}
+    config: dict[str, Scalar] = {name: str(path.expanduser().absolute()) for name, path in files.items() if path}
+    return {**config, **({TRUSTS_SERVER: True} if trusts_server else {})}
 
 
 def believed_roster(config: Mapping[str, Any], node_config: Mapping[str, Any]) -> Roster:
@@ -54,6 +63,8 @@ def believed_roster(config: Mapping[str, Any], node_config: Mapping[str, Any]) -
     if is_simulated or node_config.get(TRUSTS_SERVER):
         if is_signed:
             raise PeerError("A signed roster needs the authority's certificate here: give --root-certificates.")
+        if not is_simulated:
+            _warn_once()
         return unsigned_roster(content)
     raise PeerError(
         "The server has no roster of clients' keys that the federation's authority signed, so that it could put itself "
@@ -87,6 +98,14 @@ def authority_key(path: Path) -> ec.EllipticCurvePublicKey:
     return key
 
 
+@lru_cache(maxsize=1)
+def _warn_once() -> None:
+    _log.warning(
+        "THE SERVER IS BELIEVED about whose keys are whose (--trust-server-roster, --insecure): it could put keys of "
+        "its own among them, and see the model that secure aggregation hides"
+    )
+
+
 @lru_cache(maxsize=4)
 def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
@@ -102,6 +121,9 @@ def _signed_roster(content: bytes, path: str) -> Roster:
     key = authority_key(Path(path))
     known = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     roster = _read_roster(content, known, _serials.get(known, 0))
+    if roster.expires is not None and roster.expires <= dt.datetime.now(dt.UTC):
+        _read_roster.cache_clear()  # it was in force when it was read first
+        roster = _read_roster(content, known, _serials.get(known, 0))
     _serials[known] = max(_serials.get(known, 0), roster.serial)
     return roster
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from nufed.common.config import RunConfig
 from nufed.common.metric_looks import look_of
+from nufed.common.untrusted import printable
 
 
 def describe_run(config: RunConfig) -> str:
@@ -17,6 +18,7 @@ def describe_run(config: RunConfig) -> str:
         f"{data.source} ({data.partition}), {data.num_clients}{new} {clients}, {config.model.name}: "
         f"ν = {method.num_inner_steps}, {method.estimator}, α = {method.inner_lr:g}, β = {method.local_lr:g}, "
         f"τ = {method.num_local_steps}, r = {federation.participation_fraction:g}, seed {config.seed}"
+        f"{', secure aggregation' if config.privacy.secure_aggregation else ''}"
     )
 
 
@@ -92,7 +94,8 @@ def round_line(record: Mapping[str, Any], num_rounds: int) -> str:
         trained = "done"  # the loss is withheld
     shown = last_evaluation(record) or trained
     spent = f"  ε = {record['epsilon']:.3g}" if record.get("epsilon") is not None else ""
-    return f"round {record['round']}/{num_rounds}  {shown}{spent}  {record['seconds']:.1f} s"
+    secure = f"  {line}" if (line := secure_line(record)) else ""
+    return f"round {record['round']}/{num_rounds}  {shown}{spent}{secure}  {record['seconds']:.1f} s"
 
 
 def privacy_line(summary: Mapping[str, Any]) -> str:
@@ -106,6 +109,22 @@ def privacy_line(summary: Mapping[str, Any]) -> str:
     budget = f" of {told['budget']:g}" if told["budget"] else ""
     rounds = f"{told['rounds_charged']} round{'s' if told['rounds_charged'] != 1 else ''}"
     return f"client-level ε = {spent}{budget} at δ = {told['delta']:.3g}, of {rounds}"
+
+
+def secure_line(record: Mapping[str, Any]) -> str:
+    """Return `secure sum of 9 of 10 models, lost: 1 (train)` of a round's record; nothing without secure aggregation.
+
+    Of a round that failed, it is the reason.
+    """
+    secure = record.get("secure_aggregation")
+    if not secure:
+        return ""
+    if secure["reason"]:
+        return f"no secure sum: {printable(str(secure['reason']))}"
+    by_stage = ", ".join(f"{count} ({stage.replace('_', '-')})" for stage, count in secure["dropped"].items())
+    return f"secure sum of {secure['summed']} of {secure['cohort']} models" + (
+        f", lost: {by_stage}" if by_stage else ""
+    )
 
 
 def duration(seconds: float) -> str:

@@ -161,7 +161,7 @@ class SecureTrainingPhase(TrainingPhase):
             ask(UNMASK, signed, confirmed, _taking(RevealedShares, server.add_revealed))
             unmasked = server.unmask()
             cast("SumAggregation", self._aggregation).add_sums(unmasked.sums, unmasked.weight)
-        except (RoundFailedError, ConfigError) as failure:
+        except (RoundFailedError, ConfigError, PeerError) as failure:
             self._failure = str(failure)
 
     def close(self) -> RoundResult:

@@ -275,6 +275,13 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
         "Ask more clients in a round (--fraction), or leave --secure-aggregation out",
     ),
     Contradiction(
+        "early-end-of-rounds-with-secure-aggregation",
+        lambda config: _is_secure(config) and config.federation.min_reply_fraction < config.privacy.secure_threshold,
+        "federation.min-reply-fraction={federation.min_reply_fraction:g} is below privacy.secure-threshold="
+        "{privacy.secure_threshold:g}: a round that ends with so few models has no sum",
+        "Raise min-reply-fraction, or lower secure-threshold, which stays above 0.5",
+    ),
+    Contradiction(
         "local-training-with-secure-aggregation",
         lambda config: _is_secure(config) and config.federation.training == "local",
         "privacy.secure-aggregation contradicts federation.training=local, where clients send no model to be summed",

@@ -1,4 +1,4 @@
-"""`nufed certs`: make and revoke certificates and node keys."""
+"""`nufed certs`: make and revoke certificates and node keys, and sign their roster."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from nufed.deploy.commands.outputs import Force
 from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority, revoke_client
 from nufed.deploy.network.key_requests import admit, make_request
+from nufed.deploy.network.rosters import ROSTER, write_roster
 
 DEFAULT_CERTIFICATES = Path("certs")
 
@@ -72,6 +73,7 @@ def admit_command(
     """On the server: admit a client whose request has this fingerprint; a running server takes note by itself."""
     admitted = admit(CertificateFolder(out), request, fingerprint)
     typer.echo(f"{admitted.name} is admitted with the key {admitted.fingerprint}")
+    _remind_of_roster(out)
 
 
 @certs.command("add-client")
@@ -96,3 +98,27 @@ def revoke_command(
     """Take a client's key away; a running server refuses it from then on."""
     revoke_client(CertificateFolder(out), name)
     typer.echo(f"{name} is not admitted any more")
+    _remind_of_roster(out)
+
+
+@certs.command("roster")
+def roster_command(
+    out: _CERTIFICATES = DEFAULT_CERTIFICATES,
+    authority_key: Annotated[
+        Path | None,
+        typer.Option(help="the authority's private key, where it is kept elsewhere (default: ca.key)", metavar="FILE"),
+    ] = None,
+) -> None:
+    """For secure aggregation: sign the names and keys of the admitted clients with the authority's key.
+
+    Clients believe this file, and not the server, about whose key is whose. Sign it again whenever a client is admitted
+    or revoked; a running server takes note by itself.
+    """
+    path, roster = write_roster(CertificateFolder(out), authority_key)
+    names = ", ".join(sorted(roster.keys))
+    typer.echo(f"roster: {path} (serial {roster.serial}), signed for {len(roster.keys)} clients: {names}")
+
+
+def _remind_of_roster(out: Path) -> None:
+    if (out / ROSTER).exists():
+        typer.echo("for secure aggregation, sign the roster again: nufed certs roster")

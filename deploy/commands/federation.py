@@ -138,6 +138,13 @@ class ClientSecurityOptions(DeclaredOptions):
     key: Annotated[
         Path | None, _secured("this client's private key, made by `nufed certs request`", metavar="FILE")
     ] = None
+    trust_server_roster: Annotated[
+        bool,
+        _secured(
+            "with secure aggregation: believe the server about other clients' keys where the authority has signed no "
+            "roster; it could then see what secure aggregation hides",
+        ),
+    ] = False
     insecure: Insecure = False
 
     def check(self) -> None:
@@ -238,6 +245,8 @@ def _serve(endpoint: "ServerEndpoint", options: "ServerOptions", config: RunConf
         unprotected = "" if endpoint.security else " without TLS and node keys"
         events.say(f"listening on {server.address}{unprotected}")
         events.say(f"waiting for {_awaited(options, config)}, for {options.connect_timeout:g} s at most")
+        if config.privacy.secure_aggregation and endpoint.security and (note := endpoint.security.roster_note()):
+            events.say(note)
         if not options.resume and (serving.statistics or awaits_statistics(config.data)):
             config, options = gather(server, config, options, _num_awaited(options, config))
         server.run(build_server_app(options), config.flat(), bundle=bundle)
@@ -261,13 +270,18 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
     Nothing but model arrays and aggregate metrics leaves this process, and statistics with --allow-statistics.
     """
     from nufed.client.app import app as client_app
+    from nufed.client.secure_trust import trust_config
     from nufed.client.split_memory import forgets
     from nufed.deploy.commands.client_ending import check_ending, last_written
     from nufed.deploy.network.direct_client import ClientIdentity, DirectClient
 
     security.check()
+    trusts = security.trust_server_roster or security.insecure
     identity = ClientIdentity(
-        participant.name, security.key, participant.node_config(), default_run_config=RunConfig().flat()
+        participant.name,
+        security.key,
+        {**participant.node_config(), **trust_config(security.key, security.root_certificates, trusts_server=trusts)},
+        default_run_config=RunConfig().flat(),
     )
     kept_before = last_written(participant.personal_model)
     events, level = EventStream(), "warning" if quiet and not log.is_terse else None
@@ -336,6 +350,7 @@ def _out(output: OutputOptions) -> Path:
 
 def _server_security(certificates: Path | None) -> "ServerSecurity":
     from nufed.deploy.network.direct_server import ServerSecurity
+    from nufed.deploy.network.rosters import ROSTER, RosterFile
 
     folder = CertificateFolder(certificates or DEFAULT_CERTIFICATES)
     if not folder.server_certificate.exists():
@@ -343,7 +358,8 @@ def _server_security(certificates: Path | None) -> "ServerSecurity":
             f"Expected the server's certificate at {folder.server_certificate}. Make it with `nufed certs init --san "
             "NAME`, name its folder with --certificates, or type --insecure for a trial on one machine."
         )
-    return ServerSecurity(folder.server_certificate, folder.server_key, folder.admitted_clients)
+    roster = RosterFile(folder.root / ROSTER, folder.authority_certificate)
+    return ServerSecurity(folder.server_certificate, folder.server_key, folder.admitted_clients, roster)
 
 
 def _quiet_flower() -> None:

@@ -78,6 +78,14 @@ class ParticipantOptions(DeclaredOptions):
         ),
     ] = None
 
+    require_secure_aggregation: Annotated[
+        bool,
+        typer.Option(
+            "--require-secure-aggregation",
+            help="take part only where the server learns no more than the sum of the clients' models",
+        ),
+    ] = False
+
     def node_config(self) -> dict[str, Scalar]:
         """Return what the client's app reads; what can be wrong with it before a run is known is refused here.
 
@@ -89,6 +97,7 @@ class ParticipantOptions(DeclaredOptions):
         from nufed.client.keeping import find_keep
         from nufed.client.personal_model import personal_path
         from nufed.client.record_privacy import MAX_EPSILON, REQUIRES, check_budget
+        from nufed.client.secure_trust import REQUIRED
         from nufed.client.split_memory import SplitMemory, state_path
         from nufed.client.told_statistics import ALLOWS, LEAST
         from nufed.common.data.private.load import check_spec
@@ -115,4 +124,6 @@ class ParticipantOptions(DeclaredOptions):
         if self.require_record_privacy:
             config[REQUIRES] = True
         check_budget(config)
+        if self.require_secure_aggregation:
+            config[REQUIRED] = True
         return config

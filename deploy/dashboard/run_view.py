@@ -18,6 +18,7 @@ from nufed.deploy.dashboard.decimation import kept_indices
 from nufed.deploy.dashboard.foreign_records import is_number, sound_curve, sound_scores
 from nufed.deploy.dashboard.hidden_paths import shareable_options, without_folders
 from nufed.deploy.runs.stored import primary_curve
+from nufed.server.progress_lines import secure_line
 
 if TYPE_CHECKING:
     from nufed.common.events import Connection
@@ -309,8 +310,9 @@ class RunView:
             printable(str(name)): without_folders(printable(str(why)))
             for name, why in (event.get("problems") or {}).items()
         }
-        if self.status == "waiting":
-            self.status = "running"
+        if line := secure_line(event):
+            self.say("secure", event.get("time"), f"round {self.round}: {without_folders(line)}")
+        self.status = "running" if self.status == "waiting" else self.status
         evaluated = (event.get("evaluation") or {}).get("participating")
         if evaluated:
             self.judged(self.round, {"participating": evaluated})

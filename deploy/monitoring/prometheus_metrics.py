@@ -104,6 +104,7 @@ class PrometheusMetrics:
         self._evaluated = self._gauge("evaluated_clients", "Clients that answered the last evaluation", ["group"])
         self._gradients = self._counter("gradient_evaluations", "Gradients computed by clients in training")
         self._hvps = self._counter("hessian_vector_products", "Hessian-vector products computed by clients in training")
+        self._declare_secure()
         self._checkpoint = self._gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint was saved")
         self._closed = self._gauge("last_round_timestamp_seconds", "When the last round was closed, or the run started")
         self._dropped = self._counter("dropped_events", "Events that a reader of the run has missed", ["sink"])
@@ -118,6 +119,12 @@ class PrometheusMetrics:
             Replied: self._on_reply, RoundClosed: self._on_round, SinkDropped: self._on_dropped,
             Started: self._on_start,
         }  # fmt: skip
+
+    def _declare_secure(self) -> None:
+        self._secure = self._counter(
+            "secure_rounds", "Rounds of secure aggregation, by whether they gave a sum", ["sum"]
+        )
+        self._lost = self._counter("secure_lost_clients", "Clients lost in secure aggregation", ["stage"])
 
     def handle(self, event: Event) -> None:
         """Take an event into the metrics."""
@@ -179,6 +186,10 @@ class PrometheusMetrics:
             self._epsilon.set(event.epsilon)
         self._gradients.inc(event.gradient_evaluations or 0)
         self._hvps.inc(event.hvps or 0)
+        if secure := event.secure_aggregation:
+            self._secure.labels("no" if secure["reason"] else "yes").inc()
+            for stage, lost in secure["dropped"].items():
+                self._lost.labels(stage).inc(lost)
 
     def _on_evaluation(self, event: Evaluated) -> None:
         for group, curves in event.groups.items():

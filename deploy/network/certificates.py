@@ -5,6 +5,7 @@
     ├── ca.key            signs server certificates; the server does not need it
     ├── server.crt        names in it are the ones clients may dial
     ├── server.key
+    ├── roster.json       the clients' keys, signed by ca.key, which clients check one another by (rosters.py)
     ├── clients/NAME.pub  the keys a server admits; it re-reads this folder while it runs
     └── keys/NAME         for trials: the private key of client NAME, where it was made here and not on its own machine
                           (key_requests.py)
@@ -109,7 +110,7 @@ def create_authority(folder: CertificateFolder, names: Sequence[str], *, days: i
     if not force:
         _refuse_loss(folder)
     if folder.authority_key.exists() and folder.authority_certificate.exists():
-        authority_key = _load_pem_key(folder.authority_key)
+        authority_key = load_authority_key(folder.authority_key)
         authority = x509.load_pem_x509_certificate(folder.authority_certificate.read_bytes())
     else:
         authority_key = ec.generate_private_key(ec.SECP384R1())
@@ -349,7 +350,12 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption())
 
 
-def _load_pem_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def load_authority_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return an authority's private key.
+
+    Raises:
+        RunError: the file holds none of `nufed certs init`.
+    """
     try:
         key = ser.load_pem_private_key(path.read_bytes(), None)
     except (ValueError, TypeError, OSError) as error:

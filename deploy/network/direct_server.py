@@ -34,6 +34,7 @@ from nufed.deploy.network.network_loop import network_loop
 from nufed.deploy.network.node_auth import NodeAuth
 from nufed.deploy.network.node_keys import AdmittedKeys
 from nufed.deploy.network.refusals import Announcements, Refusals, make_records_printable
+from nufed.deploy.network.rosters import RosterFile
 from nufed.deploy.network.serving import (
     MOST_WATCHERS,
     Health,
@@ -63,11 +64,17 @@ class ServerSecurity:
         certificate: the server's certificate chain (PEM).
         key: its private key (PEM).
         client_keys: folder of the admitted clients' public keys.
+        roster: these keys as the authority signed them; None where nobody did.
     """
 
     certificate: Path
     key: Path
     client_keys: Path
+    roster: RosterFile | None = None
+
+    def roster_note(self) -> str | None:
+        """Return what is to be said where clients have no signed roster to know one another by."""
+        return self.roster.note() if self.roster else None
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,7 @@ class DirectServer:
         make_records_printable()
         self._on_event, self._on_client = on_event, Announcements(on_event)
         self._keys = AdmittedKeys(endpoint.security.client_keys) if endpoint.security else None
+        self._roster = endpoint.security.roster if endpoint.security else None
         self._file_limit, self._crowded_at = raise_file_limit(), float("-inf")
         states = flower_states(endpoint.database)
         self._state = states.state()
@@ -183,6 +191,7 @@ class DirectServer:
         self._ending = "interrupted"
         with self._open_run(run_config, bundle) as run:
             grid = FleetGrid(self._state, run, self.service, self.connections)
+            grid.roster = self._roster
             try:
                 app(grid, Context(run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
             except (NothingTrainedError, DivergedError, BudgetSpentError) as error:

@@ -17,9 +17,11 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.run import Run
 
+from nufed.common.privacy.secure import Roster
 from nufed.deploy.network.connections import Connections
 from nufed.deploy.network.fleet_service import FleetService
 from nufed.deploy.network.flower_state import num_online, online_nodes
+from nufed.deploy.network.rosters import RosterFile
 from nufed.deploy.run_grid import RunGrid
 from nufed.strategy.exchange import Quorum
 
@@ -43,6 +45,9 @@ class FleetGrid(RunGrid):
         run: the run that messages belong to.
         service: where nodes call.
         connections: counts what goes over the wire.
+
+    Attributes:
+        roster: file of the clients' keys that an authority signed; None without.
     """
 
     def __init__(self, state: LinkState, run: Run, service: FleetService, connections: Connections) -> None:
@@ -51,6 +56,7 @@ class FleetGrid(RunGrid):
         self._outstanding: dict[str, Message] = {}
         self._announced: dict[str, Message] = {}
         self._unsent: dict[str, Message] = {}
+        self.roster: RosterFile | None = None
         self._attempts: dict[str, int] = {}
 
     def get_node_ids(self) -> list[int]:
@@ -76,6 +82,14 @@ class FleetGrid(RunGrid):
     def admitted_name(self, node_id: int) -> str | None:
         """Return the name of a node's key, or None where no node keys are in use."""
         return self._service.admitted_name(node_id)
+
+    def signed_roster(self) -> tuple[bytes, Roster] | None:
+        """Return the clients' keys as an authority signed them, file and content; None where nobody did.
+
+        Raises:
+            PeerError: the file is not the authority's, or has expired.
+        """
+        return self.roster.read() if self.roster else None
 
     def turn_away(self, node_id: int, reason: str) -> bool:
         """End a client that cannot take part, with a sentence that says why; False if it cannot be told."""

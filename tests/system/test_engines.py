@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from nufed.server.run_folder import load_model
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -168,3 +171,15 @@ def test_flwr_run_says_what_is_wrong_with_an_option(flower):
     said = flwr_run(flower, {**CONFIG, "method.inner-lr": -1.0})
 
     assert "method.inner-lr=-1.0 is refused" in said
+
+
+def test_models_summed_in_secret_on_ray_are_those_of_a_run_without(tmp_path):
+    """The messages of one client reach different actors, and its keys go along in its state."""
+    changes = {"evaluation.interval": 0, "federation.participation-fraction": 1.0}
+    masked = simulate("ray", tmp_path / "masked", **{"privacy.secure-aggregation": "true"}, **changes)
+    plain = simulate("local", tmp_path / "plain", **changes)
+
+    expected = load_model(plain)[0]
+    records = [json.loads(line) for line in (masked / "metrics.jsonl").read_text().splitlines()]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_model(masked)[0].items())
+    assert [record["secure_aggregation"]["summed"] for record in records] == [4, 4]

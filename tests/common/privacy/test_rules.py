@@ -69,6 +69,10 @@ ROWS = {
         {**SECURE, "federation.participation-fraction": 0.1},
         {"federation.participation-fraction": 0.15},
     ),
+    "early-end-of-rounds-with-secure-aggregation": (
+        {**SECURE, "federation.min-reply-fraction": 0.6},
+        {"privacy.secure-threshold": 0.6},
+    ),
     "local-training-with-secure-aggregation": (
         {**SECURE, "federation.training": "local"},
         {"federation.training": "federated"},

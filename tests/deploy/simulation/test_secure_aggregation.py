@@ -1,7 +1,16 @@
 """With secure aggregation a round ends with the same bytes as without, whoever is lost and whenever."""
 
+import json
+
 import pytest
 
+from nufed.common.privacy.terms import ClientTerms
+from nufed.deploy.simulation.engines import simulate
+from nufed.server.options import ServerOptions
+from nufed.server.run_folder import load_model
+from nufed.strategy.meta_fedavg import MetaFedAvg
+from nufed.strategy.private_rounds import ClientPrivacy
+from nufed.strategy.secure_phase import SecureAggregation
 from tests.deploy.simulation.secure_federation import (
     BEFORE_THE_SUM,
     STAGES,
@@ -72,3 +81,41 @@ def test_rounds_of_two_clients_end_without_a_sum():
 
     assert "at least 3 clients" in result.secure.reason
     assert same(result.params, initial(config))
+
+
+def test_client_level_privacy_sums_what_clients_clipped_and_the_server_adds_the_noise(monkeypatch):
+    """With one key of the noise, the model has the same bytes whether the server or the clients clip."""
+    monkeypatch.setenv("NUFED_TEST_PRIVACY_KEY", "a key of this test")
+    config = config_of(**{"federation.participation-fraction": 0.9, "data.num-clients": 10})
+    terms = ClientTerms(clip=0.05, noise=0.5, rate=0.9, num_clients=10, cohort_cap=0, delta=0.01)
+
+    def private_round(secure):
+        how = SecureAggregation() if secure else None
+        strategy = MetaFedAvg(participation_fraction=0.9, privacy=ClientPrivacy(terms), secure=how)
+        return one_round(config, secure=secure, strategy=strategy)
+
+    masked, plain = private_round(True), private_round(False)
+
+    assert masked.secure.summed == masked.counts.replied == plain.counts.replied >= 3
+    assert same(masked.params, plain.params)
+    assert masked.privacy == plain.privacy
+
+
+@pytest.mark.parametrize("engine", ["local", "processes"])
+def test_every_engine_leaves_the_bytes_of_a_run_without(engine, tmp_path):
+    """With `processes` the messages of one client reach different ones."""
+    config = config_of(**{"federation.num-rounds": 2, "data.num-clients": 4})
+
+    def model_of(name, secure, engine):
+        changed = config.updated({"privacy.secure-aggregation": secure})
+        simulate(changed, ServerOptions(out=tmp_path / name), engine=engine)
+        (folder,) = (tmp_path / name).iterdir()
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return load_model(folder)[0], [each.get("secure_aggregation") for each in records]
+
+    masked, secure = model_of("masked", True, engine)
+    plain, nothing = model_of("plain", False, "local")
+
+    assert same(masked, plain)
+    assert [each["summed"] for each in secure] == [4, 4]
+    assert nothing == [None, None]

@@ -1,0 +1,115 @@
+"""The roster of clients' keys that the authority has signed: made by the operator, handed out by the server."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from nufed.common.errors import ConfigError, PeerError
+from nufed.common.privacy.secure import Roster
+from nufed.deploy.network.certificates import CertificateFolder, load_authority_key, read_public_key, write_key_file
+
+ROSTER = "roster.json"
+
+
+def write_roster(folder: CertificateFolder, authority_key: Path | None = None) -> tuple[Path, Roster]:
+    """Sign the names and keys of the admitted clients; return the file's path and the roster.
+
+    Args:
+        folder: of the server's certificates.
+        authority_key: file of the authority's private key; None is the folder's.
+
+    Raises:
+        ConfigError: nobody is admitted, or the authority's private key is not here.
+        PeerError: a key is unusable, or two names have one.
+        RunError: the file cannot be written.
+    """
+    signing = authority_key or folder.authority_key
+    if not signing.exists():
+        raise ConfigError(
+            f"Expected the authority's private key at {signing}, which signs the roster. Name the file with "
+            "--authority-key, or give this command where the key is, with a copy of the server's clients/ folder and "
+            f"ca.crt, and bring the server the {ROSTER} that is made."
+        )
+    paths = sorted(folder.admitted_clients.glob("*.pub"))
+    if not paths:
+        raise ConfigError(f"Expected admitted clients in {folder.admitted_clients}, found none. Admit them first.")
+    path, keys = folder.root / ROSTER, {each.stem: _public_key(each) for each in paths}
+    roster = Roster(keys, serial=max(int(time.time()), _serial(path) + 1))
+    write_key_file(path, roster.signed(load_authority_key(signing)))
+    return path, roster
+
+
+class RosterFile:
+    """Holds a roster as last read, and reads the file again when it changed.
+
+    Args:
+        path: of the roster; it may be made later.
+        authority: file of the certificate of the authority that signs it.
+    """
+
+    def __init__(self, path: Path, authority: Path) -> None:
+        self.path, self._authority = path, authority
+        self._lock = threading.Lock()
+        self._stamp: tuple[int, int] | None = None
+        self._read: tuple[bytes, Roster] | None = None
+
+    def read(self) -> tuple[bytes, Roster] | None:
+        """Return the file's content and what it says; None where there is no file.
+
+        Raises:
+            PeerError: it is not the authority's, or has expired.
+        """
+        with self._lock:
+            try:
+                status = self.path.stat()
+                stamp = status.st_mtime_ns, status.st_size
+                if stamp != self._stamp:
+                    content = self.path.read_bytes()
+                    self._read, self._stamp = (content, Roster.read(content, _authority(self._authority))), stamp
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise PeerError(f"Expected a roster at {self.path} ({error.strerror}). Make it readable.") from error
+            return self._read
+
+    def note(self) -> str | None:
+        """Return that the file is not there, as the server says it; None if it is.
+
+        Raises:
+            PeerError: it is not the authority's, or has expired.
+        """
+        if self.read() is not None:
+            return None
+        return (
+            f"NO ROSTER: secure aggregation has no {self.path}, and clients take no part without one, but those with "
+            "--trust-server-roster. Make it with `nufed certs roster`; it is found while the server runs"
+        )
+
+
+def _authority(path: Path) -> ec.EllipticCurvePublicKey:
+    try:
+        key = x509.load_pem_x509_certificate(path.read_bytes()).public_key()
+    except (OSError, ValueError) as error:
+        raise PeerError(f"Expected the certificate of the roster's authority at {path}, but {error}.") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise PeerError(f"The authority in {path} was not made by `nufed certs init`. Use that one.")
+    return key
+
+
+def _public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    key = serialization.load_pem_public_key(read_public_key(path))
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 - `read_public_key` has looked
+    return key
+
+
+def _serial(path: Path) -> int:
+    """Return the serial number of the roster that is to be replaced; 0 where there is none."""
+    try:
+        return int(json.loads(json.loads(path.read_bytes())["roster"])["serial"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
