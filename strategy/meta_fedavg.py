@@ -30,7 +30,7 @@ from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, Train
 from nufed.strategy.private_rounds import ClientPrivacy, PrivateRounds, check_private_options
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
 from nufed.strategy.robust_options import RobustOptions, check_round_size, check_rule
-from nufed.strategy.secure_phase import SecureAggregation, SecureTrainingPhase
+from nufed.strategy.secure_phase import SecureAggregation, SecureTrainingPhase, check_secure_options
 from nufed.strategy.telling import Telling
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT
 
@@ -120,7 +120,10 @@ class MetaFedAvg(Strategy):
                 aggregation=aggregation,
                 min_reply_fraction=min_reply_fraction,
             )
+        if secure:
+            check_secure_options(aggregation)
         self.private = PrivateRounds(privacy) if privacy else None  # what the rounds have cost
+        self._shown = privacy.publish if privacy else None  # of what ε does not cover; None shows everything
         self.seed = seed
         self.participation_fraction = participation_fraction
         self.weighting = weighting
@@ -268,13 +271,13 @@ class MetaFedAvg(Strategy):
             params = trained.params
             result.arrays = params_to_arrays(params)
             _log.info("Round %d of %d: %s", number, num_rounds, trained.counts)
-            if (metrics := self._metric_record(trained.client_metrics)) is not None:
+            if (metrics := self._metric_record(trained.client_metrics, "training-loss")) is not None:
                 result.train_metrics_clientapp[number] = metrics
             if on_round:
                 on_round(trained)
             if self._evaluates_in(number):
                 judged = self.evaluate_round(grid, params, number, timeout=timeout, config=evaluate_config)
-                if (metrics := self._metric_record(judged.client_metrics)) is not None:
+                if (metrics := self._metric_record(judged.client_metrics, "evaluation")) is not None:
                     result.evaluate_metrics_clientapp[number] = metrics
             judge(number)
         return result
@@ -304,7 +307,7 @@ class MetaFedAvg(Strategy):
         take_all(phase, replies)
         result = self._close_training(phase)
         arrays = params_to_arrays(result.params) if result.counts.replied or result.privacy else None
-        return arrays, self._metric_record(result.client_metrics)
+        return arrays, self._metric_record(result.client_metrics, "training-loss")
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -326,7 +329,7 @@ class MetaFedAvg(Strategy):
             return None
         phase, self._evaluation = configured("evaluate", server_round, self._evaluation), None
         take_all(phase, replies)
-        return self._metric_record(phase.close("participating").client_metrics)
+        return self._metric_record(phase.close("participating").client_metrics, "evaluation")
 
     def summary(self) -> None:
         """Log the options."""
@@ -384,9 +387,12 @@ class MetaFedAvg(Strategy):
         return Quorum(enough, self.reply_grace) if enough < asked else None
 
     def _evaluates_in(self, number: int) -> bool:
-        return self.evaluation_interval > 0 and number % self.evaluation_interval == 0
+        is_shown = self._shown is None or "evaluation" in self._shown
+        return is_shown and self.evaluation_interval > 0 and number % self.evaluation_interval == 0
 
-    def _metric_record(self, client_metrics: ClientMetrics) -> MetricRecord | None:
-        """Return averages over clients by this strategy's weights, or None without clients."""
+    def _metric_record(self, client_metrics: ClientMetrics, name: str) -> MetricRecord | None:
+        """Return averages over clients by this strategy's weights; None without clients, or where they are withheld."""
+        if self._shown is not None and name not in self._shown:
+            return None
         averages = average(client_metrics, self.weighting, self.max_weight)
         return MetricRecord({**averages.numbers, **averages.curves}) if client_metrics else None

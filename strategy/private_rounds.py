@@ -32,11 +32,14 @@ class ClientPrivacy:
         epsilon: that the rounds together do not pass; 0 for no such limit.
         ledger: file that each round is written down in before its model is returned: made, or gone on with if it is
             there. None keeps the account in memory, where a crash loses it.
+        publish: names of `nufed.common.privacy.publishing.PUBLISHABLE`: of metrics, which ε does not cover, `start`
+            returns averages with `training-loss` and `evaluation` alone.
     """
 
     terms: ClientTerms
     epsilon: float = 0.0
     ledger: Path | None = None
+    publish: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ def check_private_options(
                 "privacy.dp": "client",
                 "privacy.clip": privacy.terms.clip,
                 "privacy.noise": privacy.terms.noise,
+                "privacy.publish": list(privacy.publish),
                 "federation.weighting": weighting,
                 "federation.aggregation": aggregation,
                 "federation.min-reply-fraction": min_reply_fraction,

@@ -20,11 +20,12 @@ from typing import Literal, Protocol, TypeVar, cast
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from nufed.common.config import PrivacyConfig
+from nufed.common.config import PrivacyConfig, RunConfig
 from nufed.common.encoding_task import EncodingTask, model_digest
 from nufed.common.errors import ConfigError, PeerError, WireError
 from nufed.common.message_schema import NUM_EXAMPLES, MetricValue
 from nufed.common.params import Params
+from nufed.common.privacy.rules import check_strategy_privacy
 from nufed.common.privacy.secure import (
     AdvertisedKeys,
     Confirmation,
@@ -96,6 +97,16 @@ def secure_aggregation(privacy: PrivacyConfig) -> SecureAggregation | None:
     if not privacy.secure_aggregation:
         return None
     return SecureAggregation(privacy.secure_threshold, privacy.secure_neighbours)
+
+
+def check_secure_options(aggregation: str) -> None:
+    """Refuse options of a strategy that contradict secure aggregation.
+
+    Raises:
+        ConfigError: with the reason and what to change.
+    """
+    options = {"privacy.secure-aggregation": True, "federation.aggregation": aggregation}
+    check_strategy_privacy(RunConfig().updated(options))
 
 
 class Ask(Protocol):

@@ -318,6 +318,20 @@ def check_scales(config: RunConfig, found: Sequence[str]) -> None:
         )
 
 
+def check_attack(config: RunConfig, attack: str) -> None:
+    """Refuse an attack on models that nobody sees under secure aggregation.
+
+    Raises:
+        ConfigError: with what to change.
+    """
+    if _is_secure(config) and attack != "label-flip":
+        raise ConfigError(
+            f"--attack {attack} contradicts privacy.secure-aggregation: it changes models on their way to the server, "
+            "and what is on its way is masked. Choose --attack label-flip, which changes what clients train on, or leave "
+            "--secure-aggregation out."
+        )
+
+
 def check_privacy(config: RunConfig) -> None:
     """Refuse a run whose options of privacy contradict each other or the rest, before it starts.
 

@@ -18,6 +18,7 @@ from nufed.common.errors import BudgetSpentError, ConfigError, DivergedError, No
 from nufed.common.events import EventStream
 from nufed.common.json_text import parse_object
 from nufed.common.meta.estimators import find_estimator
+from nufed.common.privacy.publishing import Publication
 from nufed.deploy.experiments.told import NO_TRACKERS, Trackers
 
 CELLS, DONE, PLAN = "cells", "done.json", "plan.json"
@@ -152,6 +153,25 @@ def run_cell(cell: Cell, out: Path, engine: str, trackers: Trackers = NO_TRACKER
     name = outcome.folder.name if outcome.folder else None
     write_json(place / DONE, {"folder": name, "problem": problem, "seconds": seconds, "options": cell.config.flat()})
     return outcome
+
+
+NEEDED = ("evaluation", "client-curves", "participants", "examples")
+"""What reports and tuning are made of, by its names in `privacy.publish`."""
+
+
+def check_published(cells: list[Cell]) -> None:
+    """Check before anything runs that the runs will show what they are to be compared by.
+
+    Raises:
+        ConfigError: differential privacy withholds it.
+    """
+    for config in (cell.config for cell in cells):
+        if missing := [name for name in NEEDED if name not in Publication.of(config).shown]:
+            raise ConfigError(
+                f"privacy.dp={config.privacy.dp} withholds {', '.join(missing)}, which runs are tuned and compared by; "
+                f"ε covers neither. Set privacy.publish to {','.join(NEEDED)} where the data may be looked at, and "
+                "tune on other data than a model is published of."
+            )
 
 
 def check_estimators(cells: list[Cell]) -> None:

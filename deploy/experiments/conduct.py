@@ -16,7 +16,7 @@ from nufed.common.events import Phase
 from nufed.common.events.event import PhaseName
 from nufed.common.json_text import parse_object
 from nufed.deploy.experiments.archive import PREPARATIONS
-from nufed.deploy.experiments.cells import Cell, Outcome, check_estimators
+from nufed.deploy.experiments.cells import Cell, Outcome, check_estimators, check_published
 from nufed.deploy.experiments.finished import FinishedRun, read_run
 from nufed.deploy.experiments.runner import Workers, run_cells
 from nufed.deploy.experiments.suite import Suite, checked, find_archive
@@ -126,7 +126,9 @@ def conduct(suite: Suite, workers: Workers, *, command: str) -> Experiment:
         NufedError: a run cannot start, or a whole method diverged.
         KeyboardInterrupt: finished runs stay.
     """
-    check_estimators([Cell(entry.key, entry.config(entry.points()[0])) for entry in suite.entries()])
+    first = [Cell(entry.key, entry.config(entry.points()[0])) for entry in suite.entries()]
+    check_estimators(first)
+    check_published(first)
     for note in dict.fromkeys(note for entry in suite.entries() for note in entry.notes()):
         workers.say(note)
     with writing(workers.out):

@@ -16,6 +16,7 @@ from nufed.common.examples import Group
 from nufed.common.json_text import parse_object
 from nufed.common.meta.estimators import HVP_COST
 from nufed.common.metric_looks import LOSS, look_of
+from nufed.deploy.experiments.cells import NEEDED
 from nufed.deploy.experiments.tuning import read_summary
 from nufed.server.checkpoint import load_checkpoint
 from nufed.server.client_curves import ClientCurves
@@ -150,6 +151,11 @@ def read_run(folder: Path, *, method: str = "", setting: str = "") -> FinishedRu
     config, summary = stored_config(folder), read_summary(folder)
     if summary.get("status") == "nothing-trained":
         raise RunError(f"Expected a run with results in {folder}, but it has trained nothing. {summary.get('reason')}")
+    if missing := [name for name in NEEDED if name in (summary.get("outside_epsilon") or {}).get("withheld", ())]:
+        raise RunError(
+            f"Expected what a report is made of in {folder}, but the run withholds {', '.join(missing)} (privacy.dp). "
+            f"Run it with --publish {','.join(NEEDED)} where the data may be looked at."
+        )
     try:
         str(summary["status"]), float(summary["seconds"]), int(summary["rounds"])
         groups, progress = _read_clients(folder / "clients.csv"), _read_progress(folder, summary)

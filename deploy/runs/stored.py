@@ -159,7 +159,7 @@ def group_results(groups: Mapping[str, Any], step: int) -> tuple[str, dict[str, 
         curve = tuple(None if value is None else float(value) for value in primary_curve(group))
         if len(curve) > _LONGEST_CURVE:
             raise ValueError(f"a curve of {len(curve)} steps")
-        worst = group.get("worst_decile") or [None] * len(curve)
+        worst = group.get("worst_decile") or [None] * len(curve)  # withheld, or of another program
         at = min(step, len(curve) - 1)
         results[name] = GroupResult(int(group["num_clients"]), curve[0], curve[at], worst[at], curve)
     return measure, results

@@ -12,7 +12,7 @@ from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError, RunError
 from nufed.common.examples import Federation
 from nufed.common.privacy.publishing import Publication
-from nufed.common.privacy.rules import check_privacy, check_scales
+from nufed.common.privacy.rules import check_attack, check_privacy, check_scales
 from nufed.common.registry import find_registered
 from nufed.deploy.simulation.simulated_grid import SimulatedGrid
 from nufed.server.run import ServerOptions
@@ -67,6 +67,7 @@ def simulate_checked(
     if attack:
         from nufed.deploy.simulation.attacks import recruit
 
+        check_attack(config, attack[0])
         hostile = recruit(*attack, config, federation)
         options = replace(options, hostile=hostile)
         attackers = ", ".join(sorted(hostile.clients.values()))

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from prometheus_client import generate_latest
 from rich.console import Console
 
@@ -13,16 +14,24 @@ import nufed
 from nufed.client import app as client_app
 from nufed.client import training
 from nufed.common.config import RunConfig
-from nufed.common.errors import ConfigError
+from nufed.common.errors import ConfigError, RunError
 from nufed.common.events import EventStream
 from nufed.common.privacy.publishing import IN_THE_LOG
+from nufed.common.privacy.terms import ClientTerms
+from nufed.common.wire import params_to_arrays
 from nufed.deploy.commands.terminal import TerminalObserver
 from nufed.deploy.dashboard.client_rows import Wanted
 from nufed.deploy.dashboard.run_view import RunView
+from nufed.deploy.experiments.cells import Cell, check_published
+from nufed.deploy.experiments.finished import read_run
 from nufed.deploy.monitoring.prometheus_metrics import kept_metrics
 from nufed.deploy.simulation.engines import simulate_checked
 from nufed.server.observer import ObserverSink
 from nufed.server.run import ServerOptions
+from nufed.strategy.meta_fedavg import MetaFedAvg
+from nufed.strategy.private_rounds import ClientPrivacy
+from nufed.strategy.secure_phase import SecureAggregation
+from tests.strategy.fake_grid import FakeGrid, client
 
 NAMES = [f"clinic-{letter}" for letter in "pqrstuvw"]
 FAILING = "clinic-q"
@@ -172,6 +181,35 @@ def test_the_reason_of_an_error_names_nobody_but_to_whom_runs_it(table, tmp_path
     assert f"RunError: {IN_THE_LOG}" in text
     assert not any(name in text for name in NAMES)
     assert "97 examples" not in text
+
+
+def test_a_flower_loop_is_returned_no_metrics_that_are_withheld():
+    terms = ClientTerms(clip=1.0, noise=1.0, rate=1.0, num_clients=3, cohort_cap=0, delta=1e-3)
+    found = {}
+    for publish in ((), ("training-loss", "evaluation")):
+        grid = FakeGrid({100 + i: client(f"c{i}") for i in range(3)})
+        privacy = ClientPrivacy(terms, publish=publish)
+        strategy = MetaFedAvg(participation_fraction=1.0, privacy=privacy, min_clients=3)
+        result = strategy.start(grid, params_to_arrays({"w": torch.zeros(2)}), num_rounds=1, timeout=5)
+        found[publish] = result.train_metrics_clientapp, result.evaluate_metrics_clientapp
+
+    assert found[()] == ({}, {})
+    assert all(found["training-loss", "evaluation"])
+    with pytest.raises(ConfigError, match="the server sees their sum alone"):
+        MetaFedAvg(aggregation="median", secure=SecureAggregation())
+    with pytest.raises(ConfigError, match="Did you mean 'evaluation'"):
+        MetaFedAvg(participation_fraction=1.0, privacy=ClientPrivacy(terms, publish=("evaluations",)))
+
+
+def test_runs_that_withhold_what_they_are_compared_by_are_no_experiment(table, tmp_path, monkeypatch):
+    spied = Spied(monkeypatch).run(table, tmp_path)
+
+    with pytest.raises(RunError, match=r"withholds evaluation, client-curves.*--publish"):
+        read_run(spied.folder)
+    withheld = RunConfig().updated({name: OPTIONS[name] for name in OPTIONS if name.startswith("privacy")})
+    with pytest.raises(ConfigError, match="which runs are tuned and compared by"):
+        check_published([Cell("one", withheld)])
+    check_published([Cell("one", withheld.updated({"privacy.publish": ALL}))])
 
 
 def test_means_and_scales_of_all_clients_data_are_refused_or_named(table, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.common.privacy.publishing import PUBLISHABLE, Publication
-from nufed.common.privacy.rules import CONTRADICTIONS, check_privacy
+from nufed.common.privacy.rules import CONTRADICTIONS, check_attack, check_privacy
 from nufed.deploy.commands.cli import app
 from nufed.deploy.simulation.engines import prepare
 
@@ -128,6 +128,13 @@ def test_a_simulation_a_server_and_a_check_of_a_client_refuse_before_they_start(
         assert isinstance(result.exception, ConfigError), (command, result.output)
         assert "Set --weighting uniform" in str(result.exception)
     assert list(tmp_path.iterdir()) == [options]
+
+
+def test_an_attack_on_models_that_are_masked_is_refused():
+    with pytest.raises(ConfigError, match="Choose --attack label-flip"):
+        check_attack(RunConfig.parse(SECURE), "sign-flip")
+    check_attack(RunConfig.parse(SECURE), "label-flip")
+    check_attack(RunConfig.parse(CLIENT), "sign-flip")
 
 
 def documented(text: str) -> str:
