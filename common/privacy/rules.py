@@ -163,7 +163,7 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
         "privacy.dp={privacy.dp} contradicts data.scale=federated: what clients tell of their columns has no noise, "
         "and ε does not cover it",
         "Give data.feature-means and data.feature-scales that are known without these data, have clients scale by "
-        "their own (scale=local in --data), or accept it with --publish statistics",
+        "their own (scale=local in --data, with --dp client), or accept it with --publish statistics",
     ),
     Contradiction(
         "run-wide-scales-with-dp",
@@ -327,8 +327,8 @@ def check_attack(config: RunConfig, attack: str) -> None:
     if _is_secure(config) and attack != "label-flip":
         raise ConfigError(
             f"--attack {attack} contradicts privacy.secure-aggregation: it changes models on their way to the server, "
-            "and what is on its way is masked. Choose --attack label-flip, which changes what clients train on, or leave "
-            "--secure-aggregation out."
+            "and what is on its way is masked. Choose --attack label-flip, which changes what clients train on, or "
+            "leave --secure-aggregation out."
         )
 
 

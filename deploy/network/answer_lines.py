@@ -26,12 +26,19 @@ def describe_answer(message: Message, reply: Message, seconds: float) -> str | N
     if reply.has_error():
         return f"{done}: not done, and the server was told why: {printable(reply.error.reason or '')}"
     if kind == MessageType.EVALUATE:
-        return f"{done} of the server's model on {_number(reply, NUM_EXAMPLES)} test examples, {seconds:.1f} s"
+        on = _on(reply, "test examples")
+        return (
+            f"{done} of the server's model{on}, {seconds:.1f} s" if on else f"the run's model is here, {seconds:.1f} s"
+        )
     loss = _number(reply, "loss")
     shown = f", loss {loss:.4g}" if isinstance(loss, float) else ""
-    examples = _number(reply, NUM_EXAMPLES)
-    on = f" on {examples} examples" if examples else ""  # 0 where their number is withheld
-    return f"{done}: trained{on}{shown}, {seconds:.1f} s"
+    return f"{done}: trained{_on(reply, 'examples')}{shown}, {seconds:.1f} s"
+
+
+def _on(reply: Message, what: str) -> str:
+    """Return on how many examples; nothing where a run withholds that, so that the reply does not say."""
+    number = _number(reply, NUM_EXAMPLES)
+    return f" on {number} {what}" if number else ""
 
 
 def answer_event(message: Message, reply: Message, seconds: float, client: str) -> Event | None:
