@@ -18,7 +18,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smoke test fuzz stress test-flwr-next bench check format lint types docs release clean
+.PHONY: help install demo smoke test fuzz stress kills test-flwr-next bench check format lint types docs release clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 16
@@ -90,6 +90,9 @@ test-flwr-next: $(NEXT)/.installed  ## run the tests of the direct runtime on a 
 
 stress: $(VENV)/.dev  ## repeat the races of the direct runtime for minutes
 	NUFED_STRESS=20 $(BIN)/python -m pytest tests/deploy/network/test_fleet_stress.py
+
+kills: $(VENV)/.dev  ## kill the server of a private run twenty times, and compare its ledger with its model
+	NUFED_KILLS=20 $(BIN)/python -m pytest tests/system/test_private_server.py
 
 bench: $(VENV)/.bench  ## measure time and memory beside the peers; tables and JSON in benchmarks/results
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
