@@ -9,8 +9,10 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 # What `make test` runs, e.g. ARGS="tests/strategy -x".
 ARGS ?=
 NEXT := .venv-flwr-next
+# The suite runs on the oldest Flower that is allowed, the last one whose SuperNode speaks gRPC.
+FLWR_OLDEST ?= 1.39.0
 FLWR_NEXT ?= 1.42.0
-BENCHMARKS ?= meta_gradient peak_memory hessian_free_error round evaluation aggregation wire growth engines deployment
+BENCHMARKS ?= meta_gradient peak_memory hessian_free_error round evaluation aggregation wire growth engines deployment swarm
 FUZZ_MINUTES ?= 10
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
@@ -42,7 +44,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/python -m pip install -q -e '.[dev,docs]'
+	$(BIN)/python -m pip install -q -e '.[dev,docs]' 'flwr[simulation]==$(FLWR_OLDEST)'
 	touch $@
 
 $(VENV)/.release: $(VENV)/.dev

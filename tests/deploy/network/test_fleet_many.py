@@ -73,6 +73,7 @@ class Crowd:
     def close(self):
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(30)
+        self._loop.close()
 
 
 @pytest.mark.parametrize("restlessness", [0.0, 0.1])
