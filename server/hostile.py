@@ -4,8 +4,10 @@ There is nothing of this in a deployed federation.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nufed.common.errors import RunError
 
@@ -29,16 +31,25 @@ class Hostile:
         return {"attack": self.attack, "clients": sorted(self.clients.values())}
 
 
+def recorded_attack(folder: Path) -> Mapping[str, Any] | None:
+    """Return what a run's environment.json says of its attack: `attack` and `clients`; None for an honest federation.
+
+    A folder without the file is older, or its description is lost.
+    """
+    try:
+        recorded = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("hostile")
+        return {"attack": str(recorded["attack"]), "clients": [str(each) for each in recorded["clients"]]}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
 def check_same_attack(folder: Path, hostile: Hostile | None) -> None:
     """Refuse to go on with a run under another attack than it had.
 
     Raises:
         RunError: with what it had.
     """
-    try:
-        recorded = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("hostile")
-    except (OSError, ValueError, AttributeError):
-        recorded = None  # a folder without it is older, or its description is lost
+    recorded = recorded_attack(folder)
     if recorded != (hostile.to_json() if hostile else None):
         had = f"attack {recorded['attack']} by {len(recorded['clients'])} clients" if recorded else "no attack"
         options = f"--attack {recorded['attack']} --attackers {len(recorded['clients'])}" if recorded else "neither"

@@ -39,6 +39,7 @@ class RobustRule:
         of_updates: the rule, where it weighs whole updates.
         least: b -> the fewest updates that it is defined on.
         needs_attackers: whether b must be said.
+        mixes: whether each update is first averaged with its nearest others (`nearest_mixing`).
     """
 
     summary: str
@@ -46,6 +47,7 @@ class RobustRule:
     of_coordinates: OfCoordinates | None = None
     of_updates: OfUpdates | None = None
     needs_attackers: bool = False
+    mixes: bool = False
 
 
 def combined(rule: RobustRule, sent: Params, replies: Sequence[Params], num_attackers: int, buckets: Tensor) -> Params:
@@ -63,9 +65,13 @@ def combined(rule: RobustRule, sent: Params, replies: Sequence[Params], num_atta
     Raises:
         DivergedError: the updates are too long for their inner products to be finite.
     """
-    weights = None
-    if rule.of_updates:
-        weights = buckets.T @ rule.of_updates(buckets @ _inner_products(sent, replies) @ buckets.T, num_attackers)
+    rows, weights = buckets, None
+    if rule.of_updates or rule.mixes:
+        products = _inner_products(sent, replies)
+        if rule.mixes:
+            rows = nearest_mixing(rows @ products @ rows.T, num_attackers) @ rows
+        if rule.of_updates:
+            weights = rows.T @ rule.of_updates(rows @ products @ rows.T, num_attackers)
     result: Params = {}
     for name, before in sent.items():
         made = torch.empty(before.numel(), dtype=before.dtype)
@@ -75,7 +81,7 @@ def combined(rule: RobustRule, sent: Params, replies: Sequence[Params], num_atta
             elif weights is not None:
                 made[place] = (start + weights @ updates).to(before.dtype)
             elif rule.of_coordinates:
-                made[place] = (start + rule.of_coordinates((buckets @ updates).sort(0).values, num_attackers)).to(
+                made[place] = (start + rule.of_coordinates((rows @ updates).sort(0).values, num_attackers)).to(
                     before.dtype
                 )
         result[name] = made.reshape(before.shape)
@@ -103,6 +109,22 @@ def draw_buckets(num_replies: int, bucket_size: int, seed: int, round: int) -> T
         row[members] = 1 / len(members)
         rows.append(row)
     return torch.stack(rows)
+
+
+def nearest_mixing(products: Tensor, num_attackers: int) -> Tensor:
+    """Return [m, m]: row i averages the m - b updates nearest to the i-th, itself among them; of equals the first.
+
+    Allouah et al. 2023, Algorithm 2 (NNM): what the honest clients' mixtures differ by is what attackers can hide in,
+    and it is smaller than what their updates differ by.
+
+    Args:
+        products: [m, m] inner products of the updates.
+        num_attackers: b.
+    """
+    apart = _squared_distances(products).fill_diagonal_(-1)
+    kept = len(products) - num_attackers
+    nearest = apart.sort(dim=1, stable=True).indices[:, :kept]
+    return torch.zeros_like(products).scatter_(1, nearest, 1 / kept)
 
 
 def median(values: Tensor, _num_attackers: int) -> Tensor:
@@ -232,6 +254,12 @@ def _distances(products: Tensor, weights: Tensor) -> Tensor:
     return (products.diagonal() - 2 * toward + weights @ toward).clamp_min(0).sqrt()
 
 
+def _squared_distances(products: Tensor) -> Tensor:
+    """Return [m, m]: ‖d_i - d_j‖²."""
+    squares = products.diagonal()
+    return (squares[:, None] + squares[None, :] - 2 * products).clamp_min(0)
+
+
 def _lower_median(values: Tensor) -> float:
     return values.sort().values[(len(values) - 1) // 2].item()
 
@@ -247,9 +275,8 @@ def _of_best(products: Tensor, num_attackers: int, number: int) -> Tensor:
 
     Of equal scores the first counts.
     """
-    count, squares = len(products), products.diagonal()
-    apart = (squares[:, None] + squares[None, :] - 2 * products).clamp_min(0)
-    apart.fill_diagonal_(math.inf)
+    count = len(products)
+    apart = _squared_distances(products).fill_diagonal_(math.inf)
     scores = apart.sort(1).values[:, : count - num_attackers - 2].sum(1)
     best = scores.sort(stable=True).indices[:number]
     return torch.zeros(count, dtype=torch.float64).index_fill_(0, best, 1 / number)

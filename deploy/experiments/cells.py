@@ -33,10 +33,12 @@ class Cell:
     Attributes:
         entry: key of the method in its setting.
         config: the run's options, the seed among them.
+        attack: name and number of attackers; None for an honest federation.
     """
 
     entry: str
     config: RunConfig
+    attack: tuple[str, int] | None = None
 
     @property
     def name(self) -> str:
@@ -48,6 +50,8 @@ class Cell:
         changed = {key: value for key, value in self.config.flat().items() if value != defaults[key] and key != "name"}
         if changed.pop("federation.training", None) == "local":
             changed["federation.aggregation"] = "none"  # as NuFed 0.1 had it, whose finished cells keep their names
+        if self.attack:
+            changed["attack"] = list(self.attack)
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
         return f"{self.entry}-{self.config.seed}-{digest}"
 
@@ -109,6 +113,8 @@ def outcome_of(cell: Cell, out: Path) -> Outcome | None:
         folder = record["folder"]
         if RunConfig.parse(record["options"]).updated({"name": cell.config.name}) != cell.config:
             return None
+        if record.get("attack") != (list(cell.attack) if cell.attack else None):
+            return None
         return Outcome(folder and path.parent / folder, str(record["problem"]), float(record["seconds"]))
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise RunError(f"Expected the record of a finished run in {path}, but {error}. Delete it and go on.") from error
@@ -129,17 +135,20 @@ def run_cell(cell: Cell, out: Path, engine: str, trackers: Trackers = NO_TRACKER
         NufedError: the run cannot start.
     """
     from nufed.client.workplace import forget_workplaces
-    from nufed.deploy.simulation.engines import prepare, simulate
+    from nufed.deploy.simulation.engines import attacked, prepare, simulate
     from nufed.server.run import ServerOptions
 
     place = out / CELLS / cell.name
     if place.exists():
         shutil.rmtree(place)
     started, problem = time.perf_counter(), ""
-    prepare(cell.config)
+    federation = prepare(cell.config)
     try:
         with EventStream() as events, trackers.told(events, out, cell.name):
-            simulate(cell.config, ServerOptions(out=place, is_disposable=True, events=events), engine=engine)
+            options = ServerOptions(out=place, is_disposable=True, events=events)
+            if cell.attack:
+                options = attacked(options, cell.attack, cell.config, federation)
+            simulate(cell.config, options, engine=engine)
     except (DivergedError, NothingTrainedError) as error:
         problem = f"{ENDINGS[type(error)]}: {error}"
     except BudgetSpentError:
@@ -151,7 +160,8 @@ def run_cell(cell: Cell, out: Path, engine: str, trackers: Trackers = NO_TRACKER
     outcome = Outcome(folder.parent if folder and not problem else None, problem, seconds)
     place.mkdir(parents=True, exist_ok=True)
     name = outcome.folder.name if outcome.folder else None
-    write_json(place / DONE, {"folder": name, "problem": problem, "seconds": seconds, "options": cell.config.flat()})
+    record = {"folder": name, "problem": problem, "seconds": seconds, "options": cell.config.flat()}
+    write_json(place / DONE, {**record, **({"attack": list(cell.attack)} if cell.attack else {})})
     return outcome
 
 

@@ -137,7 +137,7 @@ def conduct(suite: Suite, workers: Workers, *, command: str) -> Experiment:
     with _phase(workers, "tuning"):
         choices = tune(suite, workers)
     cells = {
-        (entry.key, seed): Cell(entry.key, choices[entry.key].config.updated({"seed": seed}))
+        (entry.key, seed): Cell(entry.key, choices[entry.key].config.updated({"seed": seed}), entry.attack)
         for entry in suite.entries()
         for seed in range(suite.seeds)
     }

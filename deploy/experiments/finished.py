@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from nufed.server.checkpoint import load_checkpoint
 from nufed.server.client_curves import ClientCurves
 from nufed.server.clients_table import read_clients_csv
 from nufed.server.history import History
+from nufed.server.hostile import recorded_attack
 from nufed.server.progress_lines import mean_of
 from nufed.server.resuming import stored_config
 
@@ -103,7 +104,8 @@ class FinishedRun:
         seed: of the run.
         config: its options.
         summary: content of summary.json.
-        groups: final curves of the participating and of the new clients, of those groups that there are.
+        groups: final curves of the participating and of the new clients, of those groups that there are; without
+            clients that attacked.
         progress: over the rounds.
         folder: where it is.
     """
@@ -158,7 +160,8 @@ def read_run(folder: Path, *, method: str = "", setting: str = "") -> FinishedRu
         )
     try:
         str(summary["status"]), float(summary["seconds"]), int(summary["rounds"])
-        groups, progress = _read_clients(folder / "clients.csv"), _read_progress(folder, summary)
+        attackers = frozenset((recorded_attack(folder) or {"clients": ()})["clients"])
+        groups, progress = _read_clients(folder / "clients.csv", attackers), _read_progress(folder, summary)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise RunError(
             f"Expected the whole records of a run in {folder}, but its clients.csv, metrics.jsonl or summary.json is "
@@ -169,7 +172,7 @@ def read_run(folder: Path, *, method: str = "", setting: str = "") -> FinishedRu
     return FinishedRun(method or config.name, setting, config.seed, config, summary, groups, progress, folder)
 
 
-def _read_clients(path: Path) -> dict[Group, ClientTable]:
+def _read_clients(path: Path, attackers: Container[str]) -> dict[Group, ClientTable]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -180,7 +183,7 @@ def _read_clients(path: Path) -> dict[Group, ClientTable]:
     clients, tables = read_clients_csv(text), dict[Group, ClientTable]()
     groups: tuple[Group, ...] = ("participating", "new")
     for group in groups:
-        members = tuple(client for client in clients if client.group == group)
+        members = tuple(each for each in clients if each.group == group and each.client_id not in attackers)
         if members:
             names = tuple(client.client_id for client in members)
             sizes = np.array([client.num_test for client in members])

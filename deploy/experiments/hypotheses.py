@@ -43,13 +43,29 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Attacked:
+    """Who attacks in a setting.
+
+    Attributes:
+        name: of the attack.
+        number: attackers.
+        honest: name of the setting without them.
+    """
+
+    name: str
+    number: int
+    honest: str
+
+
+@dataclass(frozen=True)
 class Graded:
-    """A comparison with how heterogeneous its setting is, and L of its problem, or 0 if that is not known."""
+    """A comparison with how heterogeneous its setting is, L of its problem, or 0 if unknown, and who attacks."""
 
     name: str
     strength: float
     comparison: Comparison
     smoothness: float = 0.0
+    attacked: Attacked | None = None
 
 
 def judge(settings: Sequence[Graded]) -> list[Finding]:

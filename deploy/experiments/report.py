@@ -35,6 +35,7 @@ from nufed.deploy.experiments.report_tables import (
     target_table,
     tuning_table,
 )
+from nufed.deploy.experiments.robustness import NOTE, robustness_tables
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
 from nufed.deploy.experiments.wording import left_out
 
@@ -110,7 +111,11 @@ def page(story: Story, drawn: Drawn) -> str:
         content = figure + _table(differences_table(main, other))
         parts.append(_section(f"Differences to {main.labels[other]}, paired over seeds", content, _DIFFERENCES))
     parts += [_findings(story)] if story.findings else []
-    parts += [_other_settings(story)] if len(story.settings) > 1 else []
+    if story.is_attacked:
+        tables = "".join(f"<h3>{escape(title)}</h3>{_table(table)}" for title, table in robustness_tables(story))
+        parts.append(_section("Under attack", tables, NOTE))
+    elif len(story.settings) > 1:
+        parts.append(_other_settings(story))
     parts.append(_how(story))
     return Template(PAGE).substitute(title=escape(story.title), style=STYLE, body="\n".join(parts))
 

@@ -18,6 +18,7 @@ from nufed.deploy.experiments.report_tables import (
     target_table,
     tuning_table,
 )
+from nufed.deploy.experiments.robustness import NOTE, robustness_tables
 from nufed.deploy.experiments.statistics import t_interval
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
 from nufed.deploy.experiments.wording import estimate, left_out, steps
@@ -38,7 +39,10 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     if story.main.sign < 0:
         parts.append(f"Differences of {story.main.measure} are signed so that + is better: less of it.")
     parts += _against_epsilon(story)
-    for graded in story.settings:
+    parts += [NOTE] if story.is_attacked else []
+    for title, table in robustness_tables(story):
+        parts += [f"{small} {title}", markdown_table(table)]
+    for graded in story.settings if not story.is_attacked else ():
         comparison = graded.comparison
         parts.append(f"{small} Setting `{graded.name}`" if graded.name else "")
         for group in comparison.groups:

@@ -13,7 +13,7 @@ from nufed.deploy.experiments.cells import CELLS
 from nufed.deploy.experiments.comparison import Comparison, compare, exact_methods
 from nufed.deploy.experiments.conduct import RECORD, Experiment, read_experiment
 from nufed.deploy.experiments.finished import FinishedRun, read_run
-from nufed.deploy.experiments.hypotheses import Finding, Graded, judge
+from nufed.deploy.experiments.hypotheses import Attacked, Finding, Graded, judge
 from nufed.deploy.experiments.statistics import Corrected, holm, t_interval
 from nufed.deploy.experiments.tuning import Choice
 from nufed.deploy.experiments.wording import difference, estimate, judgement, number, p_value, steps
@@ -66,8 +66,13 @@ class Story:
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """Return the verdicts on H1 to H5; none for a single method."""
-        return judge(self.settings) if len(self.main.runs) > 1 else []
+        """Return the verdicts on H1 to H5; none for a single method, or where rules are compared under attack."""
+        return judge(self.settings) if len(self.main.runs) > 1 and not self.is_attacked else []
+
+    @cached_property
+    def is_attacked(self) -> bool:
+        """Whether there are settings with attackers."""
+        return any(graded.attacked for graded in self.settings)
 
     def configs(self) -> dict[str, RunConfig]:
         """Return the configuration of every method of the main setting."""
@@ -129,7 +134,9 @@ def story_of(experiment: Experiment) -> Story:
         runs = [run for run in experiment.runs if run.setting == setting.name]
         if runs:
             smoothness = setting.smoothness or suite.smoothness
-            settings.append(Graded(setting.name, setting.strength, compare(runs, labels, **roles), smoothness))
+            attacked = Attacked(setting.attack, setting.attackers, setting.honest) if setting.attack else None
+            comparison = compare(runs, labels, **roles)
+            settings.append(Graded(setting.name, setting.strength, comparison, smoothness, attacked))
     return Story(suite.title, suite.about, settings, experiment.choices, experiment.diverged, experiment.record)
 
 

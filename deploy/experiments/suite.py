@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,7 @@ from nufed.common.config import RunConfig, Scalar, to_kebab
 from nufed.common.errors import ConfigError, DataError, nearest_match_hint
 from nufed.common.json_text import parse_toml, read_options_text
 from nufed.common.methods import METHODS, find_method, preset_notes
+from nufed.common.privacy.rules import check_attack
 
 NAME = r"^[A-Za-z0-9._-]{1,64}$"
 FIRST_TUNING_SEED = 1000
@@ -58,12 +59,27 @@ class Setting(_Table):
         strength: how heterogeneous the clients are; what H3 is judged along.
         smoothness: L of this setting where it is not the suite's; 0 for the suite's.
         options: run options that make the setting.
+        attacks: name of an attack -> numbers of attackers; each makes one more setting, before this one.
+        attack: the attack of such a setting, with `attackers` and `honest`, the name of the setting it was made of.
     """
 
     name: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     strength: float = 0.0
     smoothness: float = Field(0.0, ge=0)
     options: Options = {}
+    attacks: dict[str, list[Annotated[int, Field(ge=1)]]] = {}
+    attack: str = ""
+    attackers: int = Field(0, ge=0)
+    honest: str = ""
+
+    def spread(self) -> Iterator["Setting"]:
+        """Yield a setting for each attack of this one, and then this one without them."""
+        for attack, numbers in self.attacks.items():
+            for number in numbers:
+                name = f"{self.name}-{attack}-{number}".removeprefix("-")
+                changes = {"name": name, "attack": attack, "attackers": number, "honest": self.name}
+                yield self.model_copy(update={"attacks": {}, **changes})
+        yield self.model_copy(update={"attacks": {}})
 
 
 class Archive(_Table):
@@ -190,6 +206,11 @@ class Entry:
             return ""
         return f"{self.method.follows}@{self.setting.name}" if self.setting.name else self.method.follows
 
+    @property
+    def attack(self) -> tuple[str, int] | None:
+        """Return name and number of attackers; None without an attack."""
+        return (self.setting.attack, self.setting.attackers) if self.setting.attack else None
+
     def points(self) -> list[Options]:
         """Return the grid points that this entry is tuned on; one without options if it is not tuned."""
         return list(grid_points(self.suite.grid_of(self.method)))
@@ -242,10 +263,25 @@ def checked(values: Mapping[str, Any], origin: str) -> Suite:
         key = ".".join(to_kebab(str(part)) for part in problem["loc"]) or "suite"
         reason = problem["msg"].removeprefix("Value error, ").removesuffix(".")
         raise ConfigError(f"In suite {origin}: {key}: {reason}. Correct it.") from error
+    settings = [each for setting in suite.settings for each in setting.spread()]
+    suite = suite.model_copy(update={"settings": settings})
+    for setting in settings:
+        if setting.attack:
+            _check_attack(setting, suite)
     for entry in suite.entries():
         for point in entry.points():
             entry.config(point)
     return suite
+
+
+def _check_attack(setting: Setting, suite: Suite) -> None:
+    from nufed.deploy.simulation.attacks import known_attack
+
+    for method in suite.methods:
+        entry = Entry(suite, setting, method)
+        config = entry.config(entry.points()[0])
+        known_attack(setting.attack, setting.attackers, config)
+        check_attack(config, setting.attack)
 
 
 def suite_names() -> list[str]:

@@ -63,7 +63,7 @@ def tuning_cells(entry: Entry, point: Mapping[str, Any], followed: RunConfig | N
     config, rounds = entry.config(point, followed), entry.suite.tuning_rounds
     changes = {"evaluation.interval": 0, "federation.num-rounds": rounds or config.federation.num_rounds}
     seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + entry.suite.tuning_seeds)
-    return [Cell(entry.key, config.updated({**changes, "seed": seed})) for seed in seeds]
+    return [Cell(entry.key, config.updated({**changes, "seed": seed}), entry.attack) for seed in seeds]
 
 
 def validation_score(summary: Mapping[str, Any]) -> float:

@@ -98,17 +98,27 @@ def recruit(attack: str, num_attackers: int, config: RunConfig, federation: Fede
     Raises:
         ConfigError: the attack is unknown, has no meaning for the task, or leaves no honest client.
     """
-    known = find_registered(ATTACKS, attack, what="attack", option="--attack")
+    known, num_clients = known_attack(attack, num_attackers, config), config.data.num_clients
     if known.flips_labels and federation.task.kind != "classification":
         raise ConfigError("--attack label-flip contradicts a regression, which has no labels. Choose another attack.")
+    drawn = numpy_generator(config.seed, "attackers").permutation(num_clients)[:num_attackers]
+    return Hostile(attack, {int(i): federation.clients[int(i)].client_id for i in sorted(drawn)})
+
+
+def known_attack(attack: str, num_attackers: int, config: RunConfig) -> Attack:
+    """Return the registered attack, after what can be known of it without data was checked.
+
+    Raises:
+        ConfigError: it is unknown, or leaves no honest client.
+    """
+    known = find_registered(ATTACKS, attack, what="attack", option="--attack")
     num_clients = config.data.num_clients
     if not 1 <= num_attackers < num_clients:
         raise ConfigError(
             f"--attackers={num_attackers} is refused: expected 1 to {num_clients - 1} of {num_clients} participating "
             "clients (data.num-clients), so that one is honest."
         )
-    drawn = numpy_generator(config.seed, "attackers").permutation(num_clients)[:num_attackers]
-    return Hostile(attack, {int(i): federation.clients[int(i)].client_id for i in sorted(drawn)})
+    return known
 
 
 class Adversary:

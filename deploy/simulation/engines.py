@@ -64,15 +64,24 @@ def simulate_checked(
     federation = prepare(config)
     for note in federation.notes:
         options.events.say_of_clients(note)
-    if attack:
-        from nufed.deploy.simulation.attacks import recruit
+    simulate(config, attacked(options, attack, config, federation) if attack else options, engine=engine)
 
-        check_attack(config, attack[0])
-        hostile = recruit(*attack, config, federation)
-        options = replace(options, hostile=hostile)
-        attackers = ", ".join(sorted(hostile.clients.values()))
-        options.events.say_of_clients(f"attack {hostile.attack} by {attackers}: all means are of the others")
-    simulate(config, options, engine=engine)
+
+def attacked(
+    options: ServerOptions, attack: tuple[str, int], config: RunConfig, federation: Federation
+) -> ServerOptions:
+    """Return the options of a run in which some clients attack, after it was said which.
+
+    Raises:
+        ConfigError: the attack is unknown, has no meaning for the task, or leaves no honest client.
+    """
+    from nufed.deploy.simulation.attacks import recruit
+
+    check_attack(config, attack[0])
+    hostile = recruit(*attack, config, federation)
+    attackers = ", ".join(sorted(hostile.clients.values()))
+    options.events.say_of_clients(f"attack {hostile.attack} by {attackers}: all means are of the others")
+    return replace(options, hostile=hostile)
 
 
 def _settled(config: RunConfig, options: ServerOptions) -> tuple[RunConfig, ServerOptions]:
@@ -259,14 +268,14 @@ def _server_app(options: ServerOptions, engine: str) -> ServerApp:
         return server_app
     from nufed.deploy.simulation.attacks import Adversary
 
-    adversary, attacked = Adversary(options.hostile), ServerApp()
+    adversary, with_adversary = Adversary(options.hostile), ServerApp()
 
-    @attacked.main()
+    @with_adversary.main()
     def main(grid: Grid, context: Context) -> None:
         cast("SimulatedGrid", grid).adversary = adversary
         server_app(grid=grid, context=context)
 
-    return attacked
+    return with_adversary
 
 
 def _num_nodes(config: RunConfig) -> int:
