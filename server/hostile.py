@@ -43,6 +43,12 @@ def recorded_attack(folder: Path) -> Mapping[str, Any] | None:
         return None
 
 
+def attack_of(folder: Path) -> tuple[str, int] | None:
+    """Return name and number of attackers of a run, as it has recorded them; None for an honest federation."""
+    recorded = recorded_attack(folder)
+    return (recorded["attack"], len(recorded["clients"])) if recorded else None
+
+
 def check_same_attack(folder: Path, hostile: Hostile | None) -> None:
     """Refuse to go on with a run under another attack than it had.
 

@@ -208,6 +208,13 @@ ROBUST_RULES: dict[str, RobustRule] = {
     "geometric-median": RobustRule(
         "least sum of distances (RFA, Pillutla et al. 2022)", _majority, of_updates=geometric_median
     ),
+    "nnm-geometric-median": RobustRule(
+        "geometric median of updates averaged with their nearest (NNM, Allouah et al. 2023)",
+        _majority,
+        of_updates=geometric_median,
+        needs_attackers=True,
+        mixes=True,
+    ),
     "krum": RobustRule(
         "the one update closest to others (Blanchard et al. 2017)", _krum_least, of_updates=krum, needs_attackers=True
     ),

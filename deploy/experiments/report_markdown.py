@@ -1,6 +1,6 @@
 """A report's verdict and tables as Markdown, for documents that are kept with the code."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from nufed.common.errors import RunError
 from nufed.common.examples import Group
@@ -39,24 +39,7 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     if story.main.sign < 0:
         parts.append(f"Differences of {story.main.measure} are signed so that + is better: less of it.")
     parts += _against_epsilon(story)
-    parts += [NOTE] if story.is_attacked else []
-    for title, table in robustness_tables(story):
-        parts += [f"{small} {title}", markdown_table(table)]
-    for graded in story.settings if not story.is_attacked else ():
-        comparison = graded.comparison
-        parts.append(f"{small} Setting `{graded.name}`" if graded.name else "")
-        for group in comparison.groups:
-            parts += [*verdict_on(comparison, group)]
-            if len(comparison.runs) > 1:
-                parts += [f"{GROUP_NAMES[group].capitalize()}:", markdown_table(standing_table(comparison, group))]
-            parts += _all_metrics(comparison, group)
-            if len(exact_methods(comparison)) > 1:
-                parts += ["Trained for ν steps, tested after s:", markdown_table(matrix_table(comparison, group))]
-        if other := baseline_of(comparison):
-            parts += [f"Against {comparison.labels[other]}, s = {comparison.primary_step}:"]
-            parts += [markdown_table(differences_table(comparison, other))]
-        if comparison.targets():
-            parts += ["To target (median over seeds, range):", markdown_table(target_table(comparison))]
+    parts += _under_attack(story, small) if story.is_attacked else _in_settings(story, small)
     parts += [_findings(story)] if story.findings else []
     if story.choices and any(choice.scored for choice in story.choices.values()):
         parts += ["Step sizes:", markdown_table(tuning_table(story))]
@@ -72,6 +55,30 @@ def _against_epsilon(story: Story) -> list[str]:
     titles = [f"{GROUP_NAMES[group].capitalize()}, {measured}:" for group in story.main.groups]
     tables = [markdown_table(privacy_table(levels, group)) for group in story.main.groups]
     return [part for both in zip(titles, tables, strict=True) for part in both]
+
+
+def _under_attack(story: Story, heading: str) -> Iterator[str]:
+    yield NOTE
+    for title, table in robustness_tables(story):
+        yield from (f"{heading} {title}", markdown_table(table))
+
+
+def _in_settings(story: Story, heading: str) -> Iterator[str]:
+    for graded in story.settings:
+        comparison = graded.comparison
+        yield f"{heading} Setting `{graded.name}`" if graded.name else ""
+        for group in comparison.groups:
+            yield from verdict_on(comparison, group)
+            if len(comparison.runs) > 1:
+                yield from (f"{GROUP_NAMES[group].capitalize()}:", markdown_table(standing_table(comparison, group)))
+            yield from _all_metrics(comparison, group)
+            if len(exact_methods(comparison)) > 1:
+                yield from ("Trained for ν steps, tested after s:", markdown_table(matrix_table(comparison, group)))
+        if other := baseline_of(comparison):
+            yield f"Against {comparison.labels[other]}, s = {comparison.primary_step}:"
+            yield markdown_table(differences_table(comparison, other))
+        if comparison.targets():
+            yield from ("To target (median over seeds, range):", markdown_table(target_table(comparison)))
 
 
 def _all_metrics(comparison: Comparison, group: Group) -> list[str]:

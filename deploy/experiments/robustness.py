@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from statistics import mean, stdev
 
 from nufed.common.examples import Group
+from nufed.common.metric_looks import look_of
 from nufed.deploy.experiments.comparison import Comparison
 from nufed.deploy.experiments.finished import FinishedRun
 from nufed.deploy.experiments.hypotheses import Graded
-from nufed.common.metric_looks import look_of
 from nufed.deploy.experiments.report_tables import TextTable
 from nufed.deploy.experiments.story import Story
 from nufed.deploy.experiments.wording import without_number

@@ -93,6 +93,19 @@ def as_name(value: Any, name: str) -> str:
     return value
 
 
+def as_attack(attack: Any, attackers: Any) -> tuple[str, int] | None:
+    """Return name and number of attackers, or None where neither is given.
+
+    Raises:
+        ConfigError: one is given alone, the name is no text, or the number no whole number of 1 or more.
+    """
+    if attack is None and attackers is None:
+        return None
+    if attack is None or attackers is None:
+        raise ConfigError("Expected attack= and attackers= together. Give both, or neither.")
+    return as_name(attack, "attack"), as_count(attackers, "attackers")
+
+
 def as_collection(values: Any, name: str) -> list[Any]:
     """Return the elements of a collection; one text is none, though Python takes it for its letters.
 

@@ -22,7 +22,7 @@ from nufed.common.meta.meta_sgd import split_step_sizes
 from nufed.common.models import build_model
 from nufed.common.models.frozen import check_frozen, frozen_hash
 from nufed.common.settings import process_settings
-from nufed.library.arguments import as_folder
+from nufed.library.arguments import as_attack, as_folder
 from nufed.library.given_task import names_by_argument, read_judging
 from nufed.library.personal import remember_fine_tuning
 from nufed.library.run_files import problem_of, read_rows, read_summary, read_text, unfinished
@@ -32,6 +32,7 @@ from nufed.server.adaptation_curves import GroupCurves
 from nufed.server.checkpoint import load_checkpoint
 from nufed.server.clients_table import curves_of_row, metric_of
 from nufed.server.history import History
+from nufed.server.hostile import attack_of
 from nufed.server.progress_lines import said
 from nufed.server.resuming import stored_config
 from nufed.server.round_record import group_metrics
@@ -56,11 +57,13 @@ class Origin:
         objects: data, model, task and metrics given in Python, by the names that the options have for them.
         engine: what runs the clients.
         machine: options of the machine.
+        attack: name and number of attackers; None for an honest federation.
     """
 
     objects: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "local"
     machine: Mapping[str, Any] = field(default_factory=dict)
+    attack: tuple[str, int] | None = None
 
 
 class TemporaryFolder:
@@ -226,6 +229,8 @@ class Run:
         metrics: Any = None,
         primary_metric: Any = None,
         engine: str | None = None,
+        attack: str | None = None,
+        attackers: int | None = None,
         progress: bool = True,
         **tables: Any,
     ) -> "Run":
@@ -241,11 +246,13 @@ class Run:
             metrics: likewise.
             primary_metric: likewise.
             engine: None is the one that the run was started with, `local` for a run that was loaded.
+            attack: None is the run's own, as its environment.json has it; another one is refused.
+            attackers: likewise.
             progress: show a bar.
             **tables: `new_clients` and columns, as they were given.
 
         Raises:
-            NufedError: nothing is left to do, or data, model, task or metrics are not those of the run.
+            NufedError: nothing is left to do, or data, model, task, metrics or attack are not those of the run.
         """
         from nufed.library.simulation import conduct, given_again
 
@@ -259,7 +266,8 @@ class Run:
                 raise ConfigError(
                     f"{what} is missing: the run was given it in Python. Give the same again: run.resume({what}=...)."
                 )
-        origin = Origin(objects, engine or self.origin.engine, self.origin.machine)
+        chosen = as_attack(attack, attackers) or attack_of(self.path)
+        origin = Origin(objects, engine or self.origin.engine, self.origin.machine, chosen)
         return conduct(config, origin, self, shown=progress)
 
     def save(self, path: "str | Path") -> "Run":

@@ -17,7 +17,7 @@ from nufed.common.given import given_file
 from nufed.common.settings import exported, process_settings
 from nufed.deploy.monitoring.tracking import check_tracking, tracked
 from nufed.deploy.simulation.engines import find_engine, simulate_checked
-from nufed.library.arguments import as_config, as_folder, as_name
+from nufed.library.arguments import as_attack, as_config, as_folder, as_name
 from nufed.library.given_data import GivenData, read_dataset
 from nufed.library.given_model import GivenModel, fingerprint, read_model
 from nufed.library.given_task import GivenJudging, GivenTask, read_judging
@@ -52,6 +52,8 @@ def simulate(  # noqa: PLR0913 - all by name
     input_columns: str | Sequence[str] | None = None,
     target_column: str | None = None,
     out: str | os.PathLike[str] | None = None,
+    attack: str | None = None,
+    attackers: int | None = None,
     progress: bool = True,
     track: str | Sequence[str] = (),
     **options: Any,
@@ -99,6 +101,9 @@ def simulate(  # noqa: PLR0913 - all by name
         target_column: column of classes (numbers or texts) or of values to predict.
         out: folder that the run's folder is made in. None makes it in a temporary folder that lasts as long as the
             `Run` that is returned; `Run.save` keeps it.
+        attack: has some participating clients attack, to see what `aggregation` stands (docs/robust-aggregation.md):
+            `sign-flip`, `scaled`, `label-flip`, `alie` or `inner-product`. All means are then over the others.
+        attackers: how many, chosen by the seed; given together with `attack`.
         progress: show a bar on a terminal or in a notebook.
         track: tools that record the run: `"tensorboard"`, `"mlflow"`, `"mlflow:URI"` or `"wandb"`, or several.
         **options: options of the run by their field names, e.g. `num_inner_steps=3, inner_lr=0.05, num_rounds=60`
@@ -131,6 +136,7 @@ def simulate(  # noqa: PLR0913 - all by name
     said = read_judging(task, metrics, primary_metric)
     values, machine = split_machine(options)
     find_engine(as_name(engine, "engine"))
+    chosen = as_attack(attack, attackers)
     folder = None if out is None else as_folder(out, "out")
     is_given = not (dataset is None or isinstance(dataset, str))
     data = None
@@ -145,7 +151,7 @@ def simulate(  # noqa: PLR0913 - all by name
     settled, notes = config_and_notes(as_config(config), method, values, _sizes(data))
     with private(machine):
         settled, origin = _named(settled.updated(said.options), said, dataset, data, model)
-        made_of = Origin(origin, engine, machine)
+        made_of = Origin(origin, engine, machine, chosen)
         return conduct(settled, made_of, folder, shown=progress, told=Told(notes, trackers))
 
 
@@ -185,7 +191,7 @@ def conduct(
         events.attach(ObserverSink(bar, "the bar"), patience=None)
         events.listen(folder)
         options = ServerOptions(out=out, resume=resumed.path if resumed else None, events=events)
-        simulate_checked(config, options, engine=origin.engine)
+        simulate_checked(config, options, engine=origin.engine, attack=origin.attack)
     if folder.path is None:
         raise AssertionError("the run has no folder")
     return Run(folder.path, origin, temporary=temporary)
