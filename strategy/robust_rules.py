@@ -17,7 +17,7 @@ from nufed.common.params import Params
 from nufed.common.rng import torch_generator
 
 BLOCK = 2**15
-"""Coordinates of an array that are looked at together: n times 256 KiB of scratch."""
+"""Coordinates of an array that are looked at together: 256 KiB in float64, of which a rule takes at most 3 n."""
 
 _SMOOTHING = 1e-6  # of the median length of an update; Pillutla et al. 2022 call it ν
 _WEISZFELD_STEPS, _CENTERED_STEPS = 200, 3
@@ -65,27 +65,8 @@ def combined(rule: RobustRule, sent: Params, replies: Sequence[Params], num_atta
     Raises:
         DivergedError: the updates are too long for their inner products to be finite.
     """
-    rows, weights = buckets, None
-    if rule.of_updates or rule.mixes:
-        products = _inner_products(sent, replies)
-        if rule.mixes:
-            rows = nearest_mixing(rows @ products @ rows.T, num_attackers) @ rows
-        if rule.of_updates:
-            weights = rows.T @ rule.of_updates(rows @ products @ rows.T, num_attackers)
-    result: Params = {}
-    for name, before in sent.items():
-        made = torch.empty(before.numel(), dtype=before.dtype)
-        for place, start, updates in _blocks(name, before, replies):
-            if not before.is_floating_point():
-                made[place] = (start + median(updates.sort(0).values, 0)).round_().to(before.dtype)
-            elif weights is not None:
-                made[place] = (start + weights @ updates).to(before.dtype)
-            elif rule.of_coordinates:
-                made[place] = (start + rule.of_coordinates((rows @ updates).sort(0).values, num_attackers)).to(
-                    before.dtype
-                )
-        result[name] = made.reshape(before.shape)
-    return result
+    moved = _bound(rule, sent, replies, num_attackers, buckets)
+    return {name: _array(name, before, replies, moved) for name, before in sent.items()}
 
 
 def draw_buckets(num_replies: int, bucket_size: int, seed: int, round: int) -> Tensor:  # noqa: A002 - the vocabulary's word
@@ -233,6 +214,34 @@ ROBUST_RULES: dict[str, RobustRule] = {
 }
 
 
+def _bound(
+    rule: RobustRule, sent: Params, replies: Sequence[Params], num_attackers: int, buckets: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Return the rule on a block of this round's updates, [n, P] -> [P]."""
+    rows, is_averaged = buckets, rule.mixes or len(buckets) < len(replies)
+    if rule.of_updates or rule.mixes:
+        products = _inner_products(sent, replies)
+        if rule.mixes:
+            rows = nearest_mixing(rows @ products @ rows.T, num_attackers) @ rows
+        if rule.of_updates:
+            weights = rows.T @ rule.of_updates(rows @ products @ rows.T, num_attackers)
+            return lambda updates: weights @ updates
+    of_coordinates = rule.of_coordinates or median
+    return lambda updates: of_coordinates((rows @ updates if is_averaged else updates).sort(0).values, num_attackers)
+
+
+def _array(name: str, before: Tensor, replies: Sequence[Params], moved: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return one array of w_{k+1}."""
+    made = torch.empty(before.numel(), dtype=before.dtype)
+    if before.is_floating_point():
+        for place, start, updates in _blocks(name, before, replies):
+            made[place] = (start + moved(updates)).to(before.dtype)
+    else:
+        for place, values in _stacked(name, replies, torch.int64):  # float64 holds no large ones exactly
+            made[place] = _integer_median(values).to(before.dtype)
+    return made.reshape(before.shape)
+
+
 def _inner_products(sent: Params, replies: Sequence[Params]) -> Tensor:
     products = torch.zeros(len(replies), len(replies), dtype=torch.float64)
     for name, before in sent.items():
@@ -247,12 +256,34 @@ def _inner_products(sent: Params, replies: Sequence[Params]) -> Tensor:
 
 
 def _blocks(name: str, before: Tensor, replies: Sequence[Params]) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield (place, w_k there, the updates there [n, P]) in float64, for one array."""
-    flat, others = before.reshape(-1), [reply[name].reshape(-1) for reply in replies]
-    for begin in range(0, flat.numel(), BLOCK):
-        place = slice(begin, begin + BLOCK)
+    """Yield (place, w_k there, the updates there [n, P]) in float64, for one array; see `_stacked`."""
+    flat = before.reshape(-1)
+    for place, values in _stacked(name, replies, torch.float64):
         start = flat[place].double()
-        yield place, start, torch.stack([other[place].double() - start for other in others])
+        yield place, start, values.sub_(start)
+
+
+def _stacked(name: str, replies: Sequence[Params], dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield (place, the replies there [n, P]) for one array; they are overwritten by the next ones."""
+    flats = [reply[name].reshape(-1) for reply in replies]
+    size = flats[0].numel()
+    scratch = torch.empty(len(flats), min(BLOCK, size), dtype=dtype)
+    for begin in range(0, size, BLOCK):
+        place = slice(begin, begin + BLOCK)
+        values = scratch[:, : min(BLOCK, size - begin)]
+        for row, flat in zip(values, flats, strict=True):
+            row.copy_(flat[place])
+        yield place, values
+
+
+def _integer_median(values: Tensor) -> Tensor:
+    """Return the median of [n, P] integers; half way between the middle two of an even number, rounded to even."""
+    ordered, middle = values.sort(0).values, len(values) // 2
+    if len(values) % 2:
+        return ordered[middle]
+    apart = ordered[middle] - ordered[middle - 1]
+    below = ordered[middle - 1] + apart // 2
+    return below + (apart & below & 1)
 
 
 def _distances(products: Tensor, weights: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class FederationConfig(Section):
     aggregation: str = Field(
         "mean",
         description="how the server makes one model of the clients' models: mean, or a robust rule: median, "
-        "trimmed-mean, geometric-median, krum, multi-krum, centered-clipping, norm-clipping",
+        "trimmed-mean, geometric-median, nnm-geometric-median, krum, multi-krum, centered-clipping, norm-clipping",
     )
     num_attackers: int = Field(
         0, ge=0, le=1_000_000, description="b, clients of a round that may send anything, for robust aggregation"

@@ -53,7 +53,7 @@ class Changes:
         seeds: number of final seeds; None leaves the suite's.
         options: run options, which win over those of suite, setting and method.
         methods: names of the methods to keep; empty keeps all.
-        settings: names of the settings to keep; empty keeps all.
+        settings: names of the settings to keep, with those that an attack of them was made of; empty keeps all.
     """
 
     seeds: int | None = None
@@ -75,7 +75,8 @@ def with_changes(suite: Suite, changes: Changes) -> Suite:
         for name in set(wanted) - set(known):
             raise ConfigError(f"{kind} {name!r} is not in suite {suite.name}.{nearest_match_hint(name, known)}")
     methods = [each for each in suite.methods if not changes.methods or each.name in changes.methods]
-    settings = [each for each in suite.settings if not changes.settings or each.name in changes.settings]
+    chosen = {*changes.settings, *(each.honest for each in suite.settings if each.name in changes.settings)}
+    settings = [each for each in suite.settings if not chosen or each.name in chosen]
     names = {method.name for method in methods}
     for role, name in (("reference", suite.reference), ("baseline", suite.baseline)):
         if name not in names:

@@ -32,7 +32,7 @@ from nufed.server.adaptation_curves import GroupCurves
 from nufed.server.checkpoint import load_checkpoint
 from nufed.server.clients_table import curves_of_row, metric_of
 from nufed.server.history import History
-from nufed.server.hostile import attack_of
+from nufed.server.hostile import attack_of, recorded_attack
 from nufed.server.progress_lines import said
 from nufed.server.resuming import stored_config
 from nufed.server.round_record import group_metrics
@@ -181,6 +181,11 @@ class Run:
 
         rows = [(row["client_id"], row["group"], *(int(row.get(size) or 0) for size in _SIZES)) for row in self._rows]
         return pd.DataFrame(rows, columns=["client", "group", *_SIZES])
+
+    @cached_property
+    def attackers(self) -> tuple[str, ...]:
+        """The clients that attacked (`nufed.simulate(attack=...)`): in no mean, but in `curves` and `clients`."""
+        return tuple((recorded_attack(self.path) or {"clients": ()})["clients"])
 
     @cached_property
     def history(self) -> "DataFrame":

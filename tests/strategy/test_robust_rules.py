@@ -1,12 +1,16 @@
 """Each robust rule beside its definition, written down a second time in plain NumPy over whole vectors."""
 
 import math
+import weakref
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nufed.common.errors import DivergedError, RunError, WireError
 from nufed.common.fixed_point import DEFAULT_MAX_GROWTH
@@ -54,7 +58,9 @@ def by_geometric_median(updates, _b):
     """Gradient descent on the smoothed objective, by another way than Weiszfeld's."""
     point = torch.tensor(np.median(updates, axis=0), requires_grad=True)
     fixed = torch.tensor(updates)
-    optimizer = torch.optim.LBFGS([point], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15)
+    optimizer = torch.optim.LBFGS(
+        [point], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15, line_search_fn="strong_wolfe"
+    )
 
     def loss():
         optimizer.zero_grad()
@@ -99,7 +105,16 @@ def by_centered_clipping(updates, _b):
     return center
 
 
+def by_nearest_mixing(updates, b):
+    mixed = []
+    for one in updates:
+        nearest = np.argsort([np.sum((one - other) ** 2) for other in updates], kind="stable")
+        mixed.append(updates[nearest[: len(updates) - b]].mean(0))
+    return by_geometric_median(np.stack(mixed), b)
+
+
 DIRECT = {
+    "nnm-geometric-median": by_nearest_mixing,
     "median": by_median,
     "trimmed-mean": by_trimming,
     "geometric-median": by_geometric_median,
@@ -113,10 +128,12 @@ DIRECT = {
 
 def reach(rule, count, b):
     share = b / count
+    geometric = 2 * (1 - share) / (1 - 2 * share)  # Pillutla et al. 2022, section II
     return {
+        "nnm-geometric-median": 3 * geometric,  # an honest mixture has attackers no further than an honest update, 2
         "median": math.sqrt(17),  # each coordinate is among the honest ones
         "trimmed-mean": math.sqrt(17),
-        "geometric-median": 2 * (1 - share) / (1 - 2 * share),  # Pillutla et al. 2022, section II
+        "geometric-median": geometric,
         "krum": 1 + 2 * math.sqrt(count - b - 2),  # a chosen one is near an honest one, or has a larger score than it
         "multi-krum": 1 + 2 * math.sqrt(count - b - 2),
         "norm-clipping": 1,
@@ -189,6 +206,77 @@ def test_equal_replies_are_themselves_under_every_rule():
         np.testing.assert_allclose(vector(found), vector(reply), rtol=1e-6, atol=1e-6)
         unmoved = aggregated(rule, sent, [sent] * 7, num_attackers=1)
         np.testing.assert_array_equal(vector(unmoved), vector(sent))
+
+
+@pytest.mark.parametrize("rule", ROBUST_RULES)
+def test_a_single_reply_is_the_model_where_a_rule_is_defined_on_one_and_none_otherwise(rule):
+    sent, reply = models(2)
+
+    found = aggregated(rule, sent, [reply], bucket_size=2, num_attackers=1 if ROBUST_RULES[rule].needs_attackers else 0)
+
+    if ROBUST_RULES[rule].needs_attackers:
+        assert found is None
+    else:
+        np.testing.assert_allclose(vector(found), vector(reply), rtol=1e-6, atol=1e-6)
+        assert found["count"] == reply["count"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [([2**53 + 1, 2**53 + 3, 2**53 + 5], 2**53 + 3), ([2**53 + 1, 2**53 + 3], 2**53 + 2), ([4, 5], 4), ([5, 6], 6)],
+)
+def test_counters_have_their_exact_median(counts, expected):
+    sent = {"w": torch.zeros(1), "count": torch.tensor(2**53, dtype=torch.int64)}
+
+    found = aggregated("median", sent, [{**sent, "count": torch.tensor(c)} for c in counts])
+
+    assert found["count"].item() == expected
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made that are still held; holds the largest number there was."""
+
+    def __init__(self, given):
+        super().__init__()
+        self.known = {tensor.untyped_storage()._cdata for tensor in given}
+        self.held, self.now, self.peak = Counter(), 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.known:
+                size = tensor.untyped_storage().nbytes()
+                self.now += 0 if self.held[key] else size
+                self.held[key] += 1
+                weakref.finalize(tensor, self.drop, key, size)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def drop(self, key, size):
+        self.held[key] -= 1
+        self.now -= 0 if self.held[key] else size
+
+
+@pytest.mark.parametrize("s", [1, 2])
+@pytest.mark.parametrize("rule", ROBUST_RULES)
+def test_a_rule_needs_blocks_of_memory_beside_the_replies_and_the_model_that_it_makes(rule, s, monkeypatch):
+    """docs/robust-aggregation.md: n models of replies, 3 n + 3 blocks whatever the model, and the result."""
+    count, block = 20, 256
+    monkeypatch.setattr(robust_rules, "BLOCK", block)
+    made = [{"w": torch.randn(64 * block), "count": torch.randint(9, (64 * block,))} for _ in range(count + 1)]
+    sent, *replies = made
+    aggregation = find_aggregation(rule)(sent, count, DEFAULT_MAX_GROWTH, RobustOptions(1, s))
+
+    with LiveBytes([tensor for model in made for tensor in model.values()]) as folding:
+        for number, reply in enumerate(replies):
+            aggregation.fold(reply, client_id=f"client-{number:02}")
+    held = folding.now
+    with LiveBytes([tensor for model in made for tensor in model.values()]) as combining:
+        result = aggregation.result()
+
+    model = sum(tensor.nbytes for tensor in result.values())
+    assert held == 0  # the replies themselves are kept, and no copy of them
+    assert model < combining.peak <= model + (3 * count + 3) * block * 8 + 5 * count**2 * 8
 
 
 @pytest.mark.parametrize(("count", "s"), [(7, 1), (7, 2), (7, 3), (3, 9)])
