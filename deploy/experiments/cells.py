@@ -51,7 +51,7 @@ class Cell:
         if changed.pop("federation.training", None) == "local":
             changed["federation.aggregation"] = "none"  # as NuFed 0.1 had it, whose finished cells keep their names
         if self.attack:
-            changed["attack"] = list(self.attack)
+            changed["attack"] = " ".join(map(str, self.attack))
         digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
         return f"{self.entry}-{self.config.seed}-{digest}"
 

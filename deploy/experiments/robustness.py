@@ -62,8 +62,8 @@ def attack_table(honest: Graded, settings: Sequence[Graded], reference: str) -> 
         reference: the plain mean, whose results without attackers are what the rules are held against.
     """
     labels = honest.comparison.labels
-    rows, shades = [], dict[tuple[int, int], float]()
-    rows.append(["none", "", *(_cell(honest.comparison, name, ()) for name in labels)])
+    rows = [["none", "", *(_cell(honest.comparison, name, ()) for name in labels)]]
+    shades: dict[tuple[int, int], float] = {}
     for graded in _attacks_on(honest, settings):
         attacked = graded.attacked
         if attacked is None:
@@ -81,7 +81,8 @@ def worst_table(settings: Sequence[Graded], reference: str) -> TextTable:
     """Return a row for each setting: by how many points each rule falls at the attack that it stands least."""
     honest = honest_settings(settings)
     labels = honest[0].comparison.labels
-    rows, shades = [], dict[tuple[int, int], float]()
+    rows: list[list[str]] = []
+    shades: dict[tuple[int, int], float] = {}
     for base in honest:
         row = [base.name]
         for column, name in enumerate(labels, start=1):
