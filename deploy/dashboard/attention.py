@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from nufed.common.config import RunConfig
+from nufed.common.errors import NufedError
 from nufed.common.metric_looks import look_of
+from nufed.common.privacy.publishing import Publication
 
 if TYPE_CHECKING:
     from nufed.deploy.dashboard.run_view import RunView
@@ -33,7 +36,14 @@ def attention(view: "RunView", now: float) -> list[dict[str, Any]]:
         view: of the run, whose lock is held.
         now: seconds since 1970.
     """
-    found = [*_on_end(view), *_on_clients(view), *_on_replies(view), *_on_progress(view), *_on_silence(view, now)]
+    found = [
+        *_on_end(view),
+        *_on_privacy(view),
+        *_on_clients(view),
+        *_on_replies(view),
+        *_on_progress(view),
+        *_on_silence(view, now),
+    ]
     ranks = {"error": 0, "warning": 1, "info": 2}
     return sorted(found, key=lambda each: ranks[each["level"]])
 
@@ -48,6 +58,25 @@ def _on_end(view: "RunView") -> Iterator[dict[str, Any]]:
     if view.status in _ENDED:
         level = "info" if view.status in ("interrupted", "budget-spent") else "error"
         yield _entry(level, _ENDED[view.status], [view.reason] if view.reason else [])
+
+
+def _on_privacy(view: "RunView") -> Iterator[dict[str, Any]]:
+    if view.options.get("privacy.dp", "none") == "none":
+        return
+    try:
+        names = {name: view.options[name] for name in ("privacy.dp", "privacy.publish")}
+        withheld = Publication.of(RunConfig().updated(names)).withheld
+    except (NufedError, KeyError):  # of a later version
+        return
+    if withheld:
+        yield _entry("info", "Not shown, because ε does not cover it (--publish shows it)", list(withheld))
+    spent = view.points[-1].get("epsilon") if view.points else None
+    if isinstance(spent, int | float):
+        budget = view.options.get("privacy.epsilon") or 0
+        of = f" of a budget of {budget:g}" if isinstance(budget, int | float) and budget else ""
+        delta = view.points[-1].get("delta")
+        at = f" (δ = {delta:.3g})" if isinstance(delta, int | float) else ""
+        yield _entry("info", f"ε = {spent:.3g}{of}{at} after round {view.round}")
 
 
 def _on_clients(view: "RunView") -> Iterator[dict[str, Any]]:

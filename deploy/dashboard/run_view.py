@@ -301,7 +301,7 @@ class RunView:
 
     def _round(self, event: Mapping[str, Any]) -> None:
         self.round, self.num_rounds = int(event["round"]), int(event.get("num_rounds") or self.num_rounds)
-        point = {name: event.get(name) for name in _POINT}
+        point = {name: event.get(name) for name in (*_POINT, "epsilon", "delta")}
         point |= {name: event.get(name) or 0 for name in ("gradient_evaluations", "hvps")}
         point["seconds"] = float(event.get("seconds") or 0.0)
         self.points = [each for each in self.points if each["round"] < self.round] if self._repeats() else self.points

@@ -100,7 +100,8 @@ class Spied:
             with kept_metrics(events) as registry:
                 simulate_checked(config, ServerOptions(out=out, resume=resume, events=events), engine="local")
                 assert events.flush()
-                exposition = generate_latest(registry).decode()
+                lines = generate_latest(registry).decode().splitlines()
+                exposition = "\n".join(line for line in lines if line.startswith("nufed_"))  # of the run, not of Python
         self.folder = resume or next(out.iterdir())
         self.summary = json.loads((self.folder / "summary.json").read_text())
         self.terminal, self.view = shown.getvalue(), view
@@ -161,6 +162,10 @@ def test_what_is_withheld_stays_so_when_the_run_goes_on_and_the_picture_and_tabl
     assert (spied.found(), spied.summary["rounds"]) == (set(), 3)
     assert not {"clients.csv", "curves.png", "shots.csv"} & {path.name for path in spied.folder.iterdir()}
     assert "Evaluations are withheld" in spied.terminal
+    (told, spent) = [each for each in spied.view.head()["attention"] if each["level"] == "info"]
+    assert told["text"].startswith("Not shown, because ε does not cover it")
+    assert spent["text"].startswith("ε = ")
+    assert spent["text"].endswith("after round 3")
     run = nufed.load_run(spied.folder)
     assert run.withheld == ("evaluation", "client-curves", "participants", "examples", "training-loss", "statistics")
     assert (len(run.curves()), len(run.history)) == (0, 3)
