@@ -37,6 +37,8 @@ def shown_record(record: Mapping[str, Any], publication: Publication) -> dict[st
     }
     if not publication.participants:
         shown |= {**dict.fromkeys((*OF_PARTICIPANTS, *_BYTES, "diverged")), "problems": {}, "clients": {}}
+        if "secure_aggregation" in record:  # how many clients it was with, who was late, and bytes that count them
+            shown["secure_aggregation"] = None
         if evaluation := record.get("evaluation"):
             shown["evaluation"] = {**evaluation, "problems": {}}
     return shown

@@ -16,7 +16,7 @@ from nufed.client import training
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, RunError
 from nufed.common.events import EventStream
-from nufed.common.privacy.publishing import IN_THE_LOG
+from nufed.common.privacy.publishing import IN_THE_LOG, Publication
 from nufed.common.privacy.terms import ClientTerms
 from nufed.common.wire import params_to_arrays
 from nufed.deploy.commands.terminal import TerminalObserver
@@ -28,6 +28,7 @@ from nufed.deploy.monitoring.prometheus_metrics import kept_metrics
 from nufed.deploy.simulation.engines import simulate_checked
 from nufed.server.observer import ObserverSink
 from nufed.server.run import ServerOptions
+from nufed.server.withholding import shown_record
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.private_rounds import ClientPrivacy
 from nufed.strategy.secure_phase import SecureAggregation
@@ -224,3 +225,16 @@ def test_means_and_scales_of_all_clients_data_are_refused_or_named(table, tmp_pa
         Spied(monkeypatch).run(table, tmp_path, **open_means)
     assert not list(tmp_path.iterdir())
     Spied(monkeypatch).run(table, tmp_path, "statistics", **open_means)
+
+
+def test_how_a_secure_sum_went_is_withheld_with_the_participants_whom_it_counts():
+    config = RunConfig().updated({"privacy.dp": "client", "privacy.clip": 1.0, "privacy.noise": 1.0})
+    secure = {"cohort": 8, "summed": 7, "late": {"client-003": "no answer"}, "bytes_up": 24_000}
+    record = {"round": 1, "clients": {}, "problems": {}, "secure_aggregation": secure}
+
+    withheld = shown_record(record, Publication.of(config))
+    published = shown_record(record, Publication.of(config.updated({"privacy.publish": "participants,examples"})))
+
+    assert withheld["secure_aggregation"] is None
+    assert published["secure_aggregation"] == secure
+    assert "secure_aggregation" not in shown_record({"clients": {}, "problems": {}}, Publication.of(config))
