@@ -165,6 +165,11 @@ class RoundMemory:
         return revealed
 
     @property
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        """The key that this client's signatures are checked by."""
+        return self._identity.key.public_key()
+
+    @property
     def _key(self) -> tuple[str, bytes]:
         return self._identity.name, self.state.seed
 
