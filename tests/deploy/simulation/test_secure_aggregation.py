@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from nufed.client.secure_aggregation import refuse_in_the_clear
+from nufed.common.errors import ConfigError, WireError
 from nufed.common.privacy.terms import ClientTerms
 from nufed.deploy.simulation.engines import simulate
+from nufed.server.app import build_server_app
 from nufed.server.options import ServerOptions
 from nufed.server.run_folder import load_model
 from nufed.strategy.meta_fedavg import MetaFedAvg
@@ -14,10 +17,12 @@ from nufed.strategy.secure_phase import SecureAggregation
 from tests.deploy.simulation.secure_federation import (
     BEFORE_THE_SUM,
     STAGES,
+    FailingGrid,
     config_of,
     initial,
     one_round,
     same,
+    strategy_of,
 )
 
 
@@ -119,3 +124,43 @@ def test_every_engine_leaves_the_bytes_of_a_run_without(engine, tmp_path):
     assert same(masked, plain)
     assert [each["summed"] for each in secure] == [4, 4]
     assert nothing == [None, None]
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_run_that_was_cut_short_in_mid_protocol_goes_on_to_the_same_bytes(stage, tmp_path):
+    """The round is done again with fresh keys; nothing of a round is kept that is not over."""
+    config = config_of(**{"federation.num-rounds": 2, "data.num-clients": 3, "privacy.secure-aggregation": True})
+
+    def cut_short(message):
+        if message.metadata.message_type.endswith(stage) and message.metadata.group_id == "2":
+            raise KeyboardInterrupt
+        return message
+
+    def run(options, hook=None):
+        grid = FailingGrid(config, hook=hook)
+        build_server_app(options)(grid=grid, context=grid.server_context())
+
+    run(ServerOptions(out=tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        run(ServerOptions(out=tmp_path / "cut"), cut_short)
+    (whole,), (cut,) = (tmp_path / "whole").iterdir(), (tmp_path / "cut").iterdir()
+    run(ServerOptions(out=tmp_path / "cut", resume=cut))
+
+    assert same(load_model(cut)[0], load_model(whole)[0])
+    records = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
+    assert [each["secure_aggregation"]["summed"] for each in records] == [3, 3]
+
+
+def test_a_client_that_requires_it_refuses_a_run_without_and_a_message_that_asks_for_its_model():
+    """And no client of a run with it sends its model when a server asks for that after all."""
+    secure = config_of(**{"privacy.secure-aggregation": True})
+    requires = {"require-secure-aggregation": True}
+
+    with pytest.raises(ConfigError, match="with secure aggregation alone"):
+        refuse_in_the_clear(config_of(), requires)
+    refuse_in_the_clear(secure, requires)
+    grid = FailingGrid(secure)
+    strategy = strategy_of(secure, secure=False)  # a server that does not keep to the run's options
+    strategy.discover(grid, expected=7, timeout=5)
+    with pytest.raises(WireError, match="it is not sent"):
+        strategy.train_round(grid, initial(secure), 1, timeout=60)
