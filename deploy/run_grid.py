@@ -2,7 +2,8 @@
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from nufed.deploy.flower_runtime.words import Run
 
 
 class RunGrid(Grid):

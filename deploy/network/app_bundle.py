@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from flwr.cli.build import build_fab_from_disk
-from flwr.common.config import get_metadata_from_config, get_project_config
-
 from nufed.common.errors import RunError
+from nufed.deploy.flower_runtime.bundles import build_fab_from_disk, get_metadata_from_config, get_project_config
 from nufed.deploy.network.direct_server import AppBundle
 
 # The root of the repository; one level higher where a copy has the packages inside `nufed/` instead of links to them.

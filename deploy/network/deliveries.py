@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message
-from flwr.proto import message_pb2
-from flwr.supercore.inflatable.inflatable_object import get_object_id
 
+from nufed.deploy.flower_runtime.objects import get_object_id
+from nufed.deploy.flower_runtime.wire import message_pb2
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network import pieces
 from nufed.deploy.network.message_bytes import message_parts

@@ -14,11 +14,11 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, PeerError
 from nufed.common.events import EventStream, Joined, Left
+from nufed.deploy.flower_runtime.words import ErrorCode
 from nufed.deploy.network.answer_lines import answer_event, describe_answer
 from nufed.deploy.network.call_failures import ConnectionLost, RunOver, ServerFinished, TurnedAway
 from nufed.deploy.network.certificates import read_certificate, read_private_key

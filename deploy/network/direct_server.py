@@ -13,17 +13,22 @@ from pathlib import Path
 
 import grpc
 from flwr.app import Context, RecordDict
-from flwr.common.constant import NOOP_FLWR_AID, SUPERLINK_NODE_ID, SubStatus
 from flwr.serverapp import ServerApp
-from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
-from flwr.supercore.fab import Fab
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 from grpc_health.v1 import health_pb2
 
 from nufed.common.config import Scalar
 from nufed.common.errors import BudgetSpentError, DivergedError, NothingTrainedError, PeerError, RunError
 from nufed.common.events import EventStream
+from nufed.deploy.flower_runtime.words import (
+    NOOP_FEDERATION_ID,
+    NOOP_FLWR_AID,
+    SUPERLINK_NODE_ID,
+    Fab,
+    Run,
+    SubStatus,
+    TaskIdentity,
+    TaskType,
+)
 from nufed.deploy.network.connections import Connections
 from nufed.deploy.network.file_limit import is_crowded, most_connections, raise_file_limit
 from nufed.deploy.network.fleet_gate import LARGEST_REQUEST, FleetGate

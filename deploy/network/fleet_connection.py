@@ -18,28 +18,31 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
-from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_from_proto, message_to_proto, run_from_proto
-from flwr.proto import fleet_pb2 as fleet
-from flwr.proto import heartbeat_pb2 as heartbeat
-from flwr.proto import message_pb2, run_pb2
-from flwr.proto.fleet_pb2_grpc import FleetStub
-from flwr.proto.node_pb2 import Node
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    ObjectPushError,
-    ObjectUnavailableError,
-    pull_and_inflate_object_from_tree,
-    push_objects,
-)
 
 from nufed.common.config import Scalar
 from nufed.common.untrusted import printable
+from nufed.deploy.flower_runtime.objects import (
+    ObjectPullError,
+    ObjectPushError,
+    ObjectUnavailableError,
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
+from nufed.deploy.flower_runtime.wire import (
+    FleetStub,
+    Node,
+    message_from_proto,
+    message_pb2,
+    message_to_proto,
+    remove_content_from_message,
+    run_from_proto,
+    run_pb2,
+)
+from nufed.deploy.flower_runtime.wire import fleet_pb2 as fleet
+from nufed.deploy.flower_runtime.wire import heartbeat_pb2 as heartbeat
 from nufed.deploy.network import call_failures
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.call_failures import AlreadyRegistered, ConnectionLost, RunOver, ServerFinished

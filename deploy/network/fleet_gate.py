@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from flwr.proto import fab_pb2, heartbeat_pb2, message_pb2, run_pb2
-from flwr.proto import fleet_pb2 as fleet
-from flwr.supercore.error import rpc_error_translator
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from nufed.deploy.flower_runtime.wire import fab_pb2, heartbeat_pb2, message_pb2, run_pb2
+from nufed.deploy.flower_runtime.wire import fleet_pb2 as fleet
+from nufed.deploy.flower_runtime.words import rpc_error_translator
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.calls import Call, Refused
 from nufed.deploy.network.connections import Connections

@@ -6,18 +6,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from flwr.app import Error, Message
-from flwr.app.message import remove_content_from_message
-from flwr.common.constant import ErrorCode
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.server.superlink.linkstate import LinkState
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.run import Run
 
 from nufed.common.privacy.secure import Roster
+from nufed.deploy.flower_runtime.objects import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from nufed.deploy.flower_runtime.state import LinkState
+from nufed.deploy.flower_runtime.wire import NodeInfo, remove_content_from_message
+from nufed.deploy.flower_runtime.words import ErrorCode, Run
 from nufed.deploy.network.connections import Connections
 from nufed.deploy.network.fleet_service import FleetService
 from nufed.deploy.network.flower_state import num_online, online_nodes

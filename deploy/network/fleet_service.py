@@ -33,22 +33,21 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NoReturn
 
 import grpc
-from flwr.common.constant import (
+
+from nufed.deploy.flower_runtime.state import FleetServicer, LinkStateFactory
+from nufed.deploy.flower_runtime.wire import fleet_pb2 as fleet
+from nufed.deploy.flower_runtime.wire import heartbeat_pb2 as heartbeat
+from nufed.deploy.flower_runtime.wire import message_pb2, message_to_proto
+from nufed.deploy.flower_runtime.words import (
     HEARTBEAT_MAX_INTERVAL,
     HEARTBEAT_MIN_INTERVAL,
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
     PUBLIC_KEY_HEADER,
+    ApiErrorCode,
+    FlowerError,
+    get_metadata_bytes,
 )
-from flwr.common.serde import message_to_proto
-from flwr.proto import fleet_pb2 as fleet
-from flwr.proto import heartbeat_pb2 as heartbeat
-from flwr.proto import message_pb2
-from flwr.server.superlink.fleet.grpc_rere.fleet_servicer import FleetServicer
-from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.supercore.error import ApiErrorCode, FlowerError
-from flwr.supercore.utils import get_metadata_bytes
-
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.calls import Call
 from nufed.deploy.network.deliveries import Deliveries

@@ -4,12 +4,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from flwr.server.superlink.linkstate import LinkState, LinkStateFactory
-from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME, NodeStatus
-from flwr.supercore.object_store import ObjectStoreFactory
-from flwr.superlink.federation import NoOpFederationManager
-
 from nufed.common.errors import RunError
+from nufed.deploy.flower_runtime.state import LinkState, LinkStateFactory, NoOpFederationManager, ObjectStoreFactory
+from nufed.deploy.flower_runtime.words import FLWR_IN_MEMORY_DB_NAME, NodeStatus
 from nufed.deploy.network.indexed_state import IndexedLinkState
 from nufed.deploy.network.object_store import AtomicObjectStoreFactory
 

@@ -9,12 +9,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from flwr.app import Message
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
-from flwr.supercore.constant import NodeStatus
-from flwr.supercore.date import now
-from flwr.supercore.object_store import ObjectStore
-from flwr.superlink.federation import FederationManager
+
+from nufed.deploy.flower_runtime.state import FederationManager, InMemoryLinkState, ObjectStore
+from nufed.deploy.flower_runtime.wire import NodeInfo
+from nufed.deploy.flower_runtime.words import NodeStatus, now
 
 
 class IndexedLinkState(InMemoryLinkState):

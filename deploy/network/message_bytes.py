@@ -8,11 +8,18 @@ follow each other are merged. What is read back, protobuf reads.
 from collections.abc import Sequence
 
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
-from flwr.app.message import make_message
-from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_from_proto, recorddict_to_proto
-from flwr.common.serde_utils import error_to_proto, metadata_to_proto
-from flwr.proto import fleet_pb2, message_pb2, recorddict_pb2
+
+from nufed.deploy.flower_runtime.wire import (
+    error_to_proto,
+    fleet_pb2,
+    make_message,
+    message_from_proto,
+    message_pb2,
+    metadata_to_proto,
+    recorddict_pb2,
+    recorddict_to_proto,
+)
+from nufed.deploy.flower_runtime.words import ErrorCode
 
 _LENGTH_DELIMITED = 2
 

@@ -9,18 +9,19 @@ from typing import Any
 
 import grpc
 from cryptography.exceptions import UnsupportedAlgorithm
-from flwr.common.constant import (
+
+from nufed.deploy.flower_runtime.signatures import bytes_to_public_key, verify_signature
+from nufed.deploy.flower_runtime.state import LinkStateFactory
+from nufed.deploy.flower_runtime.words import (
     PUBLIC_KEY_HEADER,
     SIGNATURE_HEADER,
     SYSTEM_TIME_TOLERANCE,
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
+    ApiErrorCode,
+    get_metadata_bytes,
+    get_metadata_str,
 )
-from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.supercore.error import ApiErrorCode
-from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
-from flwr.supercore.utils import get_metadata_bytes, get_metadata_str
-
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.calls import Call, Refused
 from nufed.deploy.network.node_keys import AdmittedKeys

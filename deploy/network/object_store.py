@@ -1,8 +1,7 @@
 """Flower's object store in memory, without its race between announcing a message's objects and deleting another's."""
 
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.object_store import ObjectStore, ObjectStoreFactory
-from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from nufed.deploy.flower_runtime.state import InMemoryObjectStore, ObjectStore, ObjectStoreFactory
+from nufed.deploy.flower_runtime.wire import ObjectTree
 
 
 class AtomicObjectStore(InMemoryObjectStore):

@@ -8,8 +8,9 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from flwr.proto import message_pb2
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from nufed.deploy.flower_runtime.wire import message_pb2
 
 PIECE_BYTES = 4 * 2**20
 """Size of a piece: a few in flight, little memory each."""

@@ -3,14 +3,11 @@
 import threading
 
 from flwr.app import Message
-from flwr.app.message import remove_content_from_message
-from flwr.common.constant import Status
-from flwr.proto import fleet_pb2 as fleet
-from flwr.proto import message_pb2
-from flwr.server.superlink.linkstate import LinkStateFactory
-from flwr.server.superlink.utils import check_abort
-from flwr.supercore.error import ApiErrorCode, FlowerError
 
+from nufed.deploy.flower_runtime.state import LinkStateFactory, check_abort
+from nufed.deploy.flower_runtime.wire import fleet_pb2 as fleet
+from nufed.deploy.flower_runtime.wire import message_pb2, remove_content_from_message
+from nufed.deploy.flower_runtime.words import ApiErrorCode, FlowerError, Status
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.calls import Call
 from nufed.deploy.network.deliveries import Deliveries

@@ -1,7 +1,6 @@
 """How long nodes count as there: a few seconds while they work, longer while they wait, the more of them there are."""
 
-from flwr.server.superlink.linkstate import LinkStateFactory
-
+from nufed.deploy.flower_runtime.state import LinkStateFactory
 from nufed.deploy.network import fleet_headers as headers
 from nufed.deploy.network.flower_state import num_online, shorten_life
 

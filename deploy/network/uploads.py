@@ -9,18 +9,16 @@ import json
 from collections.abc import Iterable, Iterator
 
 from flwr.app import Array, Error, Message
-from flwr.app.message import make_message
-from flwr.common.constant import ErrorCode
-from flwr.proto.fleet_pb2 import PushMessagesRequest
-from flwr.proto.recorddict_pb2 import RecordDict
-from flwr.supercore.inflatable.inflatable_object import (
+
+from nufed.deploy.flower_runtime.objects import (
     get_object_body,
     get_object_head_values_from_object_content,
+    inflate_object_from_contents,
     is_valid_sha256_hash,
     iterate_object_tree,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-
+from nufed.deploy.flower_runtime.wire import PushMessagesRequest, RecordDict, make_message
+from nufed.deploy.flower_runtime.words import ErrorCode
 from nufed.deploy.network.message_bytes import read_reply
 
 _LARGEST_TREE = 12 * 2**20

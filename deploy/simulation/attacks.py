@@ -10,7 +10,6 @@ from statistics import NormalDist
 
 import torch
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
-from flwr.app.user_config import UserConfig
 from torch import Tensor
 
 from nufed.client.workplace import FLIP_LABELS
@@ -21,6 +20,7 @@ from nufed.common.params import Params
 from nufed.common.registry import find_registered
 from nufed.common.rng import numpy_generator
 from nufed.common.wire import ARRAYS, arrays_to_params, params_to_arrays
+from nufed.deploy.flower_runtime.words import UserConfig
 from nufed.deploy.simulation.simulated_grid import FIRST_NODE_ID, ClientTurn
 from nufed.server.hostile import Hostile
 

@@ -18,12 +18,12 @@ from typing import Any, cast
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import PARTITION_ID_KEY
 from flwr.serverapp import ServerApp
 
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
 from nufed.common.settings import environment
+from nufed.deploy.flower_runtime.words import PARTITION_ID_KEY
 from nufed.deploy.simulation.simulated_grid import ClientTurn, SimulatedGrid, take_turn
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -129,7 +129,8 @@ def simulate_with_ray(
 def _actors(num_nodes: int, num_cpus_per_client: float) -> Iterator[Any]:
     """Start Ray on this machine alone and yield Flower's pool of at most `num_nodes` actors."""
     import ray
-    from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
+
+    from nufed.deploy.flower_runtime.ray_actors import BasicActorPool, ClientAppActor
 
     if ray.is_initialized():
         raise RunError("Expected no Ray in this process, but it is running. Call ray.shutdown() first.")

@@ -16,15 +16,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.app.message import make_message
-from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
-from flwr.common.constant import NUM_PARTITIONS_KEY, PARTITION_ID_KEY, SUPERLINK_NODE_ID, ErrorCode
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
+from nufed.deploy.flower_runtime.wire import make_message
+from nufed.deploy.flower_runtime.words import (
+    NUM_PARTITIONS_KEY,
+    PARTITION_ID_KEY,
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+    Run,
+    TaskIdentity,
+    UserConfig,
+)
 from nufed.deploy.run_grid import RunGrid
 
 FIRST_NODE_ID = 1000
