@@ -38,6 +38,9 @@ CLIENT_ID = "client-id"
 _CLIENTS_OWN_ERRORS = (1, 2)
 """Flower's numbers of errors that the client's app is the cause of; after others it may answer the next time."""
 
+_ASKED_AT_ONCE = 500
+"""Nodes: who waits behind thousands for a share of one machine may look as if it were gone."""
+
 _LOOK_AGAIN = 1.0
 _TOLD = 10
 """Clients turned away that an error tells of."""
@@ -215,8 +218,16 @@ class Roster:
 
     def _ask(self, grid: Grid, nodes: Sequence[int], timeout: float) -> list[Member]:
         """Return those nodes that said who they are, or that cannot say and are taken as they come."""
-        found: dict[int, Member] = {}
         self._problems.update(dict.fromkeys(nodes, Problem(f"did not say who it is within {timeout:g} s")))
+        found: dict[int, Member] = {}
+        deadline = time.monotonic() + timeout
+        for first in range(0, len(nodes), _ASKED_AT_ONCE):
+            left = timeout if not first else max(0.0, deadline - time.monotonic())
+            self._ask_some(grid, nodes[first : first + _ASKED_AT_ONCE], left, found)
+        return sorted(found.values(), key=lambda member: (member.client_id, member.node_id))
+
+    def _ask_some(self, grid: Grid, nodes: Sequence[int], timeout: float, found: dict[int, Member]) -> None:
+        """Enter in `found` those of some nodes that answer in time."""
         for node_id, reply in iter_replies(grid, [query(node, timeout, self.told) for node in nodes], timeout):
             if node_id is None or node_id in found:
                 continue
@@ -227,7 +238,6 @@ class Roster:
                 self._problems[node_id] = Problem(printable(str(error)), is_final)
             else:
                 self._problems.pop(node_id, None)
-        return sorted(found.values(), key=lambda member: (member.client_id, member.node_id))
 
     def _admit(self, grid: Grid, newcomer: Member) -> None:
         """Enter a client, or its new node or description in place of the old; a living client keeps its name."""
