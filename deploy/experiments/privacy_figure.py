@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -77,12 +78,32 @@ def privacy_table(levels: Levels, group: Group) -> TextTable:
     return TextTable(["data", "ε", *(first.labels[name] for name in first.runs)], rows)
 
 
-def _epsilon(dp: str, summary: Mapping[str, object]) -> float:
+def spent_lines(comparison: Comparison) -> list[str]:
+    """Return a sentence on the largest ε of a comparison's runs, for clients and for records; nothing without DP."""
+    summaries = [run.summary for runs in comparison.runs.values() for run in runs.values()]
+    lines = []
+    if clients := [told for each in summaries if (told := each.get("privacy"))]:
+        most = max(clients, key=lambda told: _number(told["epsilon"]))
+        lines.append(
+            f"Client-level differential privacy: ε = {_number(most['epsilon']):.3g} at δ = {most['delta']:.2g}."
+            if all(told.get("is_private", True) for told in clients)
+            else "Not private: the noise was drawn from a key for tests."
+        )
+    if records := [told["worst_epsilon"] for each in summaries if (told := each.get("record_privacy"))]:
+        worst = max(map(_number, records))
+        lines.append(f"Record-level differential privacy: ε of a record is at most {worst:.3g}.")
+    return lines
+
+
+def _epsilon(dp: str, summary: Mapping[str, Any]) -> float:
     """Return ε as a run has accounted for it, to two digits, so that those of several seeds are one; ∞ without DP."""
-    spent = summary.get("privacy")
-    if dp == "none" or not isinstance(spent, Mapping):
-        return math.inf
-    return float(f"{spent['epsilon']:.2g}")
+    told = summary.get("privacy")
+    return float(f"{_number(told['epsilon']):.2g}") if dp == "client" and told else math.inf
+
+
+def _number(epsilon: float | None) -> float:
+    """Return ε as summaries have it: null where it is infinite."""
+    return math.inf if epsilon is None else float(epsilon)
 
 
 def _word(epsilon: float) -> str:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from nufed.common.durable_file import write_bytes, write_text, writing
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
-from nufed.deploy.experiments.privacy_figure import levels_of, privacy_figure, privacy_table
+from nufed.deploy.experiments.privacy_figure import levels_of, privacy_figure, privacy_table, spent_lines
 from nufed.deploy.experiments.report_figures import (
     adaptation_figure,
     clients_figure,
@@ -130,6 +130,7 @@ def _verdict(story: Story) -> str:
         lines = verdict_on(main, group)
         parts.append(f"<p class=lead>{escape(lines[0])}</p>")
         parts += [f"<p>{escape(line)}</p>" for line in lines[1:]]
+    parts += [f"<p>{escape(line)}</p>" for line in spent_lines(main)]
     seeds = f"{len(main.seeds)} seed{'s' if len(main.seeds) > 1 else ''}"
     signs = "" if main.sign > 0 else f" Differences of {main.measure} are signed so that + is better: less of it."
     parts.append(

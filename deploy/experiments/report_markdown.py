@@ -6,7 +6,7 @@ from nufed.common.errors import RunError
 from nufed.common.examples import Group
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
 from nufed.deploy.experiments.hypotheses import Finding
-from nufed.deploy.experiments.privacy_figure import levels_of, privacy_table
+from nufed.deploy.experiments.privacy_figure import levels_of, privacy_table, spent_lines
 from nufed.deploy.experiments.report import baseline_of
 from nufed.deploy.experiments.report_tables import (
     TextTable,
@@ -67,6 +67,7 @@ def _in_settings(story: Story, heading: str) -> Iterator[str]:
     for graded in story.settings:
         comparison = graded.comparison
         yield f"{heading} Setting `{graded.name}`" if graded.name else ""
+        yield from spent_lines(comparison)
         for group in comparison.groups:
             yield from verdict_on(comparison, group)
             if len(comparison.runs) > 1:

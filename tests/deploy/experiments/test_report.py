@@ -259,7 +259,11 @@ def private_setting(name, spent, source="digits"):
     options = {"data.source": source, "privacy.dp": "none" if spent is None else "client"}
     runs = [
         replace(
-            run, summary={**run.summary, **({} if spent is None else {"privacy": {"epsilon": spent + 0.001 * seed}})}
+            run,
+            summary={
+                **run.summary,
+                **({} if spent is None else {"privacy": {"epsilon": spent + 0.001 * seed, "delta": 1e-3}}),
+            },
         )
         for seed in range(2)
         for method, value in (("fedavg", reached), ("per-fedavg", reached - 0.01))
@@ -285,5 +289,7 @@ def test_a_report_of_several_epsilons_shows_what_privacy_costs(tmp_path):
         ["digits", "4", "40.0", "39.0"],
         ["digits", "none", "90.0", "89.0"],
     ]
+    assert "Client-level differential privacy: ε = 4 at δ = 0.001." in text
+    assert "ε = 2 at δ = 0.001." in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "| mnist" not in text  # one ε is no comparison
     assert "against ε" not in markdown_report(story())
