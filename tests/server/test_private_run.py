@@ -163,3 +163,17 @@ def test_a_ledger_that_is_missing_cut_changed_or_anothers_is_refused(tmp_path, s
     with pytest.raises(NufedError):
         run(tmp_path, resume=folder, **PRIVATE, federation__num_rounds=5)
     assert len(lines(folder)) == 4
+
+
+def test_the_engines_give_the_same_bytes_under_a_test_key(tmp_path, monkeypatch):
+    """Clipping and noise are the server's; clients and engines know nothing of them."""
+    monkeypatch.setenv("NUFED_TEST_PRIVACY_KEY", "known")
+    options = ["--clients", "4", "--new-clients", "0", "--rounds", "2", "--local-steps", "1", "--fraction", "0.5"]
+    private = ["--dp", "client", "--dp-clip", "1", "--dp-noise", "1"]
+    for engine in ("local", "cohort"):
+        assert (
+            main(["simulate", "--quiet", "--engine", engine, *options, *private, "--out", str(tmp_path / engine)]) == 0
+        )
+
+    local, cohort = (model_bytes(next((tmp_path / engine).iterdir())) for engine in ("local", "cohort"))
+    assert local == cohort
