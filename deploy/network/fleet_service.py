@@ -203,6 +203,8 @@ class FleetService(FleetServicer):
         self, request: heartbeat.SendNodeHeartbeatRequest, context: Call
     ) -> heartbeat.SendNodeHeartbeatResponse:
         """Note that a node lives; ours are held to a shorter interval than Flower's minimum of 10 s."""
+        if not self._admits(_signer(context)):
+            return heartbeat.SendNodeHeartbeatResponse(success=False)
         if not self.sessions.takes_whole(request.node.node_id):
             return super().SendNodeHeartbeat(request, context)
         node_id = request.node.node_id
@@ -228,7 +230,7 @@ class FleetService(FleetServicer):
         caller, signer = Caller.of(call), _signer(call)
         wakeup, number = self.sessions.begin_wait(node_id)
         is_ours, hold = self.sessions.takes_whole(node_id), self._hold
-        if is_ours:
+        if is_ours and self._admits(signer):  # a revoked node is not brought back by a call that was under way
             hold = max(hold, self.life.longest_hold())
             call.send_initial_metadata((self.life.header(),))
             await run(self._note_waiting, node_id)
