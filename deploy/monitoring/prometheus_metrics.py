@@ -182,8 +182,7 @@ class PrometheusMetrics:
         self._round_seconds.observe(event.seconds)
         self._diverged.set(math.nan if event.diverged is None else event.diverged)
         self._training_loss.set(math.nan if event.loss is None else event.loss)
-        if event.epsilon is not None:
-            self._epsilon.set(event.epsilon)
+        self._epsilon.set(math.nan if event.epsilon is None else event.epsilon)
         self._gradients.inc(event.gradient_evaluations or 0)
         self._hvps.inc(event.hvps or 0)
         if secure := event.secure_aggregation:
