@@ -8,7 +8,6 @@ import typer
 from nufed.deploy.commands.outputs import Force
 from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority, revoke_client
 from nufed.deploy.network.key_requests import admit, make_request
-from nufed.deploy.network.rosters import ROSTER, write_roster
 
 DEFAULT_CERTIFICATES = Path("certs")
 
@@ -114,11 +113,13 @@ def roster_command(
     Clients believe this file, and not the server, about whose key is whose. Sign it again whenever a client is admitted
     or revoked; a running server takes note by itself.
     """
+    from nufed.deploy.network.rosters import write_roster  # which needs PyTorch
+
     path, roster = write_roster(CertificateFolder(out), authority_key)
     names = ", ".join(sorted(roster.keys))
     typer.echo(f"roster: {path} (serial {roster.serial}), signed for {len(roster.keys)} clients: {names}")
 
 
 def _remind_of_roster(out: Path) -> None:
-    if (out / ROSTER).exists():
+    if CertificateFolder(out).roster.exists():
         typer.echo("for secure aggregation, sign the roster again: nufed certs roster")

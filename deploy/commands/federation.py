@@ -350,7 +350,7 @@ def _out(output: OutputOptions) -> Path:
 
 def _server_security(certificates: Path | None) -> "ServerSecurity":
     from nufed.deploy.network.direct_server import ServerSecurity
-    from nufed.deploy.network.rosters import ROSTER, RosterFile
+    from nufed.deploy.network.rosters import RosterFile
 
     folder = CertificateFolder(certificates or DEFAULT_CERTIFICATES)
     if not folder.server_certificate.exists():
@@ -358,7 +358,7 @@ def _server_security(certificates: Path | None) -> "ServerSecurity":
             f"Expected the server's certificate at {folder.server_certificate}. Make it with `nufed certs init --san "
             "NAME`, name its folder with --certificates, or type --insecure for a trial on one machine."
         )
-    roster = RosterFile(folder.root / ROSTER, folder.authority_certificate)
+    roster = RosterFile(folder.roster, folder.authority_certificate)
     return ServerSecurity(folder.server_certificate, folder.server_key, folder.admitted_clients, roster)
 
 

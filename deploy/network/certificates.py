@@ -80,6 +80,11 @@ class CertificateFolder:
         """Return the folder of public keys that a server admits."""
         return self.root / "clients"
 
+    @property
+    def roster(self) -> Path:
+        """Return the path of the roster of clients' keys that the authority signed."""
+        return self.root / "roster.json"
+
     def client_key(self, name: str) -> Path:
         """Return the path of a client's private key."""
         return self.root / "keys" / name

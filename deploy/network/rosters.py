@@ -13,8 +13,6 @@ from nufed.common.errors import ConfigError, PeerError
 from nufed.common.privacy.secure import Roster
 from nufed.deploy.network.certificates import CertificateFolder, load_authority_key, read_public_key, write_key_file
 
-ROSTER = "roster.json"
-
 
 def write_roster(folder: CertificateFolder, authority_key: Path | None = None) -> tuple[Path, Roster]:
     """Sign the names and keys of the admitted clients; return the file's path and the roster.
@@ -33,12 +31,12 @@ def write_roster(folder: CertificateFolder, authority_key: Path | None = None) -
         raise ConfigError(
             f"Expected the authority's private key at {signing}, which signs the roster. Name the file with "
             "--authority-key, or give this command where the key is, with a copy of the server's clients/ folder and "
-            f"ca.crt, and bring the server the {ROSTER} that is made."
+            f"ca.crt, and bring the server the {folder.roster.name} that is made."
         )
     paths = sorted(folder.admitted_clients.glob("*.pub"))
     if not paths:
         raise ConfigError(f"Expected admitted clients in {folder.admitted_clients}, found none. Admit them first.")
-    path, keys = folder.root / ROSTER, {each.stem: _public_key(each) for each in paths}
+    path, keys = folder.roster, {each.stem: _public_key(each) for each in paths}
     roster = Roster(keys, serial=max(int(time.time()), _serial(path) + 1))
     write_key_file(path, roster.signed(load_authority_key(signing)))
     return path, roster
