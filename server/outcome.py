@@ -80,11 +80,23 @@ def final_evaluation(
         problems: why others did not, as far as they were asked.
         clients_csv: content of the file that the curves were written to; empty where these are withheld.
     """
-    absent = {name: problems.get(name, "not connected") for name in sorted(groups) if name not in answered}
-    known = Counter(groups.values())
-    expected: dict[Group, int] = {"participating": config.data.num_clients, "new": config.data.num_new_clients}
+    known, asked = Counter(groups.values()), Counter(groups[name] for name in {*answered, *problems} if name in groups)
+    expected = num_judges(config)
+    is_met = {group: asked[group] >= number for group, number in expected.items()}  # by those asked; 0 of 0 is
+    absent = {
+        name: problems.get(name, "not connected")
+        for name in sorted(groups)
+        if name not in answered and (name in problems or not is_met[groups[name]])
+    }
     never_seen = sum(max(0, number - known[group]) for group, number in expected.items())
     return FinalEvaluation(len(answered), absent, never_seen, hashlib.sha256(clients_csv).hexdigest())
+
+
+def num_judges(config: RunConfig) -> dict[Group, int]:
+    """Return how many clients of each group an evaluation is to ask."""
+    most = config.evaluation.num_clients
+    in_all: dict[Group, int] = {"participating": config.data.num_clients, "new": config.data.num_new_clients}
+    return {group: min(most, number) if most else number for group, number in in_all.items()}
 
 
 def share_diverged(curves: Sequence[ClientCurves], step: int) -> float:

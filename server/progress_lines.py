@@ -18,6 +18,7 @@ def describe_run(config: RunConfig) -> str:
         f"{data.source} ({data.partition}), {data.num_clients}{new} {clients}, {config.model.name}: "
         f"ν = {method.num_inner_steps}, {method.estimator}, α = {method.inner_lr:g}, β = {method.local_lr:g}, "
         f"τ = {method.num_local_steps}, r = {federation.participation_fraction:g}, seed {config.seed}"
+        f"{f', judged by {judges} of each group' if (judges := config.evaluation.num_clients) else ''}"
         f"{', secure aggregation' if config.privacy.secure_aggregation else ''}"
     )
 

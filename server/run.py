@@ -85,6 +85,7 @@ class Run:
             seed=config.seed,
             participation_fraction=config.federation.participation_fraction,
             weighting=config.federation.weighting,
+            num_judges=config.evaluation.num_clients,
             server_lr=config.federation.server_lr,
             max_weight=config.federation.max_weight,
             aggregation=config.federation.aggregation,

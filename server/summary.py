@@ -9,7 +9,7 @@ from nufed.common.examples import Group
 from nufed.server.adaptation_curves import GroupCurves, rounds_to_target
 from nufed.server.curve_means import Curve
 from nufed.server.history import History
-from nufed.server.outcome import MOST_DIVERGED, FinalEvaluation
+from nufed.server.outcome import MOST_DIVERGED, FinalEvaluation, num_judges
 
 
 def progress_curve(group: GroupCurves) -> Curve:
@@ -48,8 +48,17 @@ def run_summary(
         "costs": {name: totals[name] for name in ("gradient_evaluations", "hvps", "bytes_up", "bytes_down")},
         "problems": {name: totals[name] for name in ("rejected", "failed", "missing")},
         "final_evaluation": evaluation.to_json() if evaluation else None,
+        **_sample(config),
         "seconds": totals["seconds"],
     }
+
+
+def _sample(config: RunConfig) -> dict[str, Any]:
+    """Return how many clients of each group judge the models, of how many, where these are not all."""
+    in_all = {"participating": config.data.num_clients, "new": config.data.num_new_clients}
+    sampled = {group: number for group, number in num_judges(config).items() if number < in_all[group]}
+    told = {group: {"asked": number, "of": in_all[group]} for group, number in sampled.items()}
+    return {"evaluation_sample": told} if told else {}
 
 
 def curves_json(curves: GroupCurves | None) -> dict[str, Any] | None:

@@ -26,6 +26,8 @@ from nufed.strategy.exchange import (
     turn_away,
     wait_for_nodes,
 )
+from nufed.strategy.participation import Judges
+from nufed.strategy.results import EvaluatedGroup
 from nufed.strategy.telling import Telling
 
 QUERY_TIMEOUT = 30.0
@@ -35,6 +37,7 @@ FIRST_RETRY = 60.0
 """Seconds after which a node that failed to say who it is is asked again."""
 
 CLIENT_ID = "client-id"
+_GROUPS: tuple[Group, ...] = ("participating", "new")
 _CLIENTS_OWN_ERRORS = (1, 2)
 """Flower's numbers of errors that the client's app is the cause of; after others it may answer the next time."""
 
@@ -182,6 +185,12 @@ class Roster:
             for client_id, member in sorted(self.members.items())
             if member.node_id in here and member.description.group in wanted
         }
+
+    def judges(self, grid: Grid, group: EvaluatedGroup, judges: Judges) -> dict[str, Member]:
+        """Return the connected members of a group, or of each, that `judges` names, in the order of their ids."""
+        found = {each: self.connected(grid, [each]) for each in (_GROUPS if group == "all" else (group,))}
+        chosen = {name: members[name] for members in found.values() for name in judges.of(members)}
+        return dict(sorted(chosen.items()))
 
     def idle(self, grid: Grid, members: Mapping[str, Member]) -> dict[str, Member]:
         """Return the members that do not still work on a message of an earlier phase; all of them if all do.

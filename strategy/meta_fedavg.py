@@ -16,7 +16,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from nufed.common.examples import Group
 from nufed.common.fixed_point import DEFAULT_MAX_GROWTH
 from nufed.common.message_schema import CurveShape
 from nufed.common.params import Params
@@ -25,7 +24,7 @@ from nufed.strategy.exchange import Quorum, iter_replies
 from nufed.strategy.flower_loop import check_opens, configured, take_all
 from nufed.strategy.members import Member, Roster
 from nufed.strategy.option_ranges import check_ranges
-from nufed.strategy.participation import choose, num_chosen
+from nufed.strategy.participation import Judges, choose, num_chosen
 from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, TrainingPhase
 from nufed.strategy.private_rounds import ClientPrivacy, PrivateRounds, check_private_options
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
@@ -39,12 +38,6 @@ DEFAULT_GRACE = 60.0
 
 DEFAULT_TIMEOUT = 3600.0
 """Seconds, as in Flower's strategies."""
-
-_GROUPS: dict[EvaluatedGroup, tuple[Group, ...]] = {
-    "participating": ("participating",),
-    "new": ("new",),
-    "all": ("participating", "new"),
-}
 
 _log = logging.getLogger("flwr")  # progress goes where that of every Flower strategy goes
 
@@ -70,6 +63,7 @@ class MetaFedAvg(Strategy):
         weighting: Weighting = "uniform",
         server_lr: float = 1.0,
         evaluation_interval: int = 1,
+        num_judges: int = 0,
         min_clients: int = 1,
         max_growth: float = DEFAULT_MAX_GROWTH,
         max_weight: float = DEFAULT_MAX_WEIGHT,
@@ -89,6 +83,7 @@ class MetaFedAvg(Strategy):
             weighting: weights in the mean over clients: `uniform` (the theory) or `examples` (p_i ∝ N_i).
             server_lr: ε in w_{k+1} = w_k + ε (Σ p_i w_k^i - w_k); 1 takes the mean itself.
             evaluation_interval: rounds between evaluations in `start`; 0 turns them off.
+            num_judges: clients of each group that are asked in an evaluation, always the same ones; 0 asks all.
             min_clients: clients that `start` waits for.
             max_growth: a reply whose largest magnitude in an array is beyond max(1, that of the array sent) times this
                 counts as diverged; at least 1, rounded up to powers of two.
@@ -129,6 +124,7 @@ class MetaFedAvg(Strategy):
         self.weighting = weighting
         self.server_lr = server_lr
         self.evaluation_interval = evaluation_interval
+        self.judges = Judges(num_judges, seed=seed)
         self.min_clients = min_clients
         self.max_growth = max_growth
         self.max_weight = max_weight
@@ -210,7 +206,7 @@ class MetaFedAvg(Strategy):
         config: ConfigRecord | None = None,
         shape: CurveShape | None = None,
     ) -> EvaluationResult:
-        """Have every connected client of a group judge a model; nobody is asked if there is none.
+        """Have the connected clients of a group, or the judges among them, judge a model; nobody if there is none.
 
         Args:
             grid: any Flower Grid.
@@ -376,7 +372,7 @@ class MetaFedAvg(Strategy):
         self, grid: Grid, outgoing: Outgoing, group: EvaluatedGroup, shape: CurveShape | None = None
     ) -> EvaluationPhase:
         self._roster.refresh(grid)
-        asked = self._roster.connected(grid, _GROUPS[group])
+        asked = self._roster.judges(grid, group, self.judges)
         if group != "all":  # at the end of a run, whoever is there is waited for
             asked = self._roster.idle(grid, asked)
         return EvaluationPhase(outgoing, asked, self.telling, self.max_weight, shape)

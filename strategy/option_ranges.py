@@ -26,6 +26,7 @@ def check_ranges(options: Mapping[str, Any]) -> None:
         ("weighting", lambda value: value in weightings, " or ".join(weightings)),
         ("server_lr", lambda value: 0 < value <= MAX_SERVER_LR, f"above 0, at most {MAX_SERVER_LR:g}"),
         ("evaluation_interval", lambda value: value >= 0, "at least 0; 0 turns it off"),
+        ("num_judges", lambda value: value >= 0, "at least 0; 0 asks all"),
         ("min_clients", lambda value: value >= 1, "at least 1"),
         ("min_reply_fraction", lambda value: 0 < value <= 1, "above 0, at most 1; 1 waits for all"),
         ("reply_grace", lambda value: value >= 0, "at least 0 seconds"),

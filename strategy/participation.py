@@ -1,10 +1,11 @@
 """The choice of S_k, the clients that train in a round (server algorithm, line 2)."""
 
+import heapq
 from collections.abc import Iterable
 
 from nufed.common.errors import RunError
 from nufed.common.privacy.noise import RandomSource
-from nufed.common.rng import numpy_generator
+from nufed.common.rng import derive_seed, numpy_generator
 
 
 def num_chosen(num_clients: int, fraction: float) -> int:
@@ -68,3 +69,32 @@ def poisson_choice(
     if most and len(drawn) > most:
         drawn = [drawn[index] for index in source.subset(len(drawn), most)]
     return tuple(drawn)
+
+
+class Judges:
+    """Chooses the clients that judge a run's models; holds each client's place in the order that they are taken in.
+
+    The order follows from the seed and the client's id alone (stream `seed, "judge", client id`), so that every
+    evaluation of a run asks the same clients, whose curves can be compared, and one that leaves is replaced by one
+    other client.
+    """
+
+    def __init__(self, number: int, *, seed: int) -> None:
+        """Choose `number` clients of each group; 0 takes all."""
+        self.number = number
+        self._seed = seed
+        self._places: dict[str, int] = {}
+
+    def of(self, client_ids: Iterable[str]) -> tuple[str, ...]:
+        """Return those of one group that are asked, sorted.
+
+        Args:
+            client_ids: who could be asked; each once.
+        """
+        candidates = list(client_ids)
+        if not 0 < self.number < len(candidates):
+            return tuple(sorted(candidates))
+        for client_id in candidates:
+            if client_id not in self._places:
+                self._places[client_id] = derive_seed(self._seed, "judge", client_id)
+        return tuple(sorted(heapq.nsmallest(self.number, candidates, key=self._places.__getitem__)))

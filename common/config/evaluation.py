@@ -23,6 +23,12 @@ class EvaluationConfig(Section):
     interval: int = Field(
         10, ge=0, le=10_000_000, description="rounds between evaluations; 0 evaluates at the end only"
     )
+    num_clients: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="clients of each group that judge the model, the same along the run; 0 asks all",
+    )
     metrics: str = Field("auto", min_length=1, max_length=500, description="what models are judged by, e.g. auto,f1")
     primary_metric: str = Field(
         "auto", min_length=1, max_length=100, description="the metric that single numbers, targets and tuning are about"

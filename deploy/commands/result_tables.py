@@ -130,6 +130,13 @@ def _of_client(client: "ClientCurves", name: str, step: int) -> str:
     return "undefined" if math.isnan(curve[step]) else number(curve[step], name)
 
 
+def sample_line(summary: Mapping[str, Any]) -> list[str]:
+    """Return a line on how many of the clients have judged the model, where these were not all."""
+    found = [f"{own['asked']} of {own['of']} {group}" for group, own in summary.get("evaluation_sample", {}).items()]
+    clients = f"{' and '.join(found)} clients"
+    return [f"Judged by a sample: {clients}, the same in every evaluation (evaluation.num-clients)."] if found else []
+
+
 def few_line(summary: Mapping[str, Any]) -> list[str]:
     """Return a line on how sure the clients' numbers are that were found on few test examples; none without any."""
     found = []

@@ -25,6 +25,7 @@ from nufed.deploy.commands.result_tables import (
     few_line,
     headline,
     record_line,
+    sample_line,
     steps_shown,
     summary_table,
     turned_summary,
@@ -228,7 +229,7 @@ class JsonObserver:
 def closing_lines(summary: Mapping[str, Any], folder: Path) -> list[str]:
     """Return the last lines of a run's output: status, target, replies that were not used, and the folder."""
     lines = [*_ending(summary, folder)]
-    lines += few_line(summary) + record_line(summary)
+    lines += sample_line(summary) + few_line(summary) + record_line(summary)
     measure = summary.get("primary_metric") or "accuracy"
     if target := summary.get("target_metric") or (summary.get("target_accuracy") if measure == "accuracy" else None):
         reached = summary["rounds_to_target"]

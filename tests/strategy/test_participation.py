@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nufed.common.errors import ConfigError, RunError
 from nufed.strategy.meta_fedavg import MetaFedAvg
-from nufed.strategy.participation import choose, num_chosen
+from nufed.strategy.participation import Judges, choose, num_chosen
 from tests.strategy.fake_grid import StreamingGrid, client
 
 names = st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=30)
@@ -105,3 +105,20 @@ def test_a_phase_waits_for_all_or_for_the_share_that_is_enough(fraction, enough)
 def test_shares_and_times_that_are_none_are_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         MetaFedAvg(**options)
+
+
+@given(names, st.integers(1, 12), st.integers(0, 2**62), st.randoms(use_true_random=False))
+def test_the_same_clients_judge_whatever_their_order_and_one_that_leaves_is_replaced_by_one(
+    clients, number, seed, shuffler
+):
+    judges = Judges(number, seed=seed)
+    shuffled = clients.copy()
+    shuffler.shuffle(shuffled)
+
+    asked = judges.of(clients)
+    without_one = Judges(number, seed=seed).of([client_id for client_id in shuffled if client_id != asked[0]])
+
+    assert asked == judges.of(shuffled) == tuple(sorted(set(asked)))
+    assert len(asked) == min(number, len(clients))
+    assert set(asked) - {asked[0]} <= set(without_one)
+    assert Judges(0, seed=seed).of(shuffled) == tuple(sorted(clients))

@@ -45,7 +45,7 @@ export class Overview {
   }
 
   update() {
-    const { head, evaluations, curves } = this.run.state;
+    const { head, evaluations, curves, options } = this.run.state;
     const share = head.num_rounds ? head.round / head.num_rounds : Number(head.status === "complete");
     setText(this.round, head.num_rounds ? `Round ${head.round} of ${head.num_rounds}` : "No rounds: each client alone");
     if (this.bar.value !== share) this.bar.value = share;
@@ -62,7 +62,7 @@ export class Overview {
       setText(parts.after, scores ? number(scores.after, head.measure) : "–");
       const worst = curves[name]?.round === last?.round ? curves[name]?.worst_decile?.[head.step] : undefined;
       setText(parts.under, scores
-        ? `${count(scores.num_clients)} clients, after round ${last.round}${worst === undefined ? "" : ` · worst tenth ${number(worst, head.measure)}`}`
+        ? `${count(scores.num_clients)} ${options?.["evaluation.num-clients"] ? "sampled " : ""}clients, after round ${last.round}${worst === undefined ? "" : ` · worst tenth ${number(worst, head.measure)}`}`
         : name === "new" ? "judged once, at the end of the run" : "not judged yet");
     }
     this.countsNode.hidden = !running;
