@@ -28,12 +28,12 @@ from torch import Tensor
 
 from nufed.common.errors import ConfigError, RunError
 from nufed.common.params import Params, largest_magnitude
+from nufed.common.privacy.terms import LEAST_CLIP, MOST_CLIP
 from nufed.common.settings import process_settings
 
 MAX_STD = 2.0**48
 """What σ stays below, in steps of the grid."""
 
-LEAST_CLIP, MOST_CLIP = 1e-9, 1e9
 _CLIP_BITS = 28  # of C; so that z C is a σ that can be drawn for each z up to 2^20, which is beyond 10^6
 
 TEST_KEY_WARNING = (

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from nufed.common.errors import ConfigError
 from nufed.common.privacy.accounting import SampledGaussian, calibrated_noise, default_delta
-from nufed.common.privacy.noise import LEAST_CLIP, MOST_CLIP
+
+LEAST_CLIP, MOST_CLIP = 1e-9, 1e9
+"""Clipping lengths for which there is a grid of integers."""
 
 LEAST_NOISE, MOST_NOISE = 0.01, 1e6
 """Less noise protects nobody; it is as in `nufed.common.privacy.accounting`."""
