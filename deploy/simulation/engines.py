@@ -148,7 +148,13 @@ def prepare(config: RunConfig) -> Federation:
 
 
 def _batch_notes(config: RunConfig, federation: Federation) -> Iterator[str]:
-    """Yield a note where batches hold more examples than any client has: they repeat them, and cost accordingly."""
+    """Yield a note where batches are larger than any client's data: they repeat examples, and cost accordingly.
+
+    Batches of record-level differential privacy are samples of the client's records and repeat none.
+    """
+    what = "batches hold them several times over and take that much longer; 0 takes each example once"
+    if config.privacy.dp == "record":
+        what = "each batch is all of a client's examples, so that sampling hides nothing and ε is larger"
     method, most = config.method, max(len(client.support) for client in federation.clients)
     sizes = {
         "method.batch-size": method.batch_size,
@@ -157,10 +163,7 @@ def _batch_notes(config: RunConfig, federation: Federation) -> Iterator[str]:
     }
     for key, size in sizes.items():
         if size > most:
-            yield (
-                f"{key}={size} is more than the {most} examples of the largest client: batches hold them several times "
-                "over and take that much longer; 0 takes each example once"
-            )
+            yield f"{key}={size} is more than the {most} examples of the largest client: {what}"
 
 
 def check_resumable(folder: Path, config: RunConfig) -> None:

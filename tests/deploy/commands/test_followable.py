@@ -108,6 +108,9 @@ def test_batches_larger_than_any_client_are_noted_before_they_cost_minutes():
         f"method.batch-size=1000 is more than the {most} examples of the largest client" in each for each in notes
     )
     assert not any("batch-size" in each for each in prepare(config.updated({"method.batch-size": most})).notes)
+    private = prepare(config.updated({"privacy.dp": "record", "privacy.clip": 1.0, "privacy.noise": 1.0})).notes
+    assert any("sampling hides nothing" in each for each in private)
+    assert not any("several times over" in each for each in private)
 
 
 def test_what_takes_long_says_what_it_is_at_growing_intervals_until_something_else_is_said():
