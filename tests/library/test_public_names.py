@@ -12,8 +12,8 @@ import pytest
 import nufed
 
 EXPORTED = [
-    *("ConfigError", "DataConfig", "DataError", "DivergedError", "Estimate", "Evaluation", "EvaluationConfig"),
-    *("FederationConfig", "MetaBatches", "MetaFedAvg", "MethodConfig", "ModelConfig", "ModelError"),
+    *("BudgetSpentError", "ConfigError", "DataConfig", "DataError", "DivergedError", "Estimate", "Evaluation"),
+    *("EvaluationConfig", "FederationConfig", "MetaBatches", "MetaFedAvg", "MethodConfig", "ModelConfig", "ModelError"),
     *("NothingTrainedError", "NufedError", "OwnTask", "PeerError", "Run", "RunConfig", "RunError", "TaskConfig"),
     *("WireError", "__version__", "compare", "evaluate", "load_run", "meta_gradient"),
     *("personalize", "predict", "simulate"),
