@@ -5,11 +5,13 @@ took part are computed from clients' data without noise, so that under `privacy.
 made: a client does not send what it need not, and the server makes no record and no event that holds them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from nufed.common.config import RunConfig
 from nufed.common.config.lists import read_names
-from nufed.common.errors import ConfigError, nearest_match_hint
+from nufed.common.errors import ConfigError, NufedError, nearest_match_hint
 
 PUBLISHABLE = {
     "evaluation": "evaluations: means over clients of losses and metrics before and after fine-tuning",
@@ -61,6 +63,17 @@ class Publication:
     def withheld(self) -> tuple[str, ...]:
         """Names of what is not."""
         return tuple(name for name in PUBLISHABLE if name not in self.shown)
+
+
+def withheld_by(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return names of what a run of these flat options withholds; none where that is not known, as in older runs."""
+    if options.get("privacy.dp", "none") == "none":
+        return ()
+    try:
+        named = {name: options[name] for name in ("privacy.dp", "privacy.publish")}
+        return Publication.of(RunConfig().updated(named)).withheld
+    except (NufedError, KeyError):  # of a later version
+        return ()
 
 
 def published_names(config: RunConfig) -> tuple[str, ...]:

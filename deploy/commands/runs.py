@@ -13,7 +13,7 @@ from nufed.common.untrusted import printable
 from nufed.deploy.commands.outputs import Force, check_output
 from nufed.deploy.commands.tables import print_table
 from nufed.deploy.commands.terminal import stdout_console
-from nufed.server.progress_lines import duration, number
+from nufed.server.progress_lines import duration, number, privacy_line
 
 if TYPE_CHECKING:
     from nufed.deploy.runs.cleaning import Candidate
@@ -165,6 +165,7 @@ def num_bytes(number: float) -> str:
     return f"{number:.1f} GB"
 
 
+WITHHELD = "withheld"
 _RESULTS = ("run", "status", "clients", "number", "judged by", "before", "after", "worst tenth", "time")
 
 
@@ -183,7 +184,8 @@ def _row(run: "StoredRun") -> list[str]:
     from nufed.deploy.runs.stored import method_of
 
     groups = [run.groups.get(name) for name in ("participating", "new")]
-    changes = [_change(group, run.measure) if group else "" for group in groups]
+    unknown = WITHHELD if "evaluation" in run.withheld else ""
+    changes = [_change(group, run.measure) if group else unknown for group in groups]
     rounds = f"{run.rounds}/{run.num_rounds}" if run.options else ""
     data, method = _shown(run.options.get("data.source")), method_of(run.options)
     words = [run.folder.name, run.status, rounds, data, method, run.measure, *changes, _time(run)]
@@ -213,14 +215,27 @@ def _described(run: "StoredRun") -> Iterator[str]:
     begun = f", started {run.started}" if run.started else ""
     took = f" in {_time(run)}" if run.seconds is not None else ""
     yield printable(f"{run.rounds} of {run.num_rounds} rounds{took}{begun}{f', {run.engine}' if run.engine else ''}")
+    yield from _on_privacy(run)
     costs, problems = run.summary.get("costs"), run.summary.get("problems")
-    if isinstance(costs, Mapping):
+    if isinstance(costs, Mapping) and "participants" not in run.withheld:
         up, down = (
             value if isinstance(value := costs.get(f"bytes_{way}"), int | float) else 0 for way in ("up", "down")
         )
         yield f"{num_bytes(up)} up, {num_bytes(down)} down"
     if isinstance(problems, Mapping) and any(problems.values()):
         yield "replies not used: " + printable(", ".join(f"{n} {name}" for name, n in problems.items() if n))
+
+
+def _on_privacy(run: "StoredRun") -> Iterator[str]:
+    from nufed.deploy.commands.result_tables import record_line
+
+    try:
+        lines = [privacy_line(run.summary), *record_line(run.summary)]
+    except (KeyError, TypeError, ValueError, AttributeError):  # of another program
+        lines = []
+    yield from (printable(line) for line in lines if line)
+    if run.withheld:
+        yield f"withheld, as ε does not cover it: {', '.join(run.withheld)}"
 
 
 def _curve_row(name: str, group: "GroupResult", measure: str) -> list[str]:
@@ -242,9 +257,11 @@ def _changed(options: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _result_rows(run: "StoredRun") -> Iterator[list[str]]:
     name = printable(run.folder.name)
     if not run.groups:
-        yield [name, run.status, "", "", "", "", "", "", _time(run)]
+        yield [name, run.status, "", "", *[WITHHELD if "evaluation" in run.withheld else ""] * 4, _time(run)]
     for group, result in run.groups.items():
         numbers = [number(value, run.measure) for value in (result.before, result.after, result.worst)]
+        if "client-curves" in run.withheld:
+            numbers[-1] = WITHHELD
         yield [name, run.status, group, str(result.num_clients), run.measure, *numbers, _time(run)]
 
 

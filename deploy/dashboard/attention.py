@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from nufed.common.config import RunConfig
-from nufed.common.errors import NufedError
 from nufed.common.metric_looks import look_of
-from nufed.common.privacy.publishing import Publication
+from nufed.common.privacy.publishing import withheld_by
 
 if TYPE_CHECKING:
     from nufed.deploy.dashboard.run_view import RunView
@@ -61,15 +59,8 @@ def _on_end(view: "RunView") -> Iterator[dict[str, Any]]:
 
 
 def _on_privacy(view: "RunView") -> Iterator[dict[str, Any]]:
-    if view.options.get("privacy.dp", "none") == "none":
-        return
-    try:
-        names = {name: view.options[name] for name in ("privacy.dp", "privacy.publish")}
-        withheld = Publication.of(RunConfig().updated(names)).withheld
-    except (NufedError, KeyError):  # of a later version
-        return
-    if withheld:
-        yield _entry("info", "Not shown, because ε does not cover it (--publish shows it)", list(withheld))
+    if withheld := withheld_by(view.options):
+        yield _entry("info", "Not shown, because ε does not cover it (--publish shows it)", [", ".join(withheld)])
     spent = view.points[-1].get("epsilon") if view.points else None
     if isinstance(spent, int | float):
         budget = view.options.get("privacy.epsilon") or 0

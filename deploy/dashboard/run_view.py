@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nufed.common.json_text import json_ready
+from nufed.common.privacy.publishing import withheld_by
 from nufed.common.untrusted import printable
 from nufed.deploy.dashboard.client_rows import ClientRow, Wanted, page_of
 from nufed.deploy.dashboard.decimation import kept_indices
@@ -110,15 +111,9 @@ class RunView:
         self.num_lines += 1
         shown = without_folders(printable(text))
         self.lines.append(
-            {
-                "number": self.num_lines,
-                "kind": kind,
-                "time": at,
-                "text": shown,
-                "client": printable(client),
-                "level": level,
-            }
-        )
+            {"number": self.num_lines, "kind": kind, "time": at, "text": shown, "client": printable(client),
+             "level": level}
+        )  # fmt: skip
 
     def observed(self) -> None:
         """Take over what the server knows of its connections now."""
@@ -152,7 +147,10 @@ class RunView:
         with self.lock:
             states = [row.state for row in self.clients.values()]
             last = self.evaluations[max(self.evaluations)] if self.evaluations else {}
+            withheld = withheld_by(self.options)
             costs = {name: sum(point.get(name) or 0 for point in self.points) for name in _COSTS}
+            if "participants" in withheld:
+                costs = {**dict.fromkeys(_COSTS), "seconds": costs["seconds"]}
             elapsed = (self.ended or time.time()) - self.begun if self.begun else None
             return {
                 "name": self.name,
@@ -168,6 +166,7 @@ class RunView:
                 "latest": last,
                 "clients": {state: states.count(state) for state in ("working", "idle", "left")},
                 "costs": costs,
+                "withheld": withheld,
                 "attention": attention(self, time.time()),
                 "clients_version": self.clients_version,
                 "epoch": self.epoch,

@@ -32,6 +32,7 @@ from nufed.common.events import (
     SinkDropped,
     Started,
 )
+from nufed.common.privacy.publishing import withheld_by
 
 STATES = (
     *("waiting", "statistics", "tuning", "training", "evaluation", "complete"),
@@ -93,7 +94,6 @@ class PrometheusMetrics:
         self._working = self._gauge("working_clients", "Clients that were asked and have not answered yet")
         self._diverged = self._gauge("diverged_clients", "Clients of the last round whose training loss is not finite")
         self._training_loss = self._gauge("training_loss", "Mean training loss of the last round's clients")
-        self._epsilon = self._gauge("privacy_epsilon", "ε of client-level differential privacy that is spent")
         labels = ["group", "adaptation"]
         self._loss = self._gauge("evaluation_loss", "Mean test loss, before and after s* fine-tuning steps", labels)
         self._score = self._gauge(
@@ -104,15 +104,16 @@ class PrometheusMetrics:
         self._evaluated = self._gauge("evaluated_clients", "Clients that answered the last evaluation", ["group"])
         self._gradients = self._counter("gradient_evaluations", "Gradients computed by clients in training")
         self._hvps = self._counter("hessian_vector_products", "Hessian-vector products computed by clients in training")
-        self._declare_secure()
+        self._declare_private()
         self._checkpoint = self._gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint was saved")
         self._closed = self._gauge("last_round_timestamp_seconds", "When the last round was closed, or the run started")
         self._dropped = self._counter("dropped_events", "Events that a reader of the run has missed", ["sink"])
         self._online: set[str] = set()
         self._asked: set[str] = set()
         self._dropped_before: dict[str, int] = {}
-        self._connected.set_function(lambda: len(self._online))
-        self._working.set_function(lambda: len(self._asked))
+        self._is_counted = True
+        self._connected.set_function(lambda: len(self._online) if self._is_counted else math.nan)
+        self._working.set_function(lambda: len(self._asked) if self._is_counted else math.nan)
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             Asked: self._on_asked, CheckpointSaved: self._on_checkpoint, Evaluated: self._on_evaluation,
             Joined: self._on_joined, Left: self._on_left, Phase: self._on_phase, Rejected: self._on_rejected,
@@ -120,7 +121,9 @@ class PrometheusMetrics:
             Started: self._on_start,
         }  # fmt: skip
 
-    def _declare_secure(self) -> None:
+    def _declare_private(self) -> None:
+        self._epsilon = self._gauge("privacy_epsilon", "ε of client-level differential privacy that is spent")
+        self._epsilon.set(math.nan)  # without privacy there is none
         self._secure = self._counter(
             "secure_rounds", "Rounds of secure aggregation, by whether they gave a sum", ["sum"]
         )
@@ -141,6 +144,7 @@ class PrometheusMetrics:
     def _on_start(self, event: Started) -> None:
         about = {"run": event.run, "engine": event.engine, "measure": event.measure}
         self._run.info({name: value[:_LONGEST_LABEL] for name, value in about.items()})
+        self._is_counted = "participants" not in withheld_by(event.options)
         self._planned.set(event.num_rounds)
         self._round.set(event.first_round - 1)
         self._closed.set(event.time)

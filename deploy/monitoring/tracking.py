@@ -253,6 +253,7 @@ def _of_round(event: RoundClosed) -> dict[str, float]:
         "costs/bytes-up": event.bytes_up,
         "costs/bytes-down": event.bytes_down,
         "costs/seconds": event.seconds,
+        "privacy/epsilon": event.epsilon,
     }
     return {name: float(value) for name, value in numbers.items() if value is not None}
 

@@ -88,6 +88,13 @@ class StoredRun:
             return 0
         return _whole(self.options.get("federation.num-rounds"))
 
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """Names of what is not shown because ε does not cover it (docs/privacy.md); none without privacy."""
+        from nufed.common.privacy.publishing import withheld_by
+
+        return withheld_by(self.options)
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, curves and options included."""
         return {
@@ -110,6 +117,9 @@ class StoredRun:
             "reason": self.summary.get("reason"),
             "costs": self.summary.get("costs"),
             "problems": self.summary.get("problems"),
+            "privacy": self.summary.get("privacy"),
+            "record_privacy": self.summary.get("record_privacy"),
+            "withheld": list(self.withheld),
         }
 
 

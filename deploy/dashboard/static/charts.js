@@ -30,7 +30,7 @@ export class Chart {
     this.tablePlace = el("div");
     this.details = el("details", { class: "as-table", ontoggle: () => this.drawTable() },
       el("summary", {}, "Show as a table"), this.tablePlace);
-    this.empty = el("p", { class: "empty" }, options.empty ?? "Nothing to show yet.");
+    this.empty = el("p", { class: "empty" });
     this.node = el("figure", { class: "chart" },
       el("figcaption", {}, el("span", { class: "chart-title" }, options.title), this.at, legend),
       this.place, this.empty, this.details);
@@ -39,8 +39,12 @@ export class Chart {
     all.add(this);
   }
 
-  set(rows) {
+  // why: what to say where no row has a value; without it the axes are drawn all the same.
+  set(given, why) {
+    const { series, empty } = this.options;
+    const rows = why && !given.some((row) => series.some(({ value }) => Number.isFinite(value(row)))) ? [] : given;
     this.rows = rows;
+    setText(this.empty, why ?? empty ?? "Nothing to show yet.");
     this.place.hidden = this.details.hidden = !rows.length;
     this.empty.hidden = Boolean(rows.length);
     if (!rows.length) return;

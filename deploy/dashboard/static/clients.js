@@ -2,7 +2,7 @@
 
 import { get } from "./api.js";
 import { el, keyed, setClass, setText } from "./dom.js";
-import { ago, bytes, clock, count, duration, number } from "./format.js";
+import { NOT_COVERED, ago, bytes, clock, count, duration, number, withheld } from "./format.js";
 
 const STATES = { working: ["▶", "working"], idle: ["●", "idle"], left: ["○", "left"] };
 const COLUMNS = [
@@ -90,7 +90,7 @@ export class Clients {
   show(found) {
     this.seen = found.version;
     this.query.page = found.page;
-    setText(this.summary, found.total === 0 ? "No clients." : `${count(found.total)} ${found.total === 1 ? "client" : "clients"}`);
+    setText(this.summary, found.total === 0 ? (withheld(this.run.state.head, "participants") ? `Who takes part: ${NOT_COVERED}` : "No clients.") : `${count(found.total)} ${found.total === 1 ? "client" : "clients"}`);
     setText(this.pageText, `Page ${found.page + 1} of ${found.pages}`);
     this.previous.disabled = found.page === 0;
     this.next.disabled = found.page >= found.pages - 1;

@@ -18,6 +18,15 @@ export function count(value) {
   return Math.round(value ?? 0).toLocaleString("en");
 }
 
+// What is shown of a number that ε does not cover: `null` where it is withheld.
+export function told(value, format) {
+  return value === null ? "withheld" : format(value);
+}
+
+export function withheld(head, name) { return (head.withheld ?? []).includes(name); }
+
+export const NOT_COVERED = "Withheld, because ε does not cover it.";
+
 export function bytes(value) {
   let left = value ?? 0;
   for (const unit of ["B", "kB", "MB"]) {

@@ -2,7 +2,7 @@
 
 import { Chart } from "./charts.js";
 import { el, keyed, setClass, setText } from "./dom.js";
-import { capital, count, duration, number } from "./format.js";
+import { NOT_COVERED, capital, count, duration, number, withheld } from "./format.js";
 
 const LEVELS = { error: ["■", "Problem"], warning: ["▲", "Warning"], info: ["●", "Note"] };
 
@@ -62,10 +62,10 @@ export class Overview {
       setText(parts.after, scores ? number(scores.after, head.measure) : "–");
       const worst = curves[name]?.round === last?.round ? curves[name]?.worst_decile?.[head.step] : undefined;
       setText(parts.under, scores
-        ? `${count(scores.num_clients)} ${options?.["evaluation.num-clients"] ? "sampled " : ""}clients, after round ${last.round}${worst === undefined ? "" : ` · worst tenth ${number(worst, head.measure)}`}`
-        : name === "new" ? "judged once, at the end of the run" : "not judged yet");
+        ? `${count(scores.num_clients)} ${options?.["evaluation.num-clients"] ? "sampled " : ""}clients, after round ${last.round}${worst === undefined || withheld(head, "client-curves") ? "" : ` · worst tenth ${number(worst, head.measure)}`}`
+        : withheld(head, "evaluation") ? "withheld: ε does not cover it" : name === "new" ? "judged once, at the end of the run" : "not judged yet");
     }
-    this.countsNode.hidden = !running;
+    this.countsNode.hidden = !running || withheld(head, "participants");
     for (const [state, node] of Object.entries(this.counts)) setText(node, count(head.clients[state]));
     keyed(this.attention, head.attention.length ? head.attention : [{ level: "none", text: head.is_reading ? "…" : "Nothing.", items: [] }],
       (each) => `${each.level} ${each.text.replace(/\d+/g, "#")}`, () => this.makeEntry(), (node, each) => this.changeEntry(node, each));
@@ -103,7 +103,7 @@ export class Overview {
       });
       this.chartPlace.replaceChildren(this.chart.node);
     }
-    this.chart.set(evaluations);
+    this.chart.set(evaluations, withheld(head, "evaluation") ? NOT_COVERED : undefined);
   }
 
   close() { this.chart?.close(); }

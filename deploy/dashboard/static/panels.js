@@ -2,7 +2,7 @@
 
 import { Chart } from "./charts.js";
 import { el, keyed, setClass, setText, table } from "./dom.js";
-import { bytes, capital, clock, count, duration, number } from "./format.js";
+import { NOT_COVERED, bytes, capital, clock, count, duration, number, told, withheld } from "./format.js";
 
 export class Adaptation {
   constructor(run) {
@@ -37,7 +37,7 @@ export class Adaptation {
       step,
       ...Object.fromEntries(Object.entries(curves).map(([name, each]) =>
         [name, { curve: each.curve[step], worst: each.worst_decile?.[step] }])),
-    })));
+    })), withheld(head, "evaluation") ? NOT_COVERED : undefined);
   }
 
   close() { this.chart?.close(); }
@@ -63,28 +63,41 @@ export class Costs {
       title: "Training loss by round", xTitle: "round", x: (row) => row.round, format: (value) => number(value, "loss"),
       series: [{ title: "mean over the clients that replied", ink: "participating", value: (row) => row.loss }],
     });
+    this.epsilon = new Chart({
+      title: "ε by round", xTitle: "round", x: (row) => row.round, format: (value) => String(Number(value.toPrecision(3))),
+      series: [{ title: "spent until then", ink: "participating", value: (row) => row.epsilon }],
+    });
+    this.charts = [this.epsilon, this.loss, this.traffic, this.time];
+    const cards = this.charts.map((chart) => el("section", { class: "card half" }, chart.node));
+    [this.epsilonCard] = cards;
     this.node = el("div", { class: "overview" },
       el("section", { class: "card wide full" }, el("h2", {}, "Costs"), el("dl", { class: "tiles" },
         tile("bytes_up", "Received from clients"), tile("bytes_down", "Sent to clients"), tile("seconds", "Time in rounds"),
         tile("gradient_evaluations", "Gradient evaluations"), tile("hvps", "Hessian-vector products"),
         tile("unused", "Replies not used"), tile("parameters", "Numbers in the model"))),
-      ...[this.loss, this.traffic, this.time].map((chart) => el("section", { class: "card half" }, chart.node)));
+      ...cards);
   }
 
   update() {
     const { head, points, num_parameters } = this.run.state;
     const { costs } = head;
-    setText(this.tiles.bytes_up, bytes(costs.bytes_up));
-    setText(this.tiles.bytes_down, bytes(costs.bytes_down));
+    setText(this.tiles.bytes_up, told(costs.bytes_up, bytes));
+    setText(this.tiles.bytes_down, told(costs.bytes_down, bytes));
     setText(this.tiles.seconds, duration(costs.seconds));
-    setText(this.tiles.gradient_evaluations, count(costs.gradient_evaluations));
-    setText(this.tiles.hvps, count(costs.hvps));
-    setText(this.tiles.unused, count(costs.rejected + costs.failed + costs.missing));
+    setText(this.tiles.gradient_evaluations, told(costs.gradient_evaluations, count));
+    setText(this.tiles.hvps, told(costs.hvps, count));
+    setText(this.tiles.unused, costs.rejected === null ? "withheld" : count(costs.rejected + costs.failed + costs.missing));
     setText(this.tiles.parameters, num_parameters ? count(num_parameters) : "–");
-    for (const chart of [this.loss, this.traffic, this.time]) chart.set(points);
+    const why = (name) => (withheld(head, name) ? NOT_COVERED : undefined);
+    const spent = points.filter((row) => Number.isFinite(row.epsilon));
+    this.epsilonCard.hidden = !spent.length;
+    this.epsilon.set(spent);
+    this.loss.set(points, why("training-loss"));
+    this.traffic.set(points, why("participants"));
+    this.time.set(points);
   }
 
-  close() { for (const chart of [this.loss, this.traffic, this.time]) chart.close(); }
+  close() { for (const chart of this.charts) chart.close(); }
 }
 
 export class Configuration {

@@ -9,7 +9,8 @@ const COLUMNS = ["Run", "Status", "Rounds", "Data", "Method", "Participating", "
 
 export function change(run, group) {
   const found = run.groups[group];
-  return found ? `${number(found.before, run.measure)} → ${number(found.after, run.measure)}` : "–";
+  if (found) return `${number(found.before, run.measure)} → ${number(found.after, run.measure)}`;
+  return run.withheld?.includes("evaluation") ? "withheld" : "–";
 }
 
 export class RunsPage {
@@ -41,7 +42,7 @@ export class RunsPage {
     const { runs, experiments, live, head, more } = this.listing;
     const words = this.find.value.toLowerCase();
     const present = live && head ? [{ run: live, label: head.name || "this run", status: head.status, rounds: head.round, num_rounds: head.num_rounds,
-      groups: head.latest.groups ?? {}, measure: head.measure, seconds: head.elapsed, isLive: true }] : [];
+      groups: head.latest.groups ?? {}, measure: head.measure, withheld: head.withheld, seconds: head.elapsed, isLive: true }] : [];
     const shown = [...present, ...runs].filter((run) => [run.label, run.run, run.data, run.method].some((text) => (text ?? "").toLowerCase().includes(words)));
     setText(this.said, `${count(shown.length)} ${shown.length === 1 ? "run" : "runs"}, newest first${more ? `; ${count(more)} older ones are not listed` : ""}`);
     this.experimentsCard.hidden = !experiments.length;

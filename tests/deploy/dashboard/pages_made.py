@@ -60,6 +60,15 @@ def round_of(done, *, replied=2, problems=(), seconds=1.0, **rest):
     )
 
 
+def private_events():
+    """Return the events of two rounds under client-level privacy, as a reader gets them."""
+    options = RunConfig().updated({"privacy.dp": "client", "privacy.clip": 1.0, "privacy.epsilon": 8.0}).flat()
+    counts = dict.fromkeys(("sampled", "replied", "rejected", "failed", "missing", "gradient_evaluations", "hvps"))
+    unknown = {**counts, **dict.fromkeys(("bytes_up", "bytes_down", "loss", "diverged"))}
+    rounds = [replace(round_of(done), epsilon=1.5 * done, delta=0.01, **unknown) for done in (1, 2)]
+    return started(options=options), *rounds
+
+
 def view_of(*events):
     view = RunView()
     for event in events:

@@ -13,7 +13,7 @@ import pytest
 from nufed.common.events import Asked, Finished, Joined, Note, Rejected
 from nufed.deploy.commands.cli import main
 from tests.deploy.dashboard.browser import chromium
-from tests.deploy.dashboard.pages_made import SOME_EVENTS, round_of, served, started, view_of
+from tests.deploy.dashboard.pages_made import SOME_EVENTS, private_events, round_of, served, started, view_of
 from tests.system.processes import SMALL_RUN, address_of, faulty_clients, nufed, processes, run_folder
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(280)]
@@ -118,6 +118,25 @@ def test_every_page_of_runs_fits_is_readable_and_can_be_used_without_seeing(brow
     assert "evaluation.interval" in seen["configuration"]
     assert "final evaluation after round 3" in seen["events"]
     assert re.search(r"steps s\s.*participating", seen["adaptation"], re.DOTALL)
+
+
+def test_what_is_withheld_is_said_to_be_and_is_no_zero(browser):
+    with served(live=view_of(*private_events())) as (base, _), browser.page(base) as page:
+        page.wait_for_text("withheld: ε does not cover it")
+        page.wait_for_text("ε = 3 of a budget of 8")
+        page.open_panel("costs")
+        page.wait_for_text("ε by round")
+        page.wait_for("document.querySelectorAll('canvas').length === 2")
+        tiles = page.evaluate("Object.fromEntries([...document.querySelectorAll('.tile')].map((each) => "
+                              "[...each.children].map((part) => part.innerText)))")  # fmt: skip
+        assert [tiles[title] for title in ("Received from clients", "Gradient evaluations", "Replies not used")] == [
+            "withheld"
+        ] * 3
+        assert page.text().count("Withheld, because ε does not cover it.") == 2
+        assert page.check_access() == []
+        page.open_panel("clients")
+        page.wait_for_text("Who takes part: Withheld")
+        page.check()
 
 
 def test_what_clients_send_is_text_on_the_page_and_nothing_else(browser):

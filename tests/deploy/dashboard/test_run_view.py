@@ -17,7 +17,7 @@ from nufed.deploy.dashboard.hidden_paths import without_folders
 from nufed.deploy.dashboard.shelf import Shelf
 from nufed.deploy.dashboard.stream import to_json
 from nufed.server.run_lock import locked
-from tests.deploy.dashboard.pages_made import SOME_EVENTS, evaluated, round_of, started, view_of
+from tests.deploy.dashboard.pages_made import SOME_EVENTS, evaluated, private_events, round_of, started, view_of
 
 HOSTILE = "<script>window.hacked = 1</script>\x1b[31m\x1b]0;title\x07 \u202e" + "A" * 1_000_000
 
@@ -35,6 +35,16 @@ def test_where_the_run_stands_what_came_out_and_what_needs_attention():
     assert head["costs"]["bytes_up"] == 100
     assert "1 client left" in texts(head)
     assert "site-b: holds NaN" in texts(head)
+
+
+def test_numbers_that_are_withheld_are_none_and_not_zero():
+    head = view_of(*private_events()).head()
+
+    assert {name for name, value in head["costs"].items() if value is not None} == {"seconds"}
+    assert "participants" in head["withheld"]
+    assert "evaluation, client-curves, participants, examples, training-loss, statistics" in texts(head)
+    assert "ε = 3 of a budget of 8 (δ = 0.01) after round 2" in texts(head)
+    assert view_of(*SOME_EVENTS).head()["withheld"] == ()
 
 
 def test_a_client_has_what_it_did_and_why_its_replies_were_not_used():

@@ -1,6 +1,7 @@
 """Metrics for Prometheus: those of a real run, their names, and the dashboard and alerts that read them."""
 
 import json
+import math
 import re
 import shutil
 import socket
@@ -19,6 +20,7 @@ from nufed.deploy.commands.cli import main
 from nufed.deploy.monitoring.metrics_server import parse_address, served
 from nufed.deploy.monitoring.prometheus_metrics import PrometheusMetrics, kept_metrics
 from nufed.server.events_file import read_events
+from tests.deploy.dashboard.pages_made import private_events
 from tests.server.test_run import lines, run
 
 MACHINES = Path(__file__).parents[3] / "deploy" / "machines"
@@ -96,6 +98,18 @@ def test_no_text_of_a_client_becomes_a_label_and_the_number_of_series_is_bounded
     assert "<script>" not in text
     assert "secret" not in text
     assert value(samples(sink), "nufed_replies_total", phase="training", outcome="rejected") == 2_000
+
+
+def test_what_is_withheld_is_no_number_and_epsilon_is_one_under_privacy_alone(told):
+    assert math.isnan(value(samples(told[0]), "nufed_privacy_epsilon"))
+    sink = PrometheusMetrics()
+    for event in private_events():
+        sink.handle(event)
+
+    found = samples(sink)
+    assert value(found, "nufed_privacy_epsilon") == 3.0
+    for name in ("connected_clients", "working_clients", "training_loss", "diverged_clients"):
+        assert math.isnan(value(found, f"nufed_{name}")), name
 
 
 def test_metrics_are_served_while_a_run_goes_on(tmp_path):

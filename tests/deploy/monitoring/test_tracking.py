@@ -19,6 +19,7 @@ from nufed.common.events import EventStream
 from nufed.deploy.commands.cli import main
 from nufed.deploy.monitoring import tracking
 from nufed.deploy.monitoring.tracking import TRACKED, check_tracking, tracked
+from tests.deploy.dashboard.pages_made import private_events
 from tests.server.test_run import StopAfter, run, summary
 
 SMALL = ["--clients", "3", "--new-clients", "1", "--rounds", "2", "--set", "evaluation.interval=1"]
@@ -52,6 +53,10 @@ def test_tensorboard_has_the_configuration_both_groups_metrics_and_the_picture(t
     text = board.Tensors("configuration/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "| data.num-clients | 3 |" in text
     assert board.Tags()["images"] == ["curves"]
+
+
+def test_a_private_round_has_its_epsilon_and_nothing_that_is_withheld():
+    assert tracking._of_round(private_events()[-1]) == {"costs/seconds": 1.0, "privacy/epsilon": 3.0}
 
 
 @needs("tensorboard")

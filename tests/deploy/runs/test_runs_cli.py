@@ -75,6 +75,26 @@ def test_one_run_is_shown_with_its_curves_and_the_options_that_are_not_the_defau
     assert len(shown["groups"]["new"]["curve"]) == 11
 
 
+def test_what_a_run_withholds_is_said_and_is_neither_zero_nor_diverged(tmp_path, capsys):
+    small = ["--quiet", "--clients", "4", "--new-clients", "3", "--rounds", "1", "--out", str(tmp_path)]
+    private = ["--dp", "client", "--dp-clip", "1", "--dp-noise", "2"]
+    assert main(["simulate", "--name", "secret", *small, *private]) == 0
+    assert main(["simulate", "--name", "means", *small, *private, "--publish", "evaluation"]) == 0
+    capsys.readouterr()
+
+    shown = said(capsys, "show", "secret", "--runs", tmp_path)
+    compared = said(capsys, "compare", "secret", "means", "--runs", tmp_path)
+    listed = parsed(capsys, "list", tmp_path)
+
+    assert "client-level ε = " in shown
+    assert "withheld, as ε does not cover it: evaluation, client-curves, participants" in shown
+    assert "0 B" not in shown
+    assert compared.count("withheld") == 4 + 2  # all of one run; the worst tenth of both groups of the other
+    assert "diverged" not in compared
+    assert [run["privacy"]["rounds_charged"] for run in listed] == [1, 1]
+    assert {run["name"]: "evaluation" in run["withheld"] for run in listed} == {"secret": True, "means": False}
+
+
 def test_comparing_shows_results_and_differing_options_and_draws_a_figure(some_runs, tmp_path, capsys):
     names = ["three", "20260101-000001-one", "--runs", some_runs]
 
