@@ -21,6 +21,8 @@ from nufed.common.json_text import parse_object
 from nufed.common.meta.meta_sgd import split_step_sizes
 from nufed.common.models import build_model
 from nufed.common.models.frozen import check_frozen, frozen_hash
+from nufed.common.privacy.ledger import LEDGER, PrivacyLedger
+from nufed.common.privacy.publishing import Publication
 from nufed.common.settings import process_settings
 from nufed.library.arguments import as_attack, as_folder
 from nufed.library.given_task import names_by_argument, read_judging
@@ -295,12 +297,30 @@ class Run:
         return Run(target, self.origin)
 
     @property
+    def epsilon(self) -> float | None:
+        """ε that the run has spent: of a client, or with `dp="record"` the largest of a record that the records know.
+
+        None without differential privacy, and where each client alone knows it; summary.json has δ. Of a run that was
+        killed or goes on it is that of what was charged until the folder was read.
+
+        Raises:
+            RunError: the run has not ended, and its privacy.jsonl is missing or changed.
+        """
+        if self.config.privacy.dp == "record":
+            return cast("float | None", (self.summary.get("record_privacy") or {}).get("worst_epsilon"))
+        if self.config.privacy.dp != "client":
+            return None
+        if (told := self.summary.get("privacy")) is None:
+            return PrivacyLedger.open_existing(self.path / LEDGER, to_go_on=False).epsilon
+        return math.inf if told["epsilon"] is None else float(told["epsilon"])
+
+    @property
     def withheld(self) -> tuple[str, ...]:
         """What the run's records do not show, because ε does not cover it; empty without differential privacy.
 
         What was published all the same is in `summary["outside_epsilon"]["published"]`.
         """
-        return tuple((self.summary.get("outside_epsilon") or {}).get("withheld", ()))
+        return Publication.of(self.config).withheld
 
     def __repr__(self) -> str:
         """Return what was run and what came out, in one line."""

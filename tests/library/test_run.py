@@ -135,6 +135,20 @@ def test_a_file_of_a_run_that_is_none_is_named(old, name, content, said):
         _ = nufed.load_run(old).history
 
 
+def test_a_private_run_says_what_was_spent_and_what_is_withheld_whole_or_killed(run, tmp_path):
+    private = simulated(2, out=tmp_path, dp="client", clip=1.0, noise=0.5)
+
+    assert (run.epsilon, run.withheld) == (None, ())
+    assert private.epsilon == private.summary["privacy"]["epsilon"] == private.history["epsilon"].iloc[-1] > 0
+    assert "evaluation" in private.withheld
+    assert "evaluations are withheld" in repr(private)
+    (private.path / "summary.json").unlink()
+    killed = nufed.load_run(private.path)
+    assert killed.summary["status"] == "unfinished"
+    assert killed.epsilon == pytest.approx(private.epsilon)
+    assert killed.withheld == private.withheld
+
+
 def test_a_run_that_was_killed_can_be_looked_at_and_finished(tmp_path, run):
     """Its data were given in Python, so that no command could go on with it."""
     killed = simulated(1, out=tmp_path).path
