@@ -66,8 +66,9 @@ class PrivateRounds:
 
     Who may be drawn in a round are the participating clients that are connected when it begins. The terms' q and n stay
     what they are when clients come or leave: with fewer the sum has less in it and the same noise, with more each
-    is drawn with the same probability, and the cap still holds. What a cap costs depends on how many could have been
-    drawn, so that each round is charged by that number.
+    is drawn with the same probability, and the cap still holds. What a cap costs grows with how many may be drawn, as
+    long as it is at least q times that many. Each round is charged as if all n were there, or more where more are: a
+    charge by those that are would tell, in the ledger, how many were away or late.
 
     Attributes:
         ledger: of the run.
@@ -102,7 +103,7 @@ class PrivateRounds:
             BudgetSpentError: the round would take ε beyond the budget.
         """
         ids, terms = sorted(set(candidates)), self.ledger.terms
-        step = terms.step(len(ids))
+        step = terms.step(max(len(ids), terms.num_clients))
         self.ledger.check_affordable(step)
         source = random_source("participation", round_number)
         chosen = poisson_choice(ids, terms.rate, most=step.cap, source=source)

@@ -176,9 +176,13 @@ class SecureTrainingPhase(TrainingPhase):
             self._failure = str(failure)
 
     def close(self) -> RoundResult:
-        """Return the round's result; w_{k+1} is w_k if the protocol failed, of which the result has the reason."""
+        """Return the round's result, with the reason where the protocol failed.
+
+        w_{k+1} is w_k then; with differential privacy w_k and noise, as in a round that nobody answers.
+        """
         if self._failure:
-            reason = f"secure aggregation failed, and the round leaves the model as it was: {self._failure}"
+            left = "adds noise alone to the model" if self.private else "leaves the model as it was"
+            reason = f"secure aggregation failed, and the round {left}: {self._failure}"
             self._record.reject_all(reason)
             for client_id in self._open():
                 self._record.leave_out(client_id, "rejected", reason)

@@ -157,10 +157,13 @@ class PrivacyLedger:
         spent = self._account.with_more(step, count).epsilon(self.terms.delta)
         if spent > self.budget:
             more = "another round" if count == 1 else f"{count} more rounds"
+            advice = "The model that there is is within it. To go on, resume the run with a larger --dp-epsilon."
+            if not self.charges:
+                advice = "Give a larger --dp-epsilon, or leave --dp-noise out, so that the noise is found for it."
             raise BudgetSpentError(
                 f"Expected ε to stay within {self.budget:g} (privacy.epsilon), but {more} would take it from "
                 f"{self.epsilon:.4g} to {spent:.4g} (δ = {self.terms.delta:.3g}, {len(self.charges)} rounds charged). "
-                "The model that there is is within it. To go on, resume the run with a larger --dp-epsilon."
+                f"{advice}"
             )
 
     def charge(self, charge: Charge) -> None:

@@ -48,7 +48,9 @@ class ClientTerms:
             ("delta", 0 < self.delta < 1, "above 0, below 1"),
         ):
             if not is_allowed:
-                raise ConfigError(f"{name}={getattr(self, name)!r} of differential privacy is refused: {allowed}.")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} of differential privacy is refused: expected {allowed}. Change it."
+                )
 
     @property
     def denominator(self) -> float:

@@ -169,6 +169,20 @@ def test_each_round_is_charged_by_what_it_was_and_epsilon_is_told(tmp_path):
         strategy(ClientTerms(**{**vars(terms), "noise": 2.0}), ledger=path)
 
 
+def test_the_ledger_does_not_tell_how_many_clients_were_away(tmp_path):
+    terms = ClientTerms(clip=1.0, noise=1.0, rate=0.2, num_clients=10, cohort_cap=4, delta=1e-2)
+    charged = []
+    for here in (10, 9, 5, 3):
+        rounds = strategy(terms, ledger=tmp_path / f"{here}.jsonl")
+        rounds.train_round(federation(*(client(f"c{number}") for number in range(here))), SENT, 1, timeout=5)
+        [charge] = PrivacyLedger.open_existing(tmp_path / f"{here}.jsonl").charges
+        charged.append(charge.step)
+
+    assert charged == [SampledGaussian(1.0, 0.2, 10, 4)] * 4
+    costs = [epsilon({terms.step(here): 20}, terms.delta) for here in range(3, 11)]
+    assert costs == sorted(costs)  # so that nobody is charged too little
+
+
 def test_a_loop_that_is_not_ours_stops_before_the_budget_is_passed():
     terms = client_terms(clip=1.0, rate=1.0, num_clients=4, num_rounds=3, epsilon=5.0, delta=1e-2)
     rounds, grid, arrays = strategy(terms, epsilon=5.0), federation(client("a")), params_to_arrays(SENT)

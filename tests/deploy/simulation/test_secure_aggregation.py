@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from nufed.client.secure_aggregation import refuse_in_the_clear
 from nufed.common.errors import ConfigError, WireError
@@ -104,6 +105,19 @@ def test_client_level_privacy_sums_what_clients_clipped_and_the_server_adds_the_
     assert masked.secure.summed == masked.counts.replied == plain.counts.replied >= 3
     assert same(masked.params, plain.params)
     assert masked.privacy == plain.privacy
+
+
+def test_a_private_round_without_a_sum_is_noise_alone_and_is_charged():
+    config = config_of(**{"data.num-clients": 2})
+    terms = ClientTerms(clip=0.05, noise=0.5, rate=1.0, num_clients=2, cohort_cap=0, delta=0.01)
+    strategy = MetaFedAvg(participation_fraction=1.0, privacy=ClientPrivacy(terms), secure=SecureAggregation())
+
+    result = one_round(config, secure=True, strategy=strategy)
+
+    moved = torch.cat([(result.params[name] - before).flatten() for name, before in initial(config).items()])
+    assert "noise alone" in next(iter(result.problems.values()))
+    assert float(moved.std()) == pytest.approx(0.5 * 0.05 / 2, rel=0.1)
+    assert [charge.round for charge in strategy.private.ledger.charges] == [1]
 
 
 @pytest.mark.parametrize("engine", ["local", "processes"])
