@@ -156,6 +156,7 @@ def _batch_notes(config: RunConfig, federation: Federation) -> Iterator[str]:
     if config.privacy.dp == "record":
         what = "each batch is all of a client's examples, so that sampling hides nothing and ε is larger"
     method, most = config.method, max(len(client.support) for client in federation.clients)
+    shown = f"the {most}" if Publication.of(config).examples else "the number of"
     sizes = {
         "method.batch-size": method.batch_size,
         "method.outer-batch-size": method.outer_batch_size,
@@ -163,7 +164,7 @@ def _batch_notes(config: RunConfig, federation: Federation) -> Iterator[str]:
     }
     for key, size in sizes.items():
         if size > most:
-            yield f"{key}={size} is more than the {most} examples of the largest client: {what}"
+            yield f"{key}={size} is more than {shown} examples of the largest client: {what}"
 
 
 def check_resumable(folder: Path, config: RunConfig) -> None:

@@ -111,6 +111,8 @@ def test_batches_larger_than_any_client_are_noted_before_they_cost_minutes():
     private = prepare(config.updated({"privacy.dp": "record", "privacy.clip": 1.0, "privacy.noise": 1.0})).notes
     assert any("sampling hides nothing" in each for each in private)
     assert not any("several times over" in each for each in private)
+    private = config.updated({"privacy.dp": "client", "privacy.clip": 1.0, "privacy.noise": 1.0})
+    assert any("more than the number of examples" in each for each in prepare(private).notes)  # which is withheld
 
 
 def test_what_takes_long_says_what_it_is_at_growing_intervals_until_something_else_is_said():
