@@ -1,6 +1,6 @@
 """Labelled examples, a client's three splits, the task they are for, and the federation they make up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -162,10 +162,10 @@ class Federation:
 
     Attributes:
         task: what the examples are for.
-        clients: their examples.
+        clients: their examples; of a large federation, each is made when it is asked for.
         notes: what a reader of the run should know.
     """
 
     task: TaskInfo
-    clients: tuple[ClientData, ...]
+    clients: Sequence[ClientData]
     notes: tuple[str, ...] = field(default=())

@@ -310,7 +310,7 @@ class Run:
                 config=self._told(final=final),
                 shape=self._shape if self.publication.evaluation else None,
             )
-        described = {name: member.description for name, member in self.strategy.members.items()}
+        described = {name: self.strategy.members[name].description for name in result.client_metrics}
         if self.publication.evaluation:
             curves, problems = curves_of_replies(result, described, self._shape)
         else:  # clients answer that they have the model, and no more

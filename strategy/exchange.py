@@ -7,17 +7,20 @@ Works with every Flower Grid. A grid that offers more is used better:
     busy_nodes()                            nodes that still work on a message whose time is over
     admitted_name(node_id)                  name of the key that a node proved to have, None without keys
     note_member(node_id, client_id)         is told what a node's client is called
+    node_set()                              what get_node_ids() lists, as a set
+    listed_clients()                        names and groups by node id, where known without asking; or None
     wire_bytes(node_id)                     bytes that have come from a node and gone to it
     turn_away(node_id, reason)              ends a client that cannot take part; False if it cannot be told
     signed_roster()                         clients' keys as an authority signed them: file and content; or None
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from nufed.common.examples import Group
 from nufed.common.privacy.secure import Roster
 from nufed.common.untrusted import printable
 
@@ -135,7 +138,13 @@ def describe_error(reply: Message) -> str:
 
 def connected_nodes(grid: Grid) -> frozenset[int]:
     """Return the ids of the nodes that are connected now."""
-    return frozenset(grid.get_node_ids())
+    found: frozenset[int] = grid.node_set() if hasattr(grid, "node_set") else frozenset(grid.get_node_ids())
+    return found
+
+
+def listed_clients(grid: Grid) -> Mapping[int, tuple[str, Group]] | None:
+    """Return clients' names and groups by node id, where these are known without asking; None where they are not."""
+    return grid.listed_clients() if hasattr(grid, "listed_clients") else None
 
 
 def busy_nodes(grid: Grid) -> frozenset[int]:

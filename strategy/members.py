@@ -20,6 +20,7 @@ from nufed.strategy.exchange import (
     connected_nodes,
     describe_error,
     iter_replies,
+    listed_clients,
     note_member,
     poll,
     time_to_live,
@@ -114,6 +115,7 @@ class Roster:
         self._turned_away: dict[str, str] = {}  # who was sent home, and why
         self._retries: dict[int, Retry] = {}
         self._busy: set[str] = set()  # clients that were told of
+        self._listed: set[str] = set()  # members whose names are known and who were never asked
 
     def discover(self, grid: Grid, expected: int, timeout: float) -> None:
         """Wait until `expected` clients that can take part are there, and know who they are.
@@ -124,6 +126,7 @@ class Roster:
         Raises:
             RunError: too few within `timeout` seconds, or too few that can take part.
         """
+        self._take_listed(grid)
         deadline, is_first = time.monotonic() + timeout, True
         counted = f"{expected} client{'s' if expected != 1 else ''}"
         while is_first or time.monotonic() < deadline:
@@ -157,6 +160,8 @@ class Roster:
             timeout: seconds.
         """
         here, now = connected_nodes(grid), time.monotonic()
+        if here == self._settled and not self._problems and not self._gone:
+            return
         self._settled &= here
         self._tell_of_the_gone(grid, here)
         self._problems = {node: problem for node, problem in self._problems.items() if node in here}
@@ -182,22 +187,23 @@ class Roster:
         here, wanted = connected_nodes(grid), set(groups)
         return {
             client_id: member
-            for client_id, member in sorted(self.members.items())
-            if member.node_id in here and member.description.group in wanted
+            for client_id in sorted(self.members)
+            if (member := self.members[client_id]).node_id in here and member.description.group in wanted
         }
 
     def judges(self, grid: Grid, group: EvaluatedGroup, judges: Judges) -> dict[str, Member]:
         """Return the connected members of a group, or of each, that `judges` names, in the order of their ids."""
-        found = {each: self.connected(grid, [each]) for each in (_GROUPS if group == "all" else (group,))}
-        chosen = {name: members[name] for members in found.values() for name in judges.of(members)}
-        return dict(sorted(chosen.items()))
+        found = [self.connected(grid, [each]) for each in (_GROUPS if group == "all" else (group,))]
+        return dict(sorted((name, members[name]) for members in found for name in judges.of(members)))
 
     def idle(self, grid: Grid, members: Mapping[str, Member]) -> dict[str, Member]:
         """Return the members that do not still work on a message of an earlier phase; all of them if all do.
 
         So a client that hangs costs the time of one phase, and not of each.
         """
-        busy = busy_nodes(grid)
+        if not (busy := busy_nodes(grid)):
+            self._busy = set()
+            return dict(members)
         idle = {client_id: member for client_id, member in members.items() if member.node_id not in busy}
         for client_id in members.keys() - idle.keys():
             if idle and client_id not in self._busy:
@@ -206,6 +212,16 @@ class Roster:
                 )
         self._busy = members.keys() - idle.keys() if idle else set()
         return idle or dict(members)
+
+    def described(self, grid: Grid, asked: Mapping[str, Member]) -> dict[str, Member]:
+        """Return members that are about to be asked for something, after those that were listed said who they are."""
+        unknown = sorted(asked[client_id].node_id for client_id in asked.keys() & self._listed)
+        for newcomer in self._ask(grid, unknown, QUERY_TIMEOUT):
+            self._admit(grid, newcomer)
+        for node in unknown:
+            self._problems.pop(node, None)  # a member all the same, which will fail at what it is asked for
+        self._listed -= asked.keys()
+        return {client_id: self.members[client_id] for client_id in asked}
 
     def wait_for_participants(self, grid: Grid, timeout: float) -> dict[str, Member]:
         """Return the connected participating clients; waits for one if there are none.
@@ -224,6 +240,14 @@ class Roster:
                 )
             self.refresh(grid, min(max(0.0, deadline - time.monotonic()), QUERY_TIMEOUT))
         return found
+
+    def _take_listed(self, grid: Grid) -> None:
+        """Enter the clients that a grid can name; each says how many examples it has once it is asked for work."""
+        for node_id, (name, group) in (listed_clients(grid) or {}).items():
+            self.members[name] = Member(node_id, ClientDescription(name, group, 0, 0, 0), announced=False)
+            self._names[node_id] = name
+            self._settled.add(node_id)
+            self._listed.add(name)
 
     def _ask(self, grid: Grid, nodes: Sequence[int], timeout: float) -> list[Member]:
         """Return those nodes that said who they are, or that cannot say and are taken as they come."""
@@ -277,12 +301,12 @@ class Roster:
             self._turned_away[who] = problem.reason
             while len(self._turned_away) > _TOLD:
                 del self._turned_away[next(iter(self._turned_away))]
-            _log.warning("%s is turned away: it %s.", _capital(who), problem.reason)
+            _log.warning("%s is turned away: it %s.", who[:1].upper() + who[1:], problem.reason)
             self._telling.events.tell(Left, client=admitted or f"node-{node}", reason=f"it {problem.reason}")
             return
         pause = 2 * self._retries[node].pause if node in self._retries else FIRST_RETRY
         self._retries[node] = Retry(time.monotonic() + pause, pause)
-        _log.warning("%s takes no part for now: it %s.", _capital(who), problem.reason)
+        _log.warning("%s takes no part for now: it %s.", who[:1].upper() + who[1:], problem.reason)
 
     def _tell_of(self, grid: Grid, member: Member) -> None:
         description = member.description
@@ -328,10 +352,6 @@ def _is_alive(grid: Grid, member: Member) -> bool:
         return False
     replies = iter_replies(grid, [query(member.node_id, QUERY_TIMEOUT)], QUERY_TIMEOUT)
     return any(not reply.has_error() for _, reply in replies)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def query(

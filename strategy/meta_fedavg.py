@@ -345,7 +345,7 @@ class MetaFedAvg(Strategy):
             chosen, private = self.private.begin(participants, outgoing.round)
         else:
             chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
-        asked = {client_id: participants[client_id] for client_id in chosen}
+        asked = self._roster.described(grid, {client_id: participants[client_id] for client_id in chosen})
         announced = tuple(member.description.num_support for member in participants.values() if member.announced)
         rule = AveragingRule(
             self.weighting,
@@ -375,6 +375,7 @@ class MetaFedAvg(Strategy):
         asked = self._roster.judges(grid, group, self.judges)
         if group != "all":  # at the end of a run, whoever is there is waited for
             asked = self._roster.idle(grid, asked)
+        asked = self._roster.described(grid, asked)
         return EvaluationPhase(outgoing, asked, self.telling, self.max_weight, shape)
 
     def _quorum(self, asked: int) -> Quorum | None:

@@ -12,7 +12,7 @@ from nufed.common.data.partition import PARTITIONERS
 from nufed.common.data.per_fedavg import deal_per_fedavg
 from nufed.common.data.pool import DealtFederation, Pool, Rows, Table
 from nufed.common.errors import DataError
-from nufed.common.examples import ClientData
+from nufed.common.examples import ClientData, Group
 from nufed.common.rng import numpy_generator
 
 
@@ -26,7 +26,7 @@ def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:
             several.
     """
     _check_apart(pool, config)
-    pool = replace(pool, train=_divided(pool.train), new=None if pool.new is None else _divided(pool.new))
+    pool = replace(pool, train=divided(pool.train), new=None if pool.new is None else divided(pool.new))
     if pool.by_user_only or config.partition == "by-user":
         dealt_clients, notes = _deal_by_user(pool, config, seed)
     else:
@@ -41,7 +41,10 @@ def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:
     def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
         return split_client(dealt_clients[partition_id], pool.task, config, seed, dtype)
 
-    return DealtFederation(pool.task, len(dealt_clients), make_client, pool.notes + notes)
+    def identify(partition_id: int) -> tuple[str, Group]:
+        return dealt_clients[partition_id].client_id, dealt_clients[partition_id].group
+
+    return DealtFederation(pool.task, len(dealt_clients), make_client, pool.notes + notes, identify=identify)
 
 
 def _check_apart(pool: Pool, config: DataConfig) -> None:
@@ -55,7 +58,7 @@ def _check_apart(pool: Pool, config: DataConfig) -> None:
         )
 
 
-def _divided(table: Table) -> Table:
+def divided(table: Table) -> Table:
     """Return a table that is split by groups, if it has any."""
     if table.groups is None or table.division is not None:
         return table

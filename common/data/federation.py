@@ -1,5 +1,6 @@
 """From configuration to clients and task; answers are remembered by their arguments."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,6 +10,7 @@ from nufed.common.config import DataConfig, RunConfig
 from nufed.common.data.dealing import deal
 from nufed.common.data.few_examples import keep_few
 from nufed.common.data.input_scaling import may_scale_inputs, scale_inputs
+from nufed.common.data.on_demand import MANY, ClientsOnDemand
 from nufed.common.data.pool import DealtFederation, Pool, SourceRequest
 from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.simulated import is_own_file
@@ -17,7 +19,7 @@ from nufed.common.data.registry import find_source
 from nufed.common.data.target_scaling import TargetScaling, declared_target_scaling, scale_targets, target_scale
 from nufed.common.data.transform import transform_clients
 from nufed.common.errors import DataError
-from nufed.common.examples import ClientData, Federation, TaskInfo
+from nufed.common.examples import ClientData, Federation, Group, TaskInfo
 from nufed.common.settings import Settings
 from nufed.common.tasks.options import with_loss_options
 
@@ -25,6 +27,8 @@ from nufed.common.tasks.options import with_loss_options
 @lru_cache(maxsize=4)
 def load_federation(config: DataConfig, *, seed: int, dtype: torch.dtype, settings: Settings) -> Federation:
     """Return all clients of a federation, `num_clients` participating ones and then `num_new_clients` new ones.
+
+    Those of one with more than `MANY` are made, and found to be malformed, when they are asked for.
 
     Args:
         config: source, partition and sizes.
@@ -37,8 +41,19 @@ def load_federation(config: DataConfig, *, seed: int, dtype: torch.dtype, settin
         DataError: the source is missing, malformed or too small.
     """
     dealt = _deal(config, seed, settings)
-    clients = tuple(dealt.make_client(index, dtype) for index in range(dealt.num_total))
-    return Federation(dealt.task, clients, dealt.notes)
+    clients: Sequence[ClientData] = ClientsOnDemand(dealt.num_total, lambda index: dealt.make_client(index, dtype))
+    return Federation(dealt.task, clients if dealt.num_total > MANY else tuple(clients), dealt.notes)
+
+
+def list_clients(config: DataConfig, *, seed: int, settings: Settings) -> Sequence[tuple[str, Group]] | None:
+    """Return name and group of each client by partition id, without making one; None where only their data tell.
+
+    Raises:
+        ConfigError: the source is unknown.
+        DataError: as for `load_federation`.
+    """
+    dealt = _deal(config, seed, settings)
+    return None if dealt.identify is None else [dealt.identify(index) for index in range(dealt.num_total)]
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ import torch
 
 from nufed.common.config import DataConfig
 from nufed.common.data.array_trees import ArrayTree, rows_of
+from nufed.common.data.on_demand import MANY
 from nufed.common.data.pool import DealtFederation, Rows
 from nufed.common.examples import ClientData, Examples, Group, TaskInfo
 from nufed.common.rng import numpy_generator
@@ -77,7 +78,12 @@ def keep_few(dealt: DealtFederation, config: DataConfig, seed: int) -> DealtFede
 
 
 def _notes(dealt: DealtFederation, config: DataConfig, seed: int) -> tuple[str, ...]:
-    """Return a note for each group some of whose clients have fewer examples than asked for."""
+    """Return a note for each group some of whose clients have fewer examples than asked for.
+
+    Nothing is noted of a large federation, whose clients are not all made.
+    """
+    if dealt.num_total > MANY:
+        return ()
     short: dict[Group, list[bool]] = {"participating": [], "new": []}
     for index in range(dealt.num_total):
         client = dealt.make_client(index, torch.float64)

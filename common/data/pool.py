@@ -13,7 +13,7 @@ from nufed.common.config import DataConfig
 from nufed.common.data.array_trees import Array, ArrayTree, as_tensors, map_arrays, rows_of, take_rows
 from nufed.common.data.cast import cast, target_name
 from nufed.common.data.division import Division, Names
-from nufed.common.examples import ClientData, Examples, TaskInfo, TensorSpec
+from nufed.common.examples import ClientData, Examples, Group, TaskInfo, TensorSpec
 from nufed.common.settings import Settings
 from nufed.common.tasks import find_task
 from nufed.common.trees import Tree
@@ -133,6 +133,8 @@ class DealtFederation:
         is_prepared: whether each client comes scaled, and cut down to few examples, as it is when it is deployed.
         target_scaling: of all clients' values to predict; None where each has its own, or they are as they came.
         preparation: of all clients' inputs; None, or returns None, where they are as they came.
+        identify: partition id -> that client's name and group, without its data; None where only its data tell.
+        num_pooled: participating clients that shared scales are found on; 0 is all.
     """
 
     task: TaskInfo
@@ -142,3 +144,9 @@ class DealtFederation:
     is_prepared: bool = False
     target_scaling: "Callable[[], TargetScaling] | None" = None
     preparation: "Callable[[], Preparation | None] | None" = None
+    identify: "Callable[[int], tuple[str, Group]] | None" = None
+    num_pooled: int = 0
+
+    def pooled(self, config: DataConfig) -> range:
+        """Return the partition ids of the clients whose support splits shared scales are found on."""
+        return range(min(config.num_clients, self.num_pooled or config.num_clients))

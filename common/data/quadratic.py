@@ -46,7 +46,9 @@ def load(request: SourceRequest) -> DealtFederation:
         validation = split("validation") if validated else nothing
         return ClientData(name, group, split("support"), validation, split("test"))
 
-    return DealtFederation(_TASK, request.num_total, make_client)
+    return DealtFederation(
+        _TASK, request.num_total, make_client, identify=lambda index: client_name(index, request.config)
+    )
 
 
 def quadratic_problems(num_clients: int, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -35,4 +35,6 @@ def load(request: SourceRequest) -> DealtFederation:
         dealt = DealtClient(name, group, Table(inputs, amplitude * np.sin(inputs - phase)), np.arange(NUM_EXAMPLES))
         return split_client(dealt, _TASK, request.config, request.seed, dtype)
 
-    return DealtFederation(_TASK, request.num_total, make_client)
+    return DealtFederation(
+        _TASK, request.num_total, make_client, identify=lambda index: client_name(index, request.config)
+    )

@@ -176,7 +176,7 @@ def scale_targets(dealt: DealtFederation, config: DataConfig) -> DealtFederation
     @cache
     def of_the_run() -> TargetScaling:
         return declared_target_scaling(config) or _pooled(
-            dealt.make_client(index, torch.float64) for index in range(config.num_clients)
+            dealt.make_client(index, torch.float64) for index in dealt.pooled(config)
         )
 
     def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:

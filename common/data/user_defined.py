@@ -7,6 +7,9 @@ The function is called with `(config: DataConfig, seed: int)` and returns either
   their types: a model is called with them as `model(*inputs)` or `model(**inputs)`. As many clients as asked for are
   chosen at random, and split by the configured fractions. With a third value, `groups` [N] of names or whole numbers,
   the examples of one group go to one split together; or
+* a `nufed.common.data.on_demand.Population(task, names, make)`, for populations that no memory holds: `make(name)`
+  returns such a pair, or the three, when the client is first asked for something. Clients are chosen and split as
+  those of a dict. Scales that all clients share are found on the first `NUM_POOLED` participating ones; or
 * a `nufed.common.examples.Federation` with its own splits, `num_clients` participating clients first, then the new
   ones.
 
@@ -30,17 +33,23 @@ from nufed.common.data.array_trees import (
     rows_of,
     spec_of,
 )
-from nufed.common.data.dealt_client import SMALLEST_CLIENT
+from nufed.common.data.dealing import divided
+from nufed.common.data.dealt_client import SMALLEST_CLIENT, DealtClient, split_client, too_small
 from nufed.common.data.division import names_of
+from nufed.common.data.on_demand import Population
 from nufed.common.data.pool import DealtFederation, Pool, SourceRequest, Table
 from nufed.common.data.raw import as_array, as_names, as_targets, check_inputs, class_notes
 from nufed.common.data.task_of_arrays import INFERRED, read_inputs, read_targets, task_of_arrays, wanted_kind
 from nufed.common.errors import DataError
-from nufed.common.examples import ClientData, Examples, Federation, TaskInfo, TaskKind, TensorSpec
+from nufed.common.examples import ClientData, Examples, Federation, Group, TaskInfo, TaskKind, TensorSpec
 from nufed.common.given import find_given
 from nufed.common.input_forms import described_inputs
+from nufed.common.rng import numpy_generator
 from nufed.common.tasks import find_task
 from nufed.common.user_code import load_function
+
+NUM_POOLED = 200
+"""Clients of a population that shared scales are found on."""
 
 
 def load(request: SourceRequest) -> Pool | DealtFederation:
@@ -53,6 +62,8 @@ def load(request: SourceRequest) -> Pool | DealtFederation:
     made = load_function(request.argument, "data.source", DataError)(request.config, request.seed)
     if isinstance(made, Federation):
         return _checked_federation(made, request)
+    if isinstance(made, Population):
+        return _deal_population(made, request)
     if not isinstance(made, Mapping) or not made:
         raise DataError(
             f"expected {request.config.source} to return a Federation, or a dict of clients that is not empty, but got "
@@ -60,6 +71,36 @@ def load(request: SourceRequest) -> Pool | DealtFederation:
             "user_defined.py"
         )
     return pool_of_clients(made, request.config)
+
+
+def _deal_population(made: Population, request: SourceRequest) -> DealtFederation:
+    config, seed, names = request.config, request.seed, sorted(made)
+    if len(names) < request.num_total:
+        raise DataError(
+            f"expected {request.num_total} users (data.num-clients={config.num_clients}, data.num-new-clients="
+            f"{config.num_new_clients}), but {config.source} has {len(names)}; lower these numbers"
+        )
+    # As clients of a dict are chosen, so that the two ways of giving them are one federation.
+    order = numpy_generator(seed, "data", "users", "participating and new").permutation(len(names))[: request.num_total]
+    kind = wanted_kind(config)
+
+    def identify(partition_id: int) -> tuple[str, Group]:
+        return names[order[partition_id]], "participating" if partition_id < config.num_clients else "new"
+
+    def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
+        name, group = identify(partition_id)
+        given = _given(name, made[name], kind)
+        table = divided(_table([given]))
+        dealt = DealtClient(name, group, table, np.arange(len(table)))
+        if problem := too_small(dealt):
+            raise DataError(
+                f"expected client {name!r} to have enough examples, but it {problem}; leave this client out"
+            )
+        client = split_client(dealt, made.task, config, seed, dtype)
+        _check_client(client, made.task)
+        return client
+
+    return DealtFederation(made.task, len(order), make_client, identify=identify, num_pooled=NUM_POOLED)
 
 
 def load_given(request: SourceRequest) -> Pool | DealtFederation:

@@ -1,6 +1,6 @@
 """A whole federation on one machine: checks what was asked for, then hands both apps to an engine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, DivergedError, NothingTrainedError, RunError
-from nufed.common.examples import Federation
+from nufed.common.examples import Federation, Group
 from nufed.common.privacy.publishing import Publication
 from nufed.common.privacy.rules import check_attack, check_privacy, check_scales
 from nufed.common.registry import find_registered
@@ -109,7 +109,8 @@ def _settled(config: RunConfig, options: ServerOptions) -> tuple[RunConfig, Serv
 def prepare(config: RunConfig) -> Federation:
     """Return the federation after everything that can be wrong with the options was tried, before anything starts.
 
-    The data stay loaded, so that an engine in this process does not load them again.
+    Of a large federation, whose clients are made when they are asked, one client is tried. The data stay loaded, so
+    that an engine in this process does not load them again.
 
     Raises:
         ConfigError: a name is unknown.
@@ -119,6 +120,7 @@ def prepare(config: RunConfig) -> Federation:
     from nufed.client.model_pair import model_pair
     from nufed.client.workplace import on_device
     from nufed.common.data import load_federation, shared_scaling
+    from nufed.common.data.on_demand import MANY
     from nufed.common.meta.estimators import find_estimator
     from nufed.common.models import DTYPES
     from nufed.common.settings import process_settings
@@ -134,7 +136,8 @@ def prepare(config: RunConfig) -> Federation:
     dtype = DTYPES[config.model.dtype]
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
     task = with_loss_options(federation.task, config.task)
-    for client in federation.clients:
+    is_large = len(federation.clients) > MANY
+    for client in federation.clients[:1] if is_large else federation.clients:  # the others when they are first asked
         check_client_targets(client, task)
     if config.privacy.dp != "none":
         shared = shared_scaling(config.data, settings, seed=config.seed)
@@ -144,7 +147,8 @@ def prepare(config: RunConfig) -> Federation:
         )
     client = on_device(weighted_client(federation.clients[0], task), settings.device)
     model_pair(config.model, task, config.seed, settings.device).losses(client, config.method)
-    return replace(federation, notes=(*federation.notes, *_batch_notes(config, federation)))
+    notes = () if is_large else _batch_notes(config, federation)
+    return replace(federation, notes=(*federation.notes, *notes))
 
 
 def _batch_notes(config: RunConfig, federation: Federation) -> Iterator[str]:
@@ -231,7 +235,7 @@ def _in_process(config: RunConfig, options: ServerOptions) -> None:
     from nufed.client.app import app as client_app
     from nufed.deploy.simulation.in_process import simulate_in_process
 
-    server_app = _server_app(options, "local")
+    server_app = _server_app(config, options, "local")
     simulate_in_process(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
 
 
@@ -239,14 +243,14 @@ def _as_cohort(config: RunConfig, options: ServerOptions) -> None:
     from nufed.client.app import app as client_app
     from nufed.deploy.simulation.cohort import simulate_as_cohort
 
-    server_app = _server_app(options, "cohort")
+    server_app = _server_app(config, options, "cohort")
     simulate_as_cohort(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
 
 
 def _in_processes(config: RunConfig, options: ServerOptions) -> None:
     from nufed.deploy.simulation.process_pool import simulate_in_processes
 
-    server_app = _server_app(options, "processes")
+    server_app = _server_app(config, options, "processes")
     simulate_in_processes(server_app, "nufed.client.app:app", num_nodes=_num_nodes(config), run_config=config.flat())
 
 
@@ -254,7 +258,7 @@ def _with_ray(config: RunConfig, options: ServerOptions) -> None:
     from nufed.client.app import app as client_app
     from nufed.deploy.simulation.ray_simulation import simulate_with_ray
 
-    server_app = _server_app(options, "ray")
+    server_app = _server_app(config, options, "ray")
     simulate_with_ray(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
 
 
@@ -264,22 +268,36 @@ ENGINES = {"auto": _auto, "local": _in_process, "cohort": _as_cohort, "processes
 clients of a phase at once, equal to the others up to rounding. `auto` chooses between `cohort` and `local`."""
 
 
-def _server_app(options: ServerOptions, engine: str) -> ServerApp:
+def _server_app(config: RunConfig, options: ServerOptions, engine: str) -> ServerApp:
+    """Return the server, which first tells its grid who attacks, and who the clients are where they are many."""
+    from nufed.deploy.simulation.attacks import Adversary
     from nufed.server.app import build_server_app
 
-    server_app = build_server_app(replace(options, engine=engine))
-    if options.hostile is None:
-        return server_app
-    from nufed.deploy.simulation.attacks import Adversary
+    server_app, told = build_server_app(replace(options, engine=engine)), ServerApp()
+    adversary, clients = Adversary(options.hostile) if options.hostile else None, _listed(config)
 
-    adversary, with_adversary = Adversary(options.hostile), ServerApp()
-
-    @with_adversary.main()
+    @told.main()
     def main(grid: Grid, context: Context) -> None:
-        cast("SimulatedGrid", grid).adversary = adversary
+        simulated = cast("SimulatedGrid", grid)
+        simulated.adversary, simulated.clients = adversary, clients
         server_app(grid=grid, context=context)
 
-    return with_adversary
+    return told
+
+
+def _listed(config: RunConfig) -> Sequence[tuple[str, Group]]:
+    """Return names and groups of many clients, so that only those that take part are made; empty where all are asked.
+
+    All are asked where a round needs all their sizes: they weigh by their examples, or sum in secret.
+    """
+    from nufed.common.data import list_clients
+    from nufed.common.data.on_demand import MANY
+    from nufed.common.settings import process_settings
+
+    needs_sizes = config.federation.weighting != "uniform" or config.privacy.secure_aggregation
+    if _num_nodes(config) <= MANY or needs_sizes:
+        return ()
+    return list_clients(config.data, seed=config.seed, settings=process_settings()) or ()
 
 
 def _num_nodes(config: RunConfig) -> int:

@@ -11,7 +11,7 @@ import json
 import logging
 import traceback
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
+from nufed.common.examples import Group
 from nufed.deploy.flower_runtime.wire import make_message
 from nufed.deploy.flower_runtime.words import (
     NUM_PARTITIONS_KEY,
@@ -99,6 +100,8 @@ class SimulatedGrid(RunGrid):
 
     Attributes:
         adversary: speaks for clients that attack; None without any.
+        clients: names and groups in the order of the partitions, where they are many, so that only those that are asked
+            for work are asked who they are; empty otherwise.
     """
 
     def __init__(self, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
@@ -110,7 +113,9 @@ class SimulatedGrid(RunGrid):
         if num_nodes < 1:
             raise RunError(f"Expected at least one simulated client, got {num_nodes}. Raise data.num-clients.")
         self.adversary: Adversary | None = None
+        self.clients: Sequence[tuple[str, Group]] = ()
         self._num_nodes = num_nodes
+        self._nodes = frozenset(range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes))
         self._run_config = dict(run_config)
         super().__init__(Run.create_empty(_run_id(num_nodes, run_config)))
         self._states: dict[int, RecordDict] = {}
@@ -127,6 +132,14 @@ class SimulatedGrid(RunGrid):
     def get_node_ids(self) -> list[int]:
         """Return the ids of all nodes, in the order of their partitions."""
         return list(range(FIRST_NODE_ID, FIRST_NODE_ID + self._num_nodes))
+
+    def node_set(self) -> frozenset[int]:
+        """Return the ids of all nodes."""
+        return self._nodes
+
+    def listed_clients(self) -> dict[int, tuple[str, Group]] | None:
+        """Return names and groups by node id, where there are many clients; None elsewhere."""
+        return dict(enumerate(self.clients, FIRST_NODE_ID)) if self.clients else None
 
     def wait_for_nodes(self, count: int, timeout: float | None = None) -> bool:  # noqa: ARG002 - the grids' signature
         """Return at once whether there are at least `count` nodes: all are here from the start."""
