@@ -1,11 +1,13 @@
 """From a pool of examples to a federation: which client gets which rows."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from nufed.common.config import DataConfig
+from nufed.common.data.array_trees import is_tree
 from nufed.common.data.dealt_client import SMALLEST_CLIENT, DealtClient, client_name, split_client, too_small
 from nufed.common.data.division import Division, content_keys
 from nufed.common.data.partition import PARTITIONERS
@@ -44,7 +46,14 @@ def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:
     def identify(partition_id: int) -> tuple[str, Group]:
         return dealt_clients[partition_id].client_id, dealt_clients[partition_id].group
 
-    return DealtFederation(pool.task, len(dealt_clients), make_client, pool.notes + notes, identify=identify)
+    def largest_input() -> float:
+        inputs = pool.train.inputs
+        return math.inf if is_tree(inputs) else float(np.abs(inputs.astype(np.float64)).max(initial=0.0))
+
+    notes = pool.notes + notes
+    return DealtFederation(
+        pool.task, len(dealt_clients), make_client, notes, identify=identify, largest_input=largest_input
+    )
 
 
 def _check_apart(pool: Pool, config: DataConfig) -> None:

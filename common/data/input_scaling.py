@@ -66,6 +66,8 @@ def may_scale_inputs(config: DataConfig) -> bool:
 def _fitted(dealt: DealtFederation, config: DataConfig) -> Callable[[], Preparation | None]:
     @cache
     def fit() -> Preparation | None:
+        if config.input_scale == "auto" and dealt.largest_input() <= LARGE:
+            return None  # as below, without making all clients
         clients = (dealt.make_client(index, torch.float64) for index in dealt.pooled(config))
         inputs = [one_tensor(client.support.inputs) for client in clients]
         if not all(rows.is_floating_point() for rows in inputs):

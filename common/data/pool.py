@@ -1,5 +1,6 @@
 """Records between a source and the dealing: tables of raw examples, and federations ready to be asked for clients."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -135,6 +136,7 @@ class DealtFederation:
         preparation: of all clients' inputs; None, or returns None, where they are as they came.
         identify: partition id -> that client's name and group, without its data; None where only its data tell.
         num_pooled: participating clients that shared scales are found on; 0 is all.
+        largest_input: returns a magnitude that no input exceeds; infinity where only the clients' data tell.
     """
 
     task: TaskInfo
@@ -146,6 +148,7 @@ class DealtFederation:
     preparation: "Callable[[], Preparation | None] | None" = None
     identify: "Callable[[int], tuple[str, Group]] | None" = None
     num_pooled: int = 0
+    largest_input: Callable[[], float] = lambda: math.inf
 
     def pooled(self, config: DataConfig) -> range:
         """Return the partition ids of the clients whose support splits shared scales are found on."""

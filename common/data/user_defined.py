@@ -237,7 +237,10 @@ def _checked_federation(federation: Federation, request: SourceRequest) -> Dealt
     def make_client(partition_id: int, dtype: torch.dtype) -> ClientData:
         return federation.clients[partition_id].with_splits(lambda part: _cast(part, federation.task, dtype))
 
-    return DealtFederation(federation.task, len(names), make_client, federation.notes)
+    def identify(partition_id: int) -> tuple[str, Group]:
+        return names[partition_id], groups[partition_id]
+
+    return DealtFederation(federation.task, len(names), make_client, federation.notes, identify=identify)
 
 
 def _check_client(client: ClientData, task: TaskInfo) -> None:

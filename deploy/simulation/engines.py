@@ -288,14 +288,15 @@ def _server_app(config: RunConfig, options: ServerOptions, engine: str) -> Serve
 def _listed(config: RunConfig) -> Sequence[tuple[str, Group]]:
     """Return names and groups of many clients, so that only those that take part are made; empty where all are asked.
 
-    All are asked where a round needs all their sizes: they weigh by their examples, or sum in secret.
+    All are asked where a round needs all their sizes, as they weigh by their examples, and where who takes part may be
+    private: whom the server gets to know in which round would tell.
     """
     from nufed.common.data import list_clients
     from nufed.common.data.on_demand import MANY
     from nufed.common.settings import process_settings
 
-    needs_sizes = config.federation.weighting != "uniform" or config.privacy.secure_aggregation
-    if _num_nodes(config) <= MANY or needs_sizes:
+    is_private = config.privacy.dp != "none" or config.privacy.secure_aggregation
+    if _num_nodes(config) <= MANY or config.federation.weighting != "uniform" or is_private:
         return ()
     return list_clients(config.data, seed=config.seed, settings=process_settings()) or ()
 
