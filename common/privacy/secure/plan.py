@@ -10,7 +10,9 @@ from nufed.common.privacy.secure.graph import (
     COMPLETE,
     PRIVACY_BITS,
     chance_of_exposure,
+    chance_of_parting,
     neighbours_needed,
+    num_colluding,
     share_threshold_of,
 )
 from nufed.common.privacy.secure.messages import SecureTask
@@ -60,11 +62,15 @@ class ClientPolicy:
                 f"Expected secrets shared so that {least} to {neighbours + 1} shares are needed, got "
                 f"{task.share_threshold}. Raise privacy.secure-threshold, or ask more clients."
             )
-        chance = chance_of_exposure(num_members, neighbours, task.share_threshold, self.colluding)
-        if chance > 2.0**-self.privacy_bits:
+        colluders = num_colluding(task.num_asked, self.colluding)  # all of whom are still there
+        chance = chance_of_exposure(num_members, neighbours, task.share_threshold, colluders) + chance_of_parting(
+            num_members, neighbours, task.share_threshold, threshold=task.threshold, colluders=colluders
+        )
+        if min(1.0, chance) > 2.0**-self.privacy_bits:
             raise UnsafeRoundError(
                 f"Expected neighbours enough that {self.colluding:.0%} of the clients learn nothing but once in "
-                f"2^{self.privacy_bits} rounds, got {neighbours} neighbours. Raise privacy.secure-neighbours."
+                f"2^{self.privacy_bits} rounds, got {neighbours} neighbours among {num_members} of {task.num_asked} "
+                "clients. Raise privacy.secure-neighbours, or ask clients that stay."
             )
 
 

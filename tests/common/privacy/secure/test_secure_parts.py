@@ -5,6 +5,7 @@ import hmac
 import itertools
 import math
 import os
+import random
 from fractions import Fraction
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from nufed.common.errors import ConfigError, WireError
 from nufed.common.privacy.secure import (
     AdvertisedKeys,
+    ClientPolicy,
     CohortKeys,
     Confirmation,
     ConfirmedSurvivors,
@@ -25,10 +27,12 @@ from nufed.common.privacy.secure import (
     RevealedShares,
     SecureTask,
     Survivors,
+    UnsafeRoundError,
     plan_task,
 )
 from nufed.common.privacy.secure.graph import (
     chance_of_exposure,
+    chance_of_parting,
     chance_of_shortage,
     draw,
     neighbours_needed,
@@ -148,7 +152,7 @@ def test_the_probabilities_of_neighbours_are_those_of_counting():
         hits = [sum(other < bad for other in some) for some in itertools.combinations(range(total), drawn)]
         exposed = Fraction(sum(hit >= threshold for hit in hits), len(hits))
         short = Fraction(sum(drawn - hit < threshold for hit in hits), len(hits))
-        assert chance_of_exposure(10, drawn, threshold, bad / 10) == pytest.approx(min(1, 10 * exposed))
+        assert chance_of_exposure(10, drawn, threshold, bad) == pytest.approx(min(1, 10 * exposed))
         assert chance_of_shortage(10, drawn, threshold, bad / 10) == pytest.approx(min(1, 10 * short))
 
 
@@ -160,13 +164,60 @@ def test_the_neighbours_of_large_cohorts_keep_what_the_documentation_says(client
     needed = share_threshold_of(0.67, count + 1)
 
     assert (count, needed) == (neighbours, threshold)
-    assert chance_of_exposure(clients, count, needed) <= 2.0**-40
+    colluders = clients // 5
+    assert chance_of_exposure(clients, count, needed, colluders) <= 2.0**-40
+    least = math.ceil(0.67 * clients)
+    assert chance_of_parting(clients, count, needed, threshold=least, colluders=colluders) <= 2.0**-40
     assert chance_of_shortage(clients, count, needed) <= 2.0**-20
     less = share_threshold_of(0.67, count)
     assert (
-        chance_of_exposure(clients, count - 1, less) > 2.0**-40
+        chance_of_exposure(clients, count - 1, less, colluders) > 2.0**-40
         or chance_of_shortage(clients, count - 1, less) > 2.0**-20
     )
+
+
+def parts(draws, honest, leaving, threshold):
+    """Return whether the server can sum some of the honest clients, at most half of the survivors, apart from the rest.
+
+    By trying every division of them into those, the rest, and those declared gone; clients are bits of an integer.
+    """
+    masks = {i: draws[i] | sum(1 << j for j in honest if draws[j] >> i & 1) for i in honest}
+    for division in itertools.product("SRD", repeat=len(honest)):
+        part, rest = ([i for i, where in zip(honest, division, strict=True) if where == which] for which in "SR")
+        gone = len(honest) - len(part) - len(rest)
+        if not 1 <= len(part) <= len(rest) or gone > leaving:
+            continue
+        remaining, left = sum(1 << i for i in rest), sum(1 << honest[at] for at, d in enumerate(division) if d == "D")
+        if all(not masks[i] & remaining and (draws[i] & ~left).bit_count() + 1 >= threshold for i in part):
+            return True
+    return False
+
+
+def test_the_probability_that_masks_do_not_connect_honest_clients_is_bounded():
+    """Clients 0 to 4 of 8 are honest; each draws 3; 4 shares of 4 are needed; one client may be declared gone."""
+    others = {i: sorted(set(range(8)) - {i}) for i in range(5)}
+    generator, graphs = random.Random(5), 300
+
+    def drawn():
+        return {i: sum(1 << j for j in generator.sample(others[i], 3)) for i in others}
+
+    count = sum(parts(drawn(), list(others), 1, 4) for _ in range(graphs))
+    bound = chance_of_parting(8, 3, 4, threshold=7, colluders=3)
+
+    assert 0 < count / graphs < bound < 0.3
+    assert chance_of_parting(8, 7, 6, threshold=6, colluders=2) == 0
+
+
+def test_neighbours_that_connect_too_seldom_and_cohorts_that_shrank_too_far_are_refused():
+    """A client's own share is one that its neighbours need not have: 39 of 101 would part once in 2^26 rounds."""
+    assert chance_of_exposure(101, 39, 21, 20) <= 2.0**-40
+    assert 2.0**-28 < chance_of_parting(101, 39, 21, threshold=52, colluders=20) < 2.0**-26
+    assert neighbours_needed(101, 0.51) > 39
+
+    task = plan_task(run_id="run", round=1, num_asked=1000, total_weight=1000, model_digest=bytes(32))
+    ClientPolicy().check_sharing(task, 800)
+    with pytest.raises(UnsafeRoundError, match="84 neighbours among 690 of 1000 clients"):
+        ClientPolicy().check_sharing(task, 690)  # of whom 200 collude still
 
 
 def test_each_client_is_drawn_as_often_as_any_other():
