@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from nufed.client.seen_rosters import newest_serial, remember_serial, seen_path
 from nufed.common.config import Scalar
 from nufed.common.errors import PeerError, WireError
 from nufed.common.privacy.secure import Roster
@@ -30,8 +31,6 @@ REQUIRED = "require-secure-aggregation"
 IDENTITY_KEY = "private-key"
 
 _log = logging.getLogger("nufed.private")
-_serials: dict[bytes, int] = {}
-"""Highest serial number of a roster that this process has seen, by the authority's public key."""
 
 
 def trust_config(key: Path | None, authority: Path | None, *, trusts_server: bool) -> dict[str, Scalar]:
@@ -58,7 +57,7 @@ def believed_roster(config: Mapping[str, Any], node_config: Mapping[str, Any]) -
     authority = node_config.get(AUTHORITY)
     is_signed = config.get(SIGNED) == 1
     if is_signed and isinstance(authority, str):
-        return _signed_roster(content, authority)
+        return _signed_roster(content, authority, seen_path(node_config, node_config.get(KEY)))
     is_simulated = "data" not in node_config
     if is_simulated or node_config.get(TRUSTS_SERVER):
         if is_signed:
@@ -117,14 +116,14 @@ def _read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _signed_roster(content: bytes, path: str) -> Roster:
-    key = authority_key(Path(path))
+def _signed_roster(content: bytes, authority: str, seen: Path | None) -> Roster:
+    key = authority_key(Path(authority))
     known = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    roster = _read_roster(content, known, _serials.get(known, 0))
+    roster = _read_roster(content, known, newest_serial(seen, known))
     if roster.expires is not None and roster.expires <= dt.datetime.now(dt.UTC):
         _read_roster.cache_clear()  # it was in force when it was read first
-        roster = _read_roster(content, known, _serials.get(known, 0))
-    _serials[known] = max(_serials.get(known, 0), roster.serial)
+        roster = _read_roster(content, known, newest_serial(seen, known))
+    remember_serial(seen, known, roster.serial)
     return roster
 
 

@@ -6,7 +6,13 @@ from typing import Annotated
 import typer
 
 from nufed.deploy.commands.outputs import Force
-from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority, revoke_client
+from nufed.deploy.network.certificates import (
+    ROSTER_DAYS,
+    CertificateFolder,
+    add_client,
+    create_authority,
+    revoke_client,
+)
 from nufed.deploy.network.key_requests import admit, make_request
 
 DEFAULT_CERTIFICATES = Path("certs")
@@ -107,17 +113,21 @@ def roster_command(
         Path | None,
         typer.Option(help="the authority's private key, where it is kept elsewhere (default: ca.key)", metavar="FILE"),
     ] = None,
+    days: Annotated[
+        int, typer.Option(help="for how long clients believe it, in days", min=1, max=36_500)
+    ] = ROSTER_DAYS,
 ) -> None:
     """For secure aggregation: sign the names and keys of the admitted clients with the authority's key.
 
     Clients believe this file, and not the server, about whose key is whose. Sign it again whenever a client is admitted
-    or revoked; a running server takes note by itself.
+    or revoked, and before it ends; a running server takes note by itself, and warns in time.
     """
     from nufed.deploy.network.rosters import write_roster  # which needs PyTorch
 
-    path, roster = write_roster(CertificateFolder(out), authority_key)
+    path, roster = write_roster(CertificateFolder(out), authority_key, days=days)
     names = ", ".join(sorted(roster.keys))
     typer.echo(f"roster: {path} (serial {roster.serial}), signed for {len(roster.keys)} clients: {names}")
+    typer.echo(f"it ends on {roster.expires:%Y-%m-%d %H:%M UTC}; sign it again before, and when clients change")
 
 
 def _remind_of_roster(out: Path) -> None:

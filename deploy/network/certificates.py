@@ -33,6 +33,9 @@ from nufed.common.untrusted import shown
 
 _AUTHORITY_NAME = "NuFed certificate authority"
 _CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ROSTER_DAYS = 90
+"""For how long a roster of clients' keys is believed that is signed now."""
+
 _SHORT_OF_DAYS = 30
 _TIME = "%Y-%m-%d %H:%M UTC"
 _BACKDATING = dt.timedelta(minutes=10)

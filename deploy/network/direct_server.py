@@ -261,6 +261,8 @@ class DirectServer:
             seen = self.service.nodes.count
             self._read_keys()
             self._tell_of_refusals()
+            if self._roster and (line := self._roster.warning()):
+                self._on_event(line)
             changed = changed_nodes(self._state, self._online)
             for node_id, is_here in sorted(changed.items()):
                 (self._online.add if is_here else self._online.discard)(node_id)

@@ -25,7 +25,7 @@ from nufed.common.untrusted import shown
 FORMAT = "nufed-roster-1"
 _LABEL = "roster"
 _MOST_BYTES = 64 * 2**20
-_HOW = "Get a new one, made by `nufed certs roster`."
+_HOW = "The federation's operator makes a new one with `nufed certs roster`."
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Roster:
             _refuse(f"a serial number from {max(1, known_serial)}, got {shown(fields['serial'])}")
         expires = _time(fields["expires"]) if fields["expires"] is not None else None
         if expires is not None and expires <= (now or dt.datetime.now(dt.UTC)):
-            _refuse(f"one in force, got one that expired at {expires.isoformat()}")
+            _refuse(f"one in force, got one that expired at {expires.isoformat()} by this machine's clock")
         if not 1 <= len(fields["clients"]) <= MOST_CLIENTS:
             _refuse(f"1 to {MOST_CLIENTS} clients, got {len(fields['clients'])}")
         return cls({_name(name): _key(key) for name, key in fields["clients"].items()}, fields["serial"], expires)
