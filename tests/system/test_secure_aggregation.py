@@ -4,7 +4,11 @@ import pytest
 
 from nufed.deploy.commands.cli import main
 from nufed.deploy.network.key_requests import read_request
-from tests.system.processes import address_of, nufed, processes, round_records
+from nufed.server.app import build_server_app
+from nufed.server.options import ServerOptions
+from nufed.server.run_folder import load_model
+from tests.deploy.simulation.secure_federation import FailingGrid, config_of, initial, same
+from tests.system.processes import address_of, nufed, processes, round_records, run_folder
 
 pytestmark = pytest.mark.system
 
@@ -56,6 +60,13 @@ def test_sites_sum_their_models_under_keys_that_the_authority_signed(tmp_path, c
         sites = [start(name, *client(tmp_path, address, name, "--require-secure-aggregation")) for name in SITES]
         assert server.wait() == 0, server.output
         assert [site.wait(30) for site in sites] == [0, 0, 0, 0], sites[0].output
+
+    config = config_of(**{"data.num-clients": 4, "federation.num-rounds": 2})
+    grid = FailingGrid(config, failing={"train": (3,)})  # in this process, in the clear, of the same three clients
+    build_server_app(ServerOptions(out=tmp_path / "plain"))(grid=grid, context=grid.server_context())
+    plain, masked = (load_model(run_folder(tmp_path / name))[0] for name in ("plain", "runs"))
+    assert same(masked, plain)
+    assert not same(masked, initial(config))
 
     records = round_records(tmp_path / "runs")
     assert [record["secure_aggregation"]["summed"] for record in records] == [3, 3]
