@@ -17,6 +17,9 @@ from nufed.library.arguments import as_name
 MACHINE = tuple(name for name in Settings.model_fields if name not in ("given", "out"))
 """Options of the machine that are keyword options too; they never change the numbers."""
 
+_FEDERATIONS_OWN = "data.num-clients"
+"""Of the options whose field has this name, the one that is meant without a section."""
+
 _BY_PARAMETER = {"data.source": "dataset", "model.name": "model"}
 
 
@@ -87,8 +90,8 @@ def option_names() -> dict[str, str]:
     for key in keys:
         field = key.rpartition(".")[2].replace("-", "_")
         names[key.replace(".", "__").replace("-", "_")] = key
-        if sum(other.rpartition(".")[2] == key.rpartition(".")[2] for other in keys) == 1:
-            names[field] = key
+        if key == _FEDERATIONS_OWN or sum(other.rpartition(".")[2] == key.rpartition(".")[2] for other in keys) == 1:
+            names.setdefault(field, key)
     return names
 
 
