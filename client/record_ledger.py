@@ -158,7 +158,9 @@ def _append(file: IO[bytes], charge: Charge) -> None:
     whole = file.read(size).rfind(b"\n") + 1
     if whole < size:  # what was left of a line when somebody was killed
         file.truncate(whole)
-    file.write(json.dumps(charge.to_json()).encode() + b"\n")
+    left = memoryview(json.dumps(charge.to_json()).encode() + b"\n")
+    while left:  # a disk that is nearly full takes a part, and then refuses
+        left = left[file.write(left) :]
     os.fsync(file.fileno())
 
 

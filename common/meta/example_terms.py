@@ -168,7 +168,8 @@ def _clipped(terms: Params, longest: float) -> Params:
     One such term would show in every later model, whatever the noise; 0 is as good a term as any other.
     """
     squares = [
-        torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=torch.float64).square() for tensor in terms.values()
+        torch.linalg.vector_norm(tensor.reshape(len(tensor), -1), dim=1, dtype=torch.float64).square()
+        for tensor in terms.values()
     ]
     lengths = torch.stack(squares).sum(0).sqrt()
     finite = lengths.isfinite()

@@ -162,8 +162,9 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
         lambda config: _has_dp(config) and config.data.scale == "federated" and not _publishes(config, "statistics"),
         "privacy.dp={privacy.dp} contradicts data.scale=federated: what clients tell of their columns has no noise, "
         "and ε does not cover it",
-        "Give data.feature-means and data.feature-scales that are known without these data, have clients scale by "
-        "their own (scale=local in --data, with --dp client), or accept it with --publish statistics",
+        "Give data.feature-means and data.feature-scales that are known without these data, leave data.scale at given "
+        "(with --dp client, each client may then scale by its own: scale=local in --data), or accept it with "
+        "--publish statistics",
     ),
     Contradiction(
         "run-wide-scales-with-dp",

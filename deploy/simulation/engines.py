@@ -119,7 +119,7 @@ def prepare(config: RunConfig) -> Federation:
     """
     from nufed.client.model_pair import model_pair
     from nufed.client.workplace import on_device
-    from nufed.common.data import load_federation, shared_scaling
+    from nufed.common.data import load_federation
     from nufed.common.data.on_demand import MANY
     from nufed.common.meta.estimators import find_estimator
     from nufed.common.models import DTYPES
@@ -127,6 +127,7 @@ def prepare(config: RunConfig) -> Federation:
     from nufed.common.tasks.client_check import check_client_targets
     from nufed.common.tasks.options import with_loss_options
     from nufed.common.tasks.weights import weighted_client
+    from nufed.server.shared_scales import check_shared_scales
     from nufed.strategy.robust_options import check_config
 
     find_estimator(config.method.estimator)
@@ -139,12 +140,7 @@ def prepare(config: RunConfig) -> Federation:
     is_large = len(federation.clients) > MANY
     for client in federation.clients[:1] if is_large else federation.clients:  # the others when they are first asked
         check_client_targets(client, task)
-    if config.privacy.dp != "none":
-        shared = shared_scaling(config.data, settings, seed=config.seed)
-        of_targets = shared.targets and not config.data.target_means
-        check_scales(
-            config, [*(["scales of inputs"] if shared.inputs else []), *(["scales of targets"] if of_targets else [])]
-        )
+    check_shared_scales(config)
     client = on_device(weighted_client(federation.clients[0], task), settings.device)
     model_pair(config.model, task, config.seed, settings.device).losses(client, config.method)
     notes = () if is_large else _batch_notes(config, federation)

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from io import FileIO
 from pathlib import Path
 
 import dp_accounting
@@ -10,13 +11,15 @@ import pytest
 import torch
 from dp_accounting import pld
 
-from nufed.client import record_privacy
+from nufed.client import record_ledger, record_privacy
 from nufed.client.personal_model import load_personal_model
+from nufed.client.record_ledger import Charge, RecordLedger
 from nufed.client.record_privacy import check_budget, plan_of
 from nufed.client.workplace import forget_workplaces, workplace
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, ModelError, RunError
 from nufed.common.params import model_params
+from nufed.common.privacy.accounting import SampledGaussian
 from nufed.common.settings import process_settings
 from nufed.common.wire import TrainReply
 from tests.client.deployed import ask
@@ -177,6 +180,22 @@ def test_a_line_that_was_cut_short_counts_for_nothing_and_any_other_damage_is_re
         with pytest.raises(ConfigError, match="Put back a copy that is whole"):
             check_budget(node)
         assert path.read_bytes() == damaged
+
+
+def test_a_charge_is_on_the_disk_as_a_whole_also_where_the_disk_takes_it_in_parts(tmp_path):
+    class Full(FileIO):
+        """Takes ten bytes at a time."""
+
+        def write(self, content):
+            return super().write(bytes(content)[:10])
+
+    path, charge = tmp_path / "ward.privacy", Charge("r", 1, {SampledGaussian(1.5, 0.25): 6})
+    path.touch()
+    with Full(path, "r+b") as file:
+        for _ in range(2):
+            record_ledger._append(file, charge)
+
+    assert RecordLedger(path).charges() == [charge, charge]
 
 
 def test_a_budget_needs_a_file_that_remembers_it(tmp_path):

@@ -14,7 +14,7 @@ import nufed
 from nufed.client import app as client_app
 from nufed.client import training
 from nufed.common.config import RunConfig
-from nufed.common.errors import ConfigError, RunError
+from nufed.common.errors import ConfigError, NufedError, RunError
 from nufed.common.events import EventStream
 from nufed.common.privacy.publishing import IN_THE_LOG, Publication
 from nufed.common.privacy.terms import ClientTerms
@@ -27,7 +27,7 @@ from nufed.deploy.experiments.finished import read_run
 from nufed.deploy.monitoring.prometheus_metrics import kept_metrics
 from nufed.deploy.simulation.engines import simulate_checked
 from nufed.server.observer import ObserverSink
-from nufed.server.run import ServerOptions
+from nufed.server.run import Run, ServerOptions
 from nufed.server.withholding import shown_record
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.private_rounds import ClientPrivacy
@@ -225,6 +225,19 @@ def test_means_and_scales_of_all_clients_data_are_refused_or_named(table, tmp_pa
         Spied(monkeypatch).run(table, tmp_path, **open_means)
     assert not list(tmp_path.iterdir())
     Spied(monkeypatch).run(table, tmp_path, "statistics", **open_means)
+
+
+def test_a_server_refuses_what_a_source_would_be_scaled_by_that_all_have(tmp_path):
+    rows = np.arange(60)
+    np.savez(tmp_path / "all.npz", x=np.zeros((60, 2)), y=rows * 1.0, user=rows % 3)
+    source = {"data.source": f"npz:{tmp_path / 'all.npz'}", "data.task": "regression", "data.partition": "by-user"}
+    privacy = {"privacy.dp": "record", "privacy.clip": 1.0, "privacy.noise": 1.0}
+    config = RunConfig().updated({**source, **privacy, "data.num-clients": 2, "data.num-new-clients": 1})
+
+    for scale in ({}, {"data.target-means": "0", "data.target-scales": "1"}):
+        reason = "are connected" if scale else "scales of targets of all clients' data.*--publish statistics"
+        with pytest.raises(NufedError, match=reason):
+            Run(FakeGrid({}), config.updated(scale), ServerOptions(out=tmp_path, connect_timeout=0)).conduct()
 
 
 def test_how_a_secure_sum_went_is_withheld_with_the_participants_whom_it_counts():

@@ -213,6 +213,18 @@ def test_a_batch_that_nobody_is_in_has_a_sum_of_zero():
         assert all(not tensor.any() for tensor in found.total.values())
 
 
+def test_parameters_without_dimensions_have_terms_like_others():
+    examples = Examples(torch.tensor([[3.0], [-0.25]]), torch.zeros(2, dtype=torch.int64))
+
+    def scaled(point, batch):
+        return (point["scale"] * batch.inputs.flatten(1)[:, 0]).mean()
+
+    for mapped in (True, False):
+        batch = SampledBatch(examples.as_batch(), None, 2.0)
+        found = gradient_sum(scaled, {"scale": torch.tensor(2.0)}, batch, 1.0, mapped=mapped)
+        assert float(found.total["scale"]) == pytest.approx(1.0 - 0.25)
+
+
 def test_a_loss_that_mixes_examples_has_terms_of_one_example_each():
     _, params, shape = PROBLEMS["mlp"]
 
