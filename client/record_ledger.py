@@ -68,7 +68,7 @@ class RecordLedger:
     """Holds the file's path, or the charges themselves where there is no file: then they are forgotten at the end."""
 
     def __init__(self, path: Path | None) -> None:
-        """Use the file at `path`, made when the first round is charged."""
+        """Use the file at `path`, made when the first round is charged, or by `try_writing`."""
         self._path = path
         self._charges: list[Charge] = []
 
@@ -88,6 +88,16 @@ class RecordLedger:
                 f"Expected {self._path} to be what a client's records have cost (--privacy-ledger), but it is not "
                 f"({error}). Put back a copy that is whole; without it nobody knows what was spent."
             ) from error
+
+    def try_writing(self) -> None:
+        """Make the file if there is none, so that a folder that cannot be written is found before a round.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        if self._path is not None:
+            with writing(self._path), _opened(self._path):
+                pass
 
     @contextmanager
     def spending(self) -> Iterator["Spending"]:

@@ -169,6 +169,7 @@ def check_budget(node_config: Mapping[str, Scalar]) -> None:
 
     Raises:
         ConfigError: there is no file, or it is damaged.
+        RunError: the file that was named cannot be written.
     """
     path = ledger_path(node_config)
     if node_config.get(MAX_EPSILON) and path is None:
@@ -176,4 +177,7 @@ def check_budget(node_config: Mapping[str, Scalar]) -> None:
             "--max-epsilon bounds what all runs together cost, and there is no file that remembers it. Give "
             "--privacy-ledger FILE, --state FILE or --personal-model FILE."
         )
-    RecordLedger(path).charges()
+    ledger = RecordLedger(path)
+    ledger.charges()
+    if node_config.get(MAX_EPSILON) or node_config.get("privacy-ledger"):
+        ledger.try_writing()

@@ -202,6 +202,17 @@ def test_a_budget_needs_a_file_that_remembers_it(tmp_path):
     with pytest.raises(ConfigError, match="Give --privacy-ledger"):
         check_budget({"data": "digits#0/4", "max-epsilon": 1.0})
     check_budget({"data": "digits#0/4", "max-epsilon": 1.0, "personal-model": str(tmp_path / "own.safetensors")})
+    assert (tmp_path / "own.privacy").read_bytes() == b""
+
+
+def test_a_ledger_that_cannot_be_written_is_found_before_a_round(node, monkeypatch):
+    def refused(*_arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(record_ledger.os, "open", refused)
+
+    with pytest.raises(RunError, match=r"write .*ward\.privacy.*Permission denied"):
+        check_budget(node)
 
 
 def test_the_personal_model_says_what_the_records_have_cost(node, tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import nn
 
+from benchmarks.record_privacy_audit import OTHERS, Attack
 from nufed.common.config import MethodConfig
 from nufed.common.examples import Batch, Examples, TaskInfo
 from nufed.common.meta import example_terms
@@ -23,6 +24,7 @@ from nufed.common.meta.poisson import PoissonBatches
 from nufed.common.meta.private_steps import Protection, noised_mean, private_steps
 from nufed.common.params import add_scaled, model_params
 from nufed.common.privacy.noise import RandomSource
+from nufed.common.privacy.record import round_steps
 from nufed.common.steps.differentiate import gradient
 from nufed.common.task import make_loss
 from tests.common.meta.problems import model_problem, random_examples, relative_difference
@@ -305,6 +307,20 @@ def test_each_query_has_the_noise_of_its_clipping_length_and_of_nothing_else():
         assert kstest(sample / (noise * length / expected_size), "norm").pvalue > 1e-3
     correlations = np.corrcoef([sample for _, sample in drawn])
     assert float(np.abs(correlations - np.eye(4)).max()) < 0.04
+
+
+@pytest.mark.parametrize(("estimator", "queries"), [("exact", 3), ("unrolled", 3), ("first-order", 2)])
+def test_an_attack_on_all_queries_tells_a_record_as_well_as_the_account_says_and_no_better(estimator, queries):
+    attack = Attack(estimator)
+    accounted = sum(
+        count / step.noise**2 for step, count in round_steps(attack.method, OTHERS + 1).with_noise(3).items()
+    )
+
+    signal = float((attack.statistics(True, 0.0, 1) - attack.statistics(False, 0.0, 1))[0])
+    spread = attack.statistics(False, 3.0, 100, "audit").std()
+
+    assert accounted == pytest.approx(queries / 3**2)
+    assert signal / spread == pytest.approx(math.sqrt(accounted), rel=0.2)  # 100 draws: 7 % is one deviation
 
 
 def test_a_model_whose_examples_cannot_be_computed_together_is_computed_one_after_another():
