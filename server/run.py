@@ -48,7 +48,6 @@ from nufed.server.round_record import round_record
 from nufed.server.run_events import RunEvents
 from nufed.server.run_folder import RunFolder
 from nufed.server.run_state import RunState
-from nufed.server.shared_scales import check_shared_scales
 from nufed.server.shots import shots_summary
 from nufed.server.starting import starting_point
 from nufed.server.summary import curves_json, progress_curve, run_summary
@@ -118,7 +117,6 @@ class Run:
             self._conduct()
 
     def _conduct(self) -> None:
-        check_shared_scales(self.config)
         state = self._start()
         expected = self.config.data.num_clients + self.config.data.num_new_clients
         num_clients = expected if self.options.min_clients is None else self.options.min_clients

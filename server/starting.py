@@ -19,6 +19,7 @@ from nufed.common.params import Params, model_params
 from nufed.server.checkpoint import Checkpoint
 from nufed.server.history import History
 from nufed.server.resuming import resume_point
+from nufed.server.shared_scales import check_shared_scales
 
 _log = logging.getLogger("nufed.server.run")
 
@@ -51,10 +52,11 @@ def starting_point(config: RunConfig, task: TaskInfo, resume: Path | None) -> St
         resume: an earlier run's folder to go on in; None starts a new one.
 
     Raises:
-        ConfigError: there is no model of that name.
+        ConfigError: there is no model of that name, or privacy contradicts what the data would be scaled by.
         ModelError: the model cannot be built, or the trained one to start from is not like it.
         RunError: the folder to resume, or the file to start from, cannot be read or is not of this run.
     """
+    check_shared_scales(config)
     point = resume_point(resume) if resume else None
     for note in point.notes if point else ():
         _log.warning("%s.", note)
