@@ -17,6 +17,7 @@ from nufed.client.record_ledger import Charge, RecordLedger
 from nufed.client.record_privacy import check_budget, plan_of
 from nufed.client.workplace import forget_workplaces, workplace
 from nufed.common.config import RunConfig
+from nufed.common.data.private.simulated import settle
 from nufed.common.errors import ConfigError, ModelError, RunError
 from nufed.common.params import model_params
 from nufed.common.privacy.accounting import SampledGaussian
@@ -275,3 +276,5 @@ def test_what_a_client_computes_of_all_its_records_is_refused(tmp_path, spec):
         ask("query", run, {**node, "data": f"{node['data']}&{spec}"})
     restart()
     assert ask("query", run, {**node, "data": f"{node['data']}&{spec}", "group": "new"}).has_content()
+    with pytest.raises(ConfigError, match="one of them changes the inputs of all others"):
+        settle(run.updated({"data.source": f"csv:{path}?label=sick&user=score&{spec}"}))

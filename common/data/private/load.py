@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from nufed.common.config import DataConfig, RunConfig
+from nufed.common.config import DataConfig, PrivacyConfig, RunConfig
 from nufed.common.data.array_trees import take_rows
 from nufed.common.data.cast import cast_tree, target_name
 from nufed.common.data.dealt_client import DealtClient, SplitRows, make_splits, split_rows, too_small
@@ -258,13 +258,8 @@ def prepare_client(
         data = make_splits(dealt, split, task, torch.float64 if is_scaled else dtype)
         return PrivateClient(task, in_precision(_scaled(data, task, config), dtype), hashes=hashes)
     policy = preparation_policy(spec, config.data)
-    if config.privacy.dp == "record" and policy.needs_support and dealt.group == "participating":
-        raise refusal(
-            ConfigError,
-            "--data: scale=local and missing=mean|median|mode are computed of all of a client's records, so that one "
-            "of them changes the inputs of all others, which privacy.dp=record does not cover; choose scale=run or "
-            "none, and missing=run, zero or drop",
-        )
+    if dealt.group == "participating":
+        check_preparation(policy, config.privacy)
     preparation = fit_preparation(rows.columns, policy, rows.inputs, split.support)
     preparation = with_spare(preparation, rows.columns, rows.inputs, split.support)
     support, validation, tested = (
@@ -312,6 +307,21 @@ def _few(split: SplitRows, dealt: DealtClient, task: TaskInfo, config: RunConfig
     if few.is_short:
         tell_here("fewer support examples than the %d that the run asks for: all %d are used", number, len(few.rows))
     return replace(split, support=split.support[few.rows])
+
+
+def check_preparation(policy: Policy, privacy: PrivacyConfig) -> None:
+    """Refuse what is computed of all of a client's records, where single records are to be protected.
+
+    Raises:
+        ConfigError: with what to choose.
+    """
+    if privacy.dp == "record" and policy.needs_support:
+        raise refusal(
+            ConfigError,
+            "--data: scale=local and missing=mean|median|mode are computed of all of a client's records, so that one "
+            "of them changes the inputs of all others, which privacy.dp=record does not cover; choose scale=run or "
+            "none, and missing=run, zero or drop",
+        )
 
 
 def preparation_policy(spec: PrivateSpec, config: DataConfig) -> Policy:

@@ -71,10 +71,17 @@ def load(request: SourceRequest) -> DealtFederation:
 
 @_named_as_source()
 def settle(config: RunConfig) -> RunConfig:
-    """Return a run's options with what they leave open of such data: what they are, and how many clients there are."""
+    """Return a run's options with what they leave open of such data: what they are, and how many clients there are.
+
+    Raises:
+        ConfigError: the data are to be prepared in a way that the run's privacy does not cover.
+    """
     if not is_own_file(config.data):
         return config
+    from nufed.common.data.private.load import check_preparation, preparation_policy
+
     declared = _declared(config.data)
+    check_preparation(preparation_policy(_spec(config.data), declared), config.privacy)
     found = {name: value for name in OPTIONS if (value := getattr(declared, name)) != getattr(config.data, name)}
     changes: dict[str, Any] = {f"data.{name.replace('_', '-')}": value for name, value in found.items()}
     given = config.given()
