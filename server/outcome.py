@@ -122,12 +122,15 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
 
 
 def lacks_answers(folder: Path) -> bool:
-    """Return whether a run is complete but for clients that did not answer its final evaluation."""
+    """Return whether a run is complete but for clients that did not answer its final evaluation, or may be.
+
+    Where it is withheld how many answered, resuming the run asks all of them again.
+    """
     summary = read_outcome(folder)
     if summary is None or summary["status"] != "complete":
         return False
     found = summary.get("final_evaluation") or {}
-    return bool(found.get("absent") or found.get("never_seen"))
+    return bool(found.get("absent") or found.get("never_seen", 0) != 0)
 
 
 def earlier_curves(folder: Path) -> list[ClientCurves]:

@@ -78,8 +78,7 @@ def shown_summary(summary: Mapping[str, Any], config: RunConfig, publication: Pu
         shown |= {"costs": dict.fromkeys(summary["costs"]), "problems": dict.fromkeys(summary["problems"])}
         shown["rounds_without_reply"] = None
         if evaluation := summary.get("final_evaluation"):
-            missing = evaluation["never_seen"] + len(evaluation["absent"])
-            shown["final_evaluation"] = {**evaluation, "absent": {}, "never_seen": missing}
+            shown["final_evaluation"] = {**evaluation, "answered": None, "absent": {}, "never_seen": None}
     elif not publication.examples and (evaluation := summary.get("final_evaluation")):
         shown["final_evaluation"] = {**evaluation, "absent": dict.fromkeys(evaluation["absent"], IN_THE_LOG)}
     shown["outside_epsilon"] = {"published": list(publication.shown), "withheld": list(publication.withheld)}

@@ -149,6 +149,8 @@ def test_a_run_shows_of_its_clients_what_it_names_and_nothing_else(table, tmp_pa
     assert spied.summary["status"] == "complete"
     assert f"Client {FAILING} is left out" in caplog.text  # whoever runs it must know
     assert set(spied.summary["outside_epsilon"]["published"]) == set(filter(None, publish.split(",")))
+    answered = spied.summary["final_evaluation"]["answered"]
+    assert (answered is None) == ("participants" not in publish)
     named = publish.replace(",", ", ")
     assert (f"although ε does not cover it: {named}" in spied.terminal) == bool(publish)
 
