@@ -120,11 +120,13 @@ def _run(typed: list[str], *, debug: bool) -> int:
 
 
 def _check_paths_are_named(typed: Sequence[str]) -> None:
-    """Refuse empty paths, as an unset variable of a shell leaves them: they would be the current folder.
+    """Refuse empty paths, as an unset variable of a shell leaves them: they would be the current folder. NUL neither.
 
     Raises:
         ConfigError: naming the option.
     """
+    if any("\0" in word for word in typed):
+        raise ConfigError("Expected arguments without NUL characters, which no path or name may have.")
     pairs = [word.partition("=")[::2] for word in typed if word.startswith("--") and "=" in word]
     for flag, value in [*pairs, *pairwise(typed)]:
         if not value.strip() and flag in _path_flags(typer.main.get_command(app)):

@@ -122,7 +122,7 @@ class PrometheusMetrics:
         }  # fmt: skip
 
     def _declare_private(self) -> None:
-        self._epsilon = self._gauge("privacy_epsilon", "ε of client-level differential privacy that is spent")
+        self._epsilon = self._gauge("privacy_epsilon", "epsilon of client-level differential privacy that is spent")
         self._epsilon.set(math.nan)  # without privacy there is none
         self._secure = self._counter(
             "secure_rounds", "Rounds of secure aggregation, by whether they gave a sum", ["sum"]

@@ -176,7 +176,7 @@ class Deliveries:
             delivery = self._open.get(message_id)
             if delivery is None or delivery.node_id != node_id or len(content) > pieces.PIECE_BYTES:
                 return False
-            if (number + 1) * pieces.PIECE_BYTES > delivery.largest_reply:
+            if number * pieces.PIECE_BYTES + len(content) > delivery.largest_reply:
                 return False
             self._hold(delivery, len(content) - len(delivery.pieces.get(number, b"")))
             delivery.pieces[number] = content

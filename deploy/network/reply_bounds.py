@@ -37,7 +37,7 @@ REPLY_BOUNDS: dict[str, ReplyBound] = {
     "train": ReplyBound(records=MIB, arrays=1.0),
     MASKED_TRAIN: ReplyBound(records=MIB, arrays=4.0),
     "evaluate": ReplyBound(records=8 * MIB),
-    "query": ReplyBound(records=MIB),
+    "query": ReplyBound(records=4 * MIB),
     "query.secure_shares": ReplyBound(records=8 * MIB),
     "query.secure_unmask": ReplyBound(records=8 * MIB),
 }

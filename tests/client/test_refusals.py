@@ -295,6 +295,8 @@ ELSEWHERE = {
         "_preparation_without_support",
         "_simulated_client",
     ),
+    # Of record-level privacy, which has tests of its own.
+    "check_preparation",
     # Of the command line, before it connects.
     "check_spec",
     # Of the server's own options, which it refuses before any client hears of them.

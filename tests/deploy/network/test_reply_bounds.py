@@ -55,7 +55,7 @@ def test_a_reply_under_masks_fits_though_its_integers_are_wider(dtype):
 
 @pytest.mark.parametrize(
     ("kind", "most"),
-    [("evaluate", 8), ("query", 1), ("query.statistics", 1), ("query.secure_keys", 1), ("query.secure_shares", 8)],
+    [("evaluate", 8), ("query", 4), ("query.statistics", 4), ("query.secure_keys", 4), ("query.secure_shares", 8)],
 )
 def test_what_is_no_training_sends_no_arrays(kind, most):
     assert largest_reply(asked(kind, [np.zeros(64 * MIB // 4, np.float32)])) == most * MIB
