@@ -97,13 +97,6 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
         of_strategy=True,
     ),
     Contradiction(
-        "publish-without-dp",
-        lambda config: not _has_dp(config) and _differs(config, "publish"),
-        "privacy.publish={privacy.publish} has no meaning without privacy.dp, where everything is shown",
-        "Give --dp client or --dp record, or leave it out",
-        of_strategy=True,
-    ),
-    Contradiction(
         "hvp-clip-without-record-dp",
         lambda config: config.privacy.dp != "record" and _differs(config, "hvp_clip"),
         "privacy.hvp-clip={privacy.hvp_clip:g} has no meaning with privacy.dp={privacy.dp}: only --dp record clips "

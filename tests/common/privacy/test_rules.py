@@ -23,7 +23,6 @@ ROWS = {
     "dp-without-clip": ({**CLIENT, "privacy.clip": 0.0}, {"privacy.clip": 1e-3}),
     "dp-without-noise": ({**CLIENT, "privacy.noise": 0.0}, {"privacy.epsilon": 3.0}),
     "dp-options-without-dp": ({"privacy.noise": 1.0}, {"privacy.noise": 0.0}),
-    "publish-without-dp": ({"privacy.publish": "evaluation"}, {"privacy.publish": ""}),
     "hvp-clip-without-record-dp": ({**CLIENT, "privacy.hvp-clip": 1.0}, {"privacy.dp": "record"}),
     "cohort-cap-without-client-dp": ({**RECORD, "privacy.cohort-cap": 3.0}, {"privacy.dp": "client"}),
     "delta-too-large": ({**CLIENT, "privacy.delta": 0.05}, {"privacy.delta": 0.04}),
