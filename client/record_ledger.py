@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from nufed.client.split_memory import named_file
 from nufed.common.config import Scalar
-from nufed.common.durable_file import writing
+from nufed.common.durable_file import sync_folder, writing
 from nufed.common.errors import ConfigError
 from nufed.common.json_text import parse_object
 from nufed.common.privacy.accounting import SampledGaussian
@@ -134,12 +135,7 @@ def ledger_path(node_config: Mapping[str, Scalar]) -> Path | None:
     Raises:
         ConfigError: the folder does not exist.
     """
-    if given := node_config.get("privacy-ledger"):
-        path = Path(str(given)).expanduser()
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise ConfigError(
-                f"Expected --privacy-ledger to name a file in a folder that exists, got {path}. Make the folder."
-            )
+    if path := named_file(node_config, "privacy-ledger"):
         return path
     for key in ("state", "personal-model"):
         if beside := node_config.get(key):
@@ -158,7 +154,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(handle, "r+b", buffering=0) as file:
         if is_new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         yield file
 
 
@@ -172,11 +168,3 @@ def _append(file: IO[bytes], charge: Charge) -> None:
     while left:  # a disk that is nearly full takes a part, and then refuses
         left = left[file.write(left) :]
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -92,16 +92,27 @@ class SplitMemory:
         return Counter(hashlib.blake2b(bytes(one), key=self.key, digest_size=_HASH_BYTES).hexdigest() for one in hashes)
 
 
+def named_file(node_config: Mapping[str, Scalar], option: str) -> Path | None:
+    """Return the file that an option of a client's node names, which need not be there yet; None without the option.
+
+    Raises:
+        ConfigError: its folder does not exist.
+    """
+    if not (given := node_config.get(option)):
+        return None
+    path = Path(str(given)).expanduser()
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"Expected --{option} to name a file in a folder that exists, got {path}. Make the folder.")
+    return path
+
+
 def state_path(node_config: Mapping[str, Scalar]) -> Path | None:
     """Return where a deployed client remembers: the file of `state`, or beside its personal model; else None.
 
     Raises:
         ConfigError: the folder does not exist.
     """
-    if given := node_config.get("state"):
-        path = Path(str(given)).expanduser()
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise ConfigError(f"Expected --state to name a file in a folder that exists, got {path}. Make the folder.")
+    if path := named_file(node_config, "state"):
         return path
     if personal := node_config.get("personal-model"):
         return Path(str(personal)).expanduser().with_suffix(ENDING)

@@ -6,10 +6,10 @@ import threading
 import time
 from pathlib import Path
 
-from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from nufed.client.secure_trust import authority_key
 from nufed.common.errors import ConfigError, PeerError
 from nufed.common.privacy.secure import Roster
 from nufed.deploy.network.certificates import (
@@ -87,7 +87,7 @@ class RosterFile:
                 stamp = status.st_mtime_ns, status.st_size
                 if stamp != self._stamp:
                     content = self.path.read_bytes()
-                    self._read, self._stamp = (content, Roster.read(content, _authority(self._authority))), stamp
+                    self._read, self._stamp = (content, Roster.read(content, authority_key(self._authority))), stamp
             except FileNotFoundError:
                 return None
             except OSError as error:
@@ -127,16 +127,6 @@ class RosterFile:
             f"NO ROSTER: secure aggregation has no {self.path}, and clients take no part without one, but those with "
             "--trust-server-roster. Make it with `nufed certs roster`; it is found while the server runs"
         )
-
-
-def _authority(path: Path) -> ec.EllipticCurvePublicKey:
-    try:
-        key = x509.load_pem_x509_certificate(path.read_bytes()).public_key()
-    except (OSError, ValueError) as error:
-        raise PeerError(f"Expected the certificate of the roster's authority at {path}, but {error}.") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise PeerError(f"The authority in {path} was not made by `nufed certs init`. Use that one.")
-    return key
 
 
 def _public_key(path: Path) -> ec.EllipticCurvePublicKey:
