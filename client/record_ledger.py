@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from nufed.client.split_memory import named_file
 from nufed.common.config import Scalar
-from nufed.common.durable_file import sync_folder, writing
+from nufed.common.durable_file import sync_folder, write_through, writing
 from nufed.common.errors import ConfigError
 from nufed.common.json_text import parse_object
 from nufed.common.privacy.accounting import SampledGaussian
@@ -164,7 +164,4 @@ def _append(file: IO[bytes], charge: Charge) -> None:
     whole = file.read(size).rfind(b"\n") + 1
     if whole < size:  # what was left of a line when somebody was killed
         file.truncate(whole)
-    left = memoryview(json.dumps(charge.to_json()).encode() + b"\n")
-    while left:  # a disk that is nearly full takes a part, and then refuses
-        left = left[file.write(left) :]
-    os.fsync(file.fileno())
+    write_through(file, json.dumps(charge.to_json()).encode() + b"\n")

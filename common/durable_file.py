@@ -242,6 +242,18 @@ def _write_plain(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+def write_through(file: IO[bytes], content: bytes) -> None:
+    """Write all of `content` to an unbuffered file, and wait for the disk.
+
+    Raises:
+        OSError: the disk took a part, or nothing.
+    """
+    left = memoryview(content)
+    while left:  # a disk that is nearly full takes a part, and then refuses
+        left = left[file.write(left) :]
+    os.fsync(file.fileno())
+
+
 def sync_folder(path: Path) -> None:
     """Ask the disk to keep the names of a folder's files."""
     _sync(path)

@@ -11,13 +11,12 @@ if a crash did it; because nobody can tell who did it, it counts as one more rou
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nufed.common.durable_file import sync_folder, writing
+from nufed.common.durable_file import sync_folder, write_through, writing
 from nufed.common.errors import BudgetSpentError, ConfigError, RunError
 from nufed.common.json_text import parse_object
 from nufed.common.privacy.accounting import Account, SampledGaussian
@@ -225,10 +224,7 @@ class PrivacyLedger:
             with writing(self._path), self._path.open("r+b", buffering=0) as file:
                 file.seek(self._size)
                 file.truncate()
-                left = memoryview(content)
-                while left:  # a disk that is nearly full takes a part
-                    left = left[file.write(left) :]
-                os.fsync(file.fileno())
+                write_through(file, content)
         self._checks.append(check)
         self._size += len(content)
 
