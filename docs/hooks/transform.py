@@ -24,11 +24,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         source = PurePosixPath(page.file.src_uri)
 
     def link(match: re.Match[str]) -> str:
-        text, target = match.group(1), match.group(2)
+        text, target, section = match.group(1), match.group(2), match.group(3) or ""
         path = normpath(source.parent / target)
         up = "../" * (len(PurePosixPath(page.file.src_uri).parts) - 1)
-        if path.startswith("docs/") and source.parent != PurePosixPath("docs"):
-            return f"[{text}]({up}{path.removeprefix('docs/')})" if source.parent == PurePosixPath() else match.group(0)
+        if path.startswith("docs/") and source.parent == PurePosixPath():
+            return f"[{text}]({up}{path.removeprefix('docs/')}{section})"
         if path.startswith(PACKAGES) and path.endswith(".py"):
             module = "nufed." + path.removesuffix(".py").replace("/", ".")
             name = text.strip("`").split("(")[0]
@@ -36,7 +36,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return f"[{text}]({up}reference/modules/{module.rpartition('.')[0]}.md#{anchor})"
         return match.group(0) if path.startswith("docs/") else text
 
-    return re.sub(r"\[([^\]\n]+)\]\((?!https?:|#|mailto:)([^)#\s]+)\)", link, markdown)
+    return re.sub(r"\[([^\]\n]+)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)", link, markdown)
 
 
 def fence(match: re.Match[str]) -> str:
