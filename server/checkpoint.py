@@ -9,6 +9,7 @@ compares.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +24,8 @@ CHECKPOINT = "checkpoint.safetensors"
 FORMAT = "nufed-checkpoint-2"
 FORMAT_WITHOUT_CHECKSUMS = "nufed-checkpoint-1"
 """Of NuFed 0.1."""
+SERVER_STATE = "server-state/"
+"""Before the names of what the server's optimizer remembers."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Checkpoint:
         history: JSON values that the summary needs, e.g. the evaluations and costs so far.
         origin: what it belongs to; None if it does not say, as those of NuFed 0.1.
         frozen: hash of the model's frozen part; empty where everything is trained.
+        server_state: what the server's optimizer remembers (strategy/server_step.py).
     """
 
     round: int
@@ -70,6 +74,7 @@ class Checkpoint:
     history: dict[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
     frozen: str = ""
+    server_state: Params = field(default_factory=dict)
 
 
 def save_checkpoint(  # noqa: PLR0913 - all but one by name
@@ -80,6 +85,7 @@ def save_checkpoint(  # noqa: PLR0913 - all but one by name
     history: Mapping[str, Any],
     origin: Origin | None = None,
     frozen: str = "",
+    server_state: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Replace the folder's checkpoint; a crash at any moment leaves the old one or the new one, whole.
 
@@ -90,6 +96,7 @@ def save_checkpoint(  # noqa: PLR0913 - all but one by name
         history: JSON values; NaN and infinities come back as None.
         origin: what it belongs to.
         frozen: hash of the model's frozen part; empty where everything is trained.
+        server_state: what the server's optimizer remembers.
     """
     metadata: dict[str, Any] = {"format": FORMAT, "round": round, "history": history}
     if frozen:
@@ -99,7 +106,10 @@ def save_checkpoint(  # noqa: PLR0913 - all but one by name
         metadata["log"] = vars(origin.log)
         if origin.ledger:
             metadata["ledger"] = vars(origin.ledger)
-    write_tensors(folder / CHECKPOINT, params, metadata, sealed=True)
+    if server_state:
+        metadata["server_state"] = sorted(server_state)
+    remembered = {SERVER_STATE + name: tensor for name, tensor in server_state.items()}
+    write_tensors(folder / CHECKPOINT, {**params, **remembered}, metadata, sealed=True)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
@@ -112,9 +122,10 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     if not path.exists():
         return None
     sealed = is_sealed(path)
-    params, metadata = read_tensors(path)
+    arrays, metadata = read_tensors(path)
     round_done, history = _checked(path, metadata, sealed=sealed)
-    return Checkpoint(round_done, params, history, _origin(path, metadata), str(metadata.get("frozen", "")))
+    state = {name: arrays.pop(SERVER_STATE + name) for name in metadata.get("server_state", ())}
+    return Checkpoint(round_done, arrays, history, _origin(path, metadata), str(metadata.get("frozen", "")), state)
 
 
 def checkpoint_round(folder: Path) -> int | None:

@@ -50,6 +50,7 @@ from nufed.server.run_folder import RunFolder
 from nufed.server.run_state import RunState
 from nufed.server.shots import shots_summary
 from nufed.server.starting import starting_point
+from nufed.server.strategy_of_run import strategy_of_run
 from nufed.server.summary import curves_json, progress_curve, run_summary
 from nufed.server.withholding import (
     lines_of_publication,
@@ -59,10 +60,8 @@ from nufed.server.withholding import (
     shown_record,
     shown_summary,
 )
-from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.results import EvaluatedGroup
 from nufed.strategy.robust_options import check_config
-from nufed.strategy.secure_phase import secure_aggregation
 
 __all__ = ["Run", "ServerOptions"]
 
@@ -81,21 +80,7 @@ class Run:
         self.grid, self.config, self.options = grid, config, options
         self.publication, self._privacy = Publication.of(config), client_privacy(config, options.resume)
         self._spent: BudgetSpentError | None = None
-        self.strategy = MetaFedAvg(
-            seed=config.seed,
-            participation_fraction=config.federation.participation_fraction,
-            weighting=config.federation.weighting,
-            num_judges=config.evaluation.num_clients,
-            server_lr=config.federation.server_lr,
-            max_weight=config.federation.max_weight,
-            aggregation=config.federation.aggregation,
-            num_attackers=config.federation.num_attackers,
-            bucket_size=config.federation.bucket_size,
-            min_reply_fraction=config.federation.min_reply_fraction,
-            reply_grace=config.federation.reply_grace,
-            secure=secure_aggregation(config.privacy),
-            privacy=self._privacy,
-        )
+        self.strategy = strategy_of_run(config, self._privacy)
         self._shape = CurveShape(config.evaluation.num_adapt_steps + 1, "", {}, ACCURACY)  # until the task is known
         self.events = RunEvents(options.events, config, self._num_rounds)
         told = self.strategy.telling
@@ -192,7 +177,7 @@ class Run:
         if self.options.resume:
             check_same_attack(self.options.resume, self.options.hostile)
         start = starting_point(self.config, task, self.options.resume)
-        self.config, self._frozen = start.config, start.frozen
+        self.config, self._frozen, self.strategy.server_state = start.config, start.frozen, start.server_state
         return RunState(start.round, start.params, start.history)
 
     def _told(self, *, final: bool = False) -> ConfigRecord:
@@ -290,8 +275,8 @@ class Run:
         return after, record
 
     def _save(self, folder: RunFolder, state: RunState) -> None:
-        history = state.history.to_json()
-        folder.save_checkpoint(round=state.round, params=state.params, history=history, frozen=self._frozen)
+        kept: dict[str, Any] = {"history": state.history.to_json(), "server_state": self.strategy.server_state}
+        folder.save_checkpoint(round=state.round, params=state.params, frozen=self._frozen, **kept)
 
     def _evaluate(
         self, state: RunState, group: EvaluatedGroup, round_done: int, *, final: bool = False

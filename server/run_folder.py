@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,7 @@ class RunFolder:
                         history=checkpoint.history,
                         origin=Origin((stored, config), log_mark(point.log), point.ledger),
                         frozen=checkpoint.frozen,
+                        server_state=checkpoint.server_state,
                     )
                 write_text(path / CONFIG, config.to_json())
             if not keep_results:
@@ -183,10 +185,12 @@ class RunFolder:
         params: Mapping[str, Tensor],
         history: Mapping[str, Any],
         frozen: str = "",
+        server_state: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Replace the checkpoint by one of this run after the rounds that were appended."""
         origin = Origin((self.config,), self._log.mark, self.ledger.mark if self.ledger else None)
-        save_checkpoint(self.path, round=round, params=params, history=history, origin=origin, frozen=frozen)
+        kept: dict[str, Any] = {"origin": origin, "frozen": frozen, "server_state": server_state}
+        save_checkpoint(self.path, round=round, params=params, history=history, **kept)
 
     def write_clients(self, curves: Iterable[ClientCurves]) -> bytes:
         """Write clients.csv, participating clients first, each group by client id, and return its content."""

@@ -34,6 +34,7 @@ class StartingPoint:
         frozen: hash of the model's frozen part; empty where everything is trained.
         round: k, server updates done.
         history: sums and evaluations so far.
+        server_state: what the server's optimizer remembers.
     """
 
     config: RunConfig
@@ -41,6 +42,7 @@ class StartingPoint:
     frozen: str
     round: int = 0
     history: History = field(default_factory=History)
+    server_state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def starting_point(config: RunConfig, task: TaskInfo, resume: Path | None) -> StartingPoint:
@@ -147,4 +149,5 @@ def _resumed(checkpoint: Checkpoint, initial: StartingPoint, rounds_without_repl
     check_frozen(initial.frozen, checkpoint.frozen, "the run to resume")
     history = History.from_json(checkpoint.history)
     totals = replace(history.totals, rounds_without_reply=rounds_without_reply)  # which NuFed 0.1 did not count
-    return replace(initial, params=checkpoint.params, round=checkpoint.round, history=replace(history, totals=totals))
+    history, state = replace(history, totals=totals), checkpoint.server_state
+    return replace(initial, params=checkpoint.params, round=checkpoint.round, history=history, server_state=state)

@@ -4,49 +4,19 @@ The mean takes one reply at a time, and has the same bits in whatever order they
 (nufed.common.fixed_point).
 """
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
-from nufed.common.errors import DivergedError, RunError
+from nufed.common.errors import RunError
 from nufed.common.fixed_point import DEFAULT_MAX_GROWTH, ModelEncoding, Sums, fixed_point_for
-from nufed.common.params import Params, largest_magnitude
+from nufed.common.params import Params
 from nufed.common.registry import find_registered
 from nufed.common.wire import check_params
 from nufed.strategy.robust_options import MEAN, RobustOptions, shortfall
 from nufed.strategy.robust_rules import ROBUST_RULES, combined, draw_buckets
-
-
-def server_step(sent: Mapping[str, Tensor], mean: Params, server_lr: float) -> Params:
-    """Return w_k + ε (mean - w_k), computed in float64; the mean itself, bit for bit, where ε is 1.
-
-    ε < 1 is the server step of Reptile (Nichol, Achiam and Schulman 2018, Algorithm 2) and, as β, of pFedMe (T. Dinh,
-    Tran and Nguyen 2020, Algorithm 1).
-
-    Args:
-        sent: w_k.
-        mean: of the clients' models.
-        server_lr: ε, above 0.
-
-    Raises:
-        DivergedError: the step leaves the range of the parameters' type.
-    """
-    if server_lr == 1:
-        return mean
-    moved: Params = {}
-    for name, tensor in mean.items():
-        before = sent[name].double()
-        after = before + server_lr * (tensor.double() - before)
-        moved[name] = (after if tensor.is_floating_point() else after.round()).to(tensor.dtype)
-        if not math.isfinite(largest_magnitude(moved[name])):
-            raise DivergedError(
-                f"Expected a server step of size {server_lr:g} to stay finite, but array {name!r} does not. Lower "
-                "federation.server-lr."
-            )
-    return moved
 
 
 class RunningMean:

@@ -30,6 +30,7 @@ from nufed.strategy.private_rounds import ClientPrivacy, PrivateRounds, check_pr
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
 from nufed.strategy.robust_options import RobustOptions, check_round_size, check_rule
 from nufed.strategy.secure_phase import SecureAggregation, SecureTrainingPhase, check_secure_options
+from nufed.strategy.server_step import ServerOptimizer, ServerState, as_optimizer
 from nufed.strategy.telling import Telling
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT
 
@@ -62,6 +63,7 @@ class MetaFedAvg(Strategy):
         participation_fraction: float = 0.5,
         weighting: Weighting = "uniform",
         server_lr: float = 1.0,
+        server_optimizer: str | ServerOptimizer = "sgd",
         evaluation_interval: int = 1,
         num_judges: int = 0,
         min_clients: int = 1,
@@ -81,7 +83,9 @@ class MetaFedAvg(Strategy):
             seed: of the choice of clients.
             participation_fraction: r in (0, 1], share of the connected participating clients that is asked in a round.
             weighting: weights in the mean over clients: `uniform` (the theory) or `examples` (p_i ∝ N_i).
-            server_lr: ε in w_{k+1} = w_k + ε (Σ p_i w_k^i - w_k); 1 takes the mean itself.
+            server_lr: ε in w_{k+1} = w_k + ε (Σ p_i w_k^i - w_k); 1 takes the mean itself. Any optimizer's step size.
+            server_optimizer: of what goes on w_k - mean, a key of `nufed.strategy.server_step.SERVER_OPTIMIZERS`, or
+                one with options. What it remembers is in `server_state`.
             evaluation_interval: rounds between evaluations in `start`; 0 turns them off.
             num_judges: clients of each group that are asked in an evaluation, always the same ones; 0 asks all.
             min_clients: clients that `start` waits for.
@@ -104,17 +108,11 @@ class MetaFedAvg(Strategy):
             ConfigError: an option is out of range, contradicts another, or a name is unknown.
             RunError: there is a ledger, and it was changed.
         """
-        check_ranges(locals())
+        check_ranges(options := dict(locals()))
         robust = RobustOptions(num_attackers, bucket_size, seed)
         check_rule(aggregation, weighting, robust)
         if privacy:
-            check_private_options(
-                privacy,
-                participation_fraction=participation_fraction,
-                weighting=weighting,
-                aggregation=aggregation,
-                min_reply_fraction=min_reply_fraction,
-            )
+            check_private_options(privacy, options)
         if secure:
             check_secure_options(aggregation)
         self.private = PrivateRounds(privacy) if privacy else None  # what the rounds have cost
@@ -123,6 +121,8 @@ class MetaFedAvg(Strategy):
         self.participation_fraction = participation_fraction
         self.weighting = weighting
         self.server_lr = server_lr
+        self.server_optimizer = as_optimizer(server_optimizer)
+        self.server_state: ServerState = {}  # after the last round; set it to go on with a run
         self.evaluation_interval = evaluation_interval
         self.judges = Judges(num_judges, seed=seed)
         self.min_clients = min_clients
@@ -356,6 +356,8 @@ class MetaFedAvg(Strategy):
             self.aggregation,
             replace(self.robust, round=outgoing.round),
             private,
+            self.server_optimizer,
+            self.server_state,
         )
         if self.secure:
             return SecureTrainingPhase(outgoing, asked, self.telling, rule, sent, how=self.secure)
@@ -366,7 +368,9 @@ class MetaFedAvg(Strategy):
             self._roster.reask(client_id)
         for client_id, num_examples in phase.learned.items():
             self._roster.learn(client_id, num_examples)
-        return self.private.close(phase, phase.private) if self.private and phase.private else phase.close()
+        result = self.private.close(phase, phase.private) if self.private and phase.private else phase.close()
+        self.server_state = result.server_state
+        return result
 
     def _open_evaluation(
         self, grid: Grid, outgoing: Outgoing, group: EvaluatedGroup, shape: CurveShape | None = None

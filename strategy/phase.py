@@ -16,13 +16,14 @@ from nufed.common.events.event import PhaseName
 from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply, check_params
-from nufed.strategy.aggregation import Aggregation, find_aggregation, server_step
+from nufed.strategy.aggregation import Aggregation, find_aggregation
 from nufed.strategy.exchange import MakeQuorum, iter_replies, time_to_live
 from nufed.strategy.members import Member
 from nufed.strategy.phase_record import PhaseRecord
 from nufed.strategy.private_rounds import PrivateRound
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult, Weighting
 from nufed.strategy.robust_options import RobustOptions
+from nufed.strategy.server_step import ServerOptimizer, ServerState, next_model
 from nufed.strategy.telling import Telling
 from nufed.strategy.weights import DEFAULT_MAX_WEIGHT, weight_limit
 
@@ -45,6 +46,8 @@ class AveragingRule:
         aggregation: a key of `AGGREGATION_RULES`.
         robust: what a robust rule is told.
         private: of a round with differential privacy, whose mean is another.
+        optimizer: what becomes of the mean.
+        server_state: of that optimizer after the round before.
     """
 
     weighting: Weighting
@@ -55,6 +58,8 @@ class AveragingRule:
     aggregation: str = "mean"
     robust: RobustOptions = field(default_factory=RobustOptions)
     private: PrivateRound | None = None
+    optimizer: ServerOptimizer = field(default_factory=ServerOptimizer)
+    server_state: ServerState = field(default_factory=dict)
 
     def start(self, sent: Params, total_weight: int) -> Aggregation:
         """Return a round's aggregation without replies; `total_weight` bounds the sum of weights."""
@@ -227,10 +232,12 @@ class TrainingPhase(Phase):
             self._record.reject_all(f"{reason}: the round leaves the model as it was")
         mean = self._aggregation.result()
         assert mean is None or all(math.isfinite(largest_magnitude(w)) for w in mean.values())  # noqa: S101 - our bug
-        return RoundResult(**self._close(), params=self._sent if mean is None else self._stepped(mean))
+        params, state = (self._sent, self._rule.server_state) if mean is None else self._stepped(mean)
+        return RoundResult(**self._close(), params=params, server_state=state)
 
-    def _stepped(self, mean: Params) -> Params:
-        return server_step(self._sent, mean, self._rule.server_lr)
+    def _stepped(self, mean: Params) -> tuple[Params, ServerState]:
+        rule = self._rule
+        return next_model(self._sent, mean, rule.server_lr, rule.optimizer, rule.server_state)
 
     def _accept(self, client_id: str, content: RecordDict) -> dict[str, MetricValue]:
         reply = TrainReply.from_records(content, self._sent)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -126,22 +126,19 @@ class PrivateRounds:
         return replace(result, privacy=Spent(self.ledger.epsilon, self.ledger.terms.delta))
 
 
-def check_private_options(
-    privacy: ClientPrivacy,
-    *,
-    participation_fraction: float,
-    weighting: str,
-    aggregation: str,
-    min_reply_fraction: float,
-) -> None:
+def check_private_options(privacy: ClientPrivacy, options: Mapping[str, Any]) -> None:
     """Refuse options of a strategy that contradict differential privacy.
+
+    Args:
+        privacy: of its rounds.
+        options: by the names of the arguments of `MetaFedAvg`, complete.
 
     Raises:
         ConfigError: with the reason and what to change.
     """
-    if participation_fraction != privacy.terms.rate:
+    if (fraction := options["participation_fraction"]) != privacy.terms.rate:
         raise ConfigError(
-            f"participation_fraction={participation_fraction!r} contradicts the rate {privacy.terms.rate!r} of the "
+            f"participation_fraction={fraction!r} contradicts the rate {privacy.terms.rate!r} of the "
             "terms of privacy. Give both the same probability."
         )
     check_strategy_privacy(
@@ -151,9 +148,9 @@ def check_private_options(
                 "privacy.clip": privacy.terms.clip,
                 "privacy.noise": privacy.terms.noise,
                 "privacy.publish": list(privacy.publish),
-                "federation.weighting": weighting,
-                "federation.aggregation": aggregation,
-                "federation.min-reply-fraction": min_reply_fraction,
+                "federation.weighting": options["weighting"],
+                "federation.aggregation": options["aggregation"],
+                "federation.min-reply-fraction": options["min_reply_fraction"],
             }
         )
     )

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
+from torch import Tensor
+
 from nufed.common.errors import RunError
 from nufed.common.message_schema import NUM_EXAMPLES, MetricValue
 from nufed.common.params import Params
@@ -141,11 +143,14 @@ class RoundResult(PhaseResult):
         params: w_{k+1}; w_k itself if no valid reply came and nothing is private.
         privacy: what the models so far have revealed; None without differential privacy.
         secure: how secure aggregation went; None without.
+        server_state: what the server's optimizer remembers after the step to w_{k+1}; what it did before where there
+            was no step.
     """
 
     params: Params
     privacy: Spent | None = None
     secure: SecureOutcome | None = field(default=None, kw_only=True)
+    server_state: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     @property
     def num_diverged(self) -> int:

@@ -1,11 +1,19 @@
 """Options of the rounds: participation, weighting and the server's step."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from nufed.common.config.section import Section
+from nufed.common.config.section import Section, to_kebab
+
+_OF_OPTIMIZERS = {
+    "server_momentum": ("momentum",),
+    "server_beta1": ("adam", "yogi"),
+    "server_beta2": ("adam", "yogi"),
+    "server_eps": ("adam", "yogi", "adagrad"),
+    "server_bias_correction": ("adam",),
+}
 
 
 class FederationConfig(Section):
@@ -39,6 +47,18 @@ class FederationConfig(Section):
     server_lr: float = Field(
         1.0, gt=0, le=100, description="ε, how far a round moves the model towards the mean; 1 all the way"
     )
+    server_optimizer: Literal["sgd", "momentum", "adam", "yogi", "adagrad"] = Field(
+        "sgd", description="what the server does with w_k - mean, in steps of server-lr (FedAvgM, FedAdam, FedYogi …)"
+    )
+    server_momentum: float = Field(0.9, ge=0, lt=1, description="β of server-optimizer=momentum")
+    server_beta1: float = Field(0.9, ge=0, lt=1, description="β1 of the server's adam and yogi, for w_k - mean")
+    server_beta2: float = Field(0.99, ge=0, lt=1, description="β2 of the server's adam and yogi, for its square")
+    server_eps: float = Field(
+        1e-3, gt=0, le=1e3, description="τ of the server's adam, yogi and adagrad, beside the root of the second moment"
+    )
+    server_bias_correction: bool = Field(
+        False, description="whether the server's adam divides its moments by 1 - β^t (Kingma and Ba); FedAdam does not"
+    )
     min_reply_fraction: float = Field(
         1.0,
         gt=0,
@@ -50,6 +70,16 @@ class FederationConfig(Section):
         60.0, ge=0, le=1e6, description="seconds that the other clients have once min-reply-fraction have answered"
     )
     round_timeout: float = Field(3600.0, gt=0, le=1e6, description="seconds to wait for the replies of a phase")
+
+    @model_validator(mode="after")
+    def _options_are_of_the_server_optimizer(self) -> Self:
+        for name, optimizers in _OF_OPTIMIZERS.items():
+            if getattr(self, name) != type(self).model_fields[name].default and self.server_optimizer not in optimizers:
+                raise ValueError(
+                    f"{to_kebab(name)}={getattr(self, name)} has no meaning with server-optimizer="
+                    f"{self.server_optimizer}; leave it out, or choose {' or '.join(optimizers)}"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod

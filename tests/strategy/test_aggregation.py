@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from nufed.common.errors import ModelError, RunError, WireError
 from nufed.common.fixed_point import DEFAULT_MAX_GROWTH, fixed_point_for
-from nufed.strategy.aggregation import AGGREGATION_RULES, RunningMean, find_aggregation, server_step
+from nufed.strategy.aggregation import AGGREGATION_RULES, RunningMean, find_aggregation
 from nufed.strategy.robust_options import RobustOptions
+from nufed.strategy.server_step import ServerOptimizer, next_model
 
 
 def mean_of(replies, weights=None, sent=None, **options):
@@ -327,6 +328,8 @@ def test_float32_values_that_lie_on_the_grid_are_added_without_any_rounding():
 
 
 def test_a_server_step_rounds_integers_to_the_nearest():
-    moved = server_step({"count": torch.tensor([10, -10])}, {"count": torch.tensor([13, -13])}, 0.9)
+    sent, mean = {"count": torch.tensor([10, -10])}, {"count": torch.tensor([13, -13])}
+
+    moved, _ = next_model(sent, mean, 0.9, ServerOptimizer(), {})
 
     assert moved["count"].tolist() == [13, -13]  # 12.7, where truncation gives 12

@@ -8,12 +8,17 @@ from hypothesis import strategies as st
 from nufed.common.errors import ConfigError, ModelError
 from nufed.common.params import add_scaled
 from nufed.common.steps.differentiate import gradient
-from nufed.strategy.aggregation import server_step
 from nufed.strategy.meta_fedavg import MetaFedAvg
+from nufed.strategy.server_step import ServerOptimizer, next_model
 from tests import oracles
 from tests.strategy.fake_grid import FakeGrid, client
 
 BETA, LOCAL_STEPS = 0.2, 3
+
+
+def plain_step(sent, mean, server_lr):
+    """Return w_k + ε (mean - w_k)."""
+    return next_model(sent, mean, server_lr, ServerOptimizer(), {})[0]
 
 
 def reptile_map(quadratics, w):
@@ -42,7 +47,7 @@ def test_reptile_ends_where_the_clients_steps_cancel_whatever_its_step(server_lr
     params = oracles.as_params(torch.ones(3, dtype=torch.float64))
 
     for _ in range(400):
-        params = server_step(params, reptile_map(quadratics, params["part0"]), server_lr)
+        params = plain_step(params, reptile_map(quadratics, params["part0"]), server_lr)
 
     torch.testing.assert_close(params["part0"], fixed_point(quadratics), rtol=1e-10, atol=1e-12)
 
@@ -50,12 +55,12 @@ def test_reptile_ends_where_the_clients_steps_cancel_whatever_its_step(server_lr
 def test_a_step_of_one_is_the_mean_itself():
     mean = {"w": torch.tensor([0.1, 1e-30, -3.0])}
 
-    assert server_step({"w": torch.tensor([1e10, 7.0, 2.0])}, mean, 1.0) is mean
+    assert plain_step({"w": torch.tensor([1e10, 7.0, 2.0])}, mean, 1.0) is mean
 
 
 @given(sent=st.floats(-1e3, 1e3, width=32), mean=st.floats(-1e3, 1e3, width=32), server_lr=st.floats(0.001, 0.999))
 def test_a_shorter_step_lies_between_the_model_and_the_mean(sent, mean, server_lr):
-    moved = float(server_step({"w": torch.tensor([sent])}, {"w": torch.tensor([mean])}, server_lr)["w"])
+    moved = float(plain_step({"w": torch.tensor([sent])}, {"w": torch.tensor([mean])}, server_lr)["w"])
 
     assert min(sent, mean) <= moved <= max(sent, mean)
     assert moved == pytest.approx(sent + server_lr * (mean - sent), rel=1e-6, abs=1e-6)
@@ -77,7 +82,7 @@ def test_the_strategy_takes_the_step():
 
 
 def test_integer_arrays_stay_integers():
-    moved = server_step({"n": torch.tensor([0, 10])}, {"n": torch.tensor([5, 10])}, 0.5)["n"]
+    moved = plain_step({"n": torch.tensor([0, 10])}, {"n": torch.tensor([5, 10])}, 0.5)["n"]
 
     assert moved.dtype == torch.int64
     assert moved.tolist() in ([2, 10], [3, 10])
@@ -85,7 +90,7 @@ def test_integer_arrays_stay_integers():
 
 def test_a_step_out_of_range_is_refused_naming_the_option():
     with pytest.raises(ModelError, match=r"server step of size 100 .*'w'.* Lower federation\.server-lr"):
-        server_step({"w": torch.tensor([-3e38])}, {"w": torch.tensor([3e38])}, 100.0)
+        plain_step({"w": torch.tensor([-3e38])}, {"w": torch.tensor([3e38])}, 100.0)
 
 
 @pytest.mark.parametrize("size", [0.0, -1.0, 101.0, float("nan")])
