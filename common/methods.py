@@ -14,6 +14,7 @@ from nufed.common.registry import find_registered
 
 INNER_STEPS, ESTIMATOR = "method.num-inner-steps", "method.estimator"
 PROXIMAL, PERSONAL, SERVER_LR = "method.proximal-strength", "method.personal-strength", "federation.server-lr"
+SERVER_OPTIMIZER = "federation.server-optimizer"
 
 DEFINING_OPTIONS = (
     INNER_STEPS,
@@ -24,6 +25,7 @@ DEFINING_OPTIONS = (
     PROXIMAL,
     PERSONAL,
     "federation.training",
+    SERVER_OPTIMIZER,
 )
 """Options that every preset decides: they have their defaults where it does not say otherwise.
 
@@ -65,11 +67,22 @@ class Method:
 
 FALLAH = "Fallah, Mokhtari and Ozdaglar 2020, Algorithm 1"
 JAMALI = "Jamali, Saber and Bae 2025"
+REDDI, HSU = "Reddi et al. 2021, Algorithm 2", "Hsu, Qi and Brown 2019, FedAvgM"
 
 
 def _meta_fedavg(num_inner_steps: int) -> Method:
     summary = f"mean loss after ν = {num_inner_steps} fine-tuning steps, by any --estimator"
     return Method(summary, JAMALI, {INNER_STEPS: num_inner_steps})
+
+
+def _server_optimizer(name: str, summary: str, source: str, server_lr: float = 1.0) -> Method:
+    options: dict[str, Scalar] = {INNER_STEPS: 0, SERVER_OPTIMIZER: name, SERVER_LR: server_lr}
+    return Method(
+        f"FedAvg whose server goes along the clients' mean change {summary}, η = --set federation.server-lr",
+        source,
+        options,
+        frozenset({SERVER_LR}),
+    )
 
 
 METHODS: dict[str, Method] = {
@@ -148,6 +161,10 @@ METHODS: dict[str, Method] = {
         {INNER_STEPS: 1, ESTIMATOR: "exact", "method.step-sizes": "learned"},
         frozenset({INNER_STEPS}),
     ),
+    "fedavgm": _server_optimizer("momentum", "with momentum 0.9", HSU),
+    "fedadagrad": _server_optimizer("adagrad", "divided by the root of its summed squares", REDDI, 0.1),
+    "fedadam": _server_optimizer("adam", "divided by the root of its mean square", REDDI, 0.01),
+    "fedyogi": _server_optimizer("yogi", "as fedadam, with a mean square that falls more slowly", REDDI, 0.01),
 }
 
 

@@ -38,8 +38,8 @@ class ServerOptimizer:
         eps: τ, added to the root of the second moment of `adam`, `yogi` and `adagrad`, which starts at τ²; above 0.
         bias_correction: whether `adam` divides its moments, which then start at 0, by 1 - βᵗ (Kingma and Ba 2015),
             as FedOpt's Algorithm 2 does not.
-        averaged: names of arrays that take the mean itself under every optimizer, as integers and the running
-            statistics of PyTorch's layers do under all but `sgd`.
+        averaged: arrays whose names begin with one of these take the mean itself under every optimizer, as integers
+            and the running statistics of PyTorch's layers do under all but `sgd`.
 
     Raises:
         ConfigError: the name is unknown, or a number is out of range.
@@ -51,7 +51,7 @@ class ServerOptimizer:
     beta2: float = 0.99
     eps: float = 1e-3
     bias_correction: bool = False
-    averaged: frozenset[str] = frozenset()
+    averaged: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -125,7 +125,7 @@ def next_model(
 
 def _descends(name: str, tensor: Tensor, optimizer: ServerOptimizer) -> bool:
     """Return whether an array is stepped; the others take the mean."""
-    if name in optimizer.averaged:
+    if name.startswith(optimizer.averaged):
         return False
     is_counted = not tensor.is_floating_point() or name.rpartition(".")[2] in _RUNNING
     return optimizer.name == "sgd" or not is_counted
