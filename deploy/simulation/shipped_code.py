@@ -10,7 +10,6 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-import nufed
 from nufed.common.errors import RunError
 from nufed.common.user_code import NEEDED
 
@@ -33,7 +32,7 @@ def copy_code(target: Path, working_folder: Path) -> None:
     room = _Room()
     for package in _PACKAGES:
         room.copy_tree(_folder_of(package), target / "nufed" / package, code_only=True)
-    room.copy(Path(nufed.__file__), target / "nufed" / "__init__.py")
+    room.copy(Path(str(sys.modules["nufed"].__file__)), target / "nufed" / "__init__.py")
     loaded = dict(_loaded())
     for name, paths in loaded.items():
         for path in paths:
@@ -85,7 +84,7 @@ class _Room:
 
 def _folder_of(package: str) -> Path:
     """Return the folder of one of NuFed's packages, which lies in one of several places (docs/decisions/0009)."""
-    places = [Path(place, package) for place in nufed.__path__]
+    places = [Path(place, package) for place in sys.modules["nufed"].__path__]
     return next(place for place in places if place.is_dir())
 
 
