@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from nufed.common.data import digits, npz, quadratic, sinusoid, user_defined, vision
+from nufed.common.data import digits, npz, omniglot, quadratic, sinusoid, user_defined, vision
 from nufed.common.data.pool import DealtFederation, Pool, SourceRequest
 from nufed.common.data.private import simulated
 from nufed.common.data.private.task import PRIVATE
@@ -43,6 +43,7 @@ SOURCES: dict[str, Source] = {
     "emnist": _vision("emnist", "131600 handwritten digits and letters of 28 x 28 pixels, 47 classes"),
     "cifar10": _vision("cifar10", "60000 color photographs of 32 x 32 pixels, 10 classes"),
     "cifar100": _vision("cifar100", "60000 color photographs of 32 x 32 pixels, 100 classes"),
+    "omniglot": Source("handwritten symbols, each client's own of one alphabet", omniglot.load, omniglot.describe),
     "npz": Source("a NumPy archive with x, y and optionally user", npz.load, npz.describe, "PATH"),
     "csv": Source(
         "a table of all clients; options as of a client's --data", simulated.load, simulated.describe, _TABLE

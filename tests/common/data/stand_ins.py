@@ -1,5 +1,6 @@
 """A small, offline stand-in for every data source, in the source's own file format; where real data may be."""
 
+import itertools
 import os
 import pickle
 import struct
@@ -108,6 +109,19 @@ def _digits(_root: Path, _monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return StandIn(config_for("digits"), Settings(), 1797)
 
 
+def _omniglot(root: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    monkeypatch.setattr("torchvision.datasets.omniglot.check_integrity", lambda *_: True)
+    for part, alphabets in (("images_background", 5), ("images_evaluation", 3)):
+        for alphabet, symbol in itertools.product(range(alphabets), range(4)):
+            folder = root / "omniglot-py" / part / f"Alphabet {alphabet}" / f"character{symbol:02d}"
+            folder.mkdir(parents=True)
+            for index, image in enumerate(random_images(6, (105, 105), f"{part} {alphabet} {symbol}")):
+                image[:8] = 255
+                image[8:16] = 0
+                Image.fromarray(image).save(folder / f"{index:02d}.png")
+    return StandIn(config_for("omniglot"), Settings(data_root=root), None)
+
+
 def _npz(root: Path, _monkeypatch: pytest.MonkeyPatch) -> StandIn:
     labels = balanced_labels(4, 20)
     np.savez(
@@ -172,6 +186,7 @@ STAND_INS: dict[str, Prepare] = {
     "emnist": idx_files("EMNIST", "emnist-balanced-", 47),
     "cifar10": cifar_files("cifar-10-batches-py", 10),
     "cifar100": cifar_files("cifar-100-python", 100),
+    "omniglot": _omniglot,
     "npz": _npz,
     "csv": _table("csv"),
     "parquet": _table("parquet"),
