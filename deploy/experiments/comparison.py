@@ -6,17 +6,21 @@ Differences are signed so that positive is better: more accuracy, say, or less l
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nufed.common.config import MethodConfig, RunConfig
 from nufed.common.examples import Group
 from nufed.common.methods import DEFINING_OPTIONS, INNER_STEPS
-from nufed.common.metric_looks import sign_of
+from nufed.common.metric_looks import look_of, sign_of
 from nufed.deploy.experiments.finished import FinishedRun, Floats
 from nufed.deploy.experiments.statistics import (
     Censored,
     Corrected,
+    Differences,
+    Grain,
     Interval,
     Statistic,
     censored_median,
@@ -29,6 +33,8 @@ from nufed.deploy.experiments.statistics import (
 from nufed.server.adaptation_curves import rounds_to_target
 
 TARGET_SHARES = (0.90, 0.95)
+ACCURACY_OF_FLOATS = 1e-6
+"""Part of a number that means of float32 losses may differ by though nothing else does."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,30 @@ class Comparison:
 
     def curve(self, method: str, group: Group) -> list[Interval]:
         """Return A(s), s = 0..S, mean over seeds with intervals."""
-        return [t_interval(list(self.means(method, group, step).values())) for step in range(self.num_steps + 1)]
+        return [self.mean(method, group, step) for step in range(self.num_steps + 1)]
 
-    def differences(self, ours: str, theirs: str, group: Group, step: int) -> dict[int, float]:
+    def mean(self, method: str, group: Group, step: int) -> Interval:
+        """Return A(s), mean over seeds with its interval."""
+        values = list(self.means(method, group, step).values())
+        return t_interval(values, grain=self.grain((method,), group, step))
+
+    def grain(self, methods: Sequence[str], group: Group, step: int) -> Grain:
+        """Return how finely the methods' A(s) can differ from seed to seed.
+
+        A share is counted in examples: one of a client's n_i test examples is worth 1 / (N n_i) of the mean over N
+        clients, of which the mean over clients and runs is taken. Other numbers are exact to float32.
+        """
+        tables = [run.groups[group] for method in methods for run in self.runs[method].values()]
+        if look_of(self.measure).is_share:
+            return Grain(float(np.mean([one_example(table.num_test) for table in tables])))
+        levels = [abs(float(table.at(self.measure, step).mean())) for table in tables]
+        return Grain(rounding=ACCURACY_OF_FLOATS * max(filter(math.isfinite, levels), default=0.0))
+
+    def differences(self, ours: str, theirs: str, group: Group, step: int) -> Differences:
         """Return seed -> how much better `ours` is than `theirs` after s steps, over the seeds that both have."""
         left, right = self.means(ours, group, step), self.means(theirs, group, step)
-        return {seed: self.sign * (left[seed] - right[seed]) for seed in sorted(left.keys() & right.keys())}
+        found = {seed: self.sign * (left[seed] - right[seed]) for seed in sorted(left.keys() & right.keys())}
+        return Differences(found, self.grain((ours, theirs), group, step))
 
     def against(self, other: str, group: Group, step: int) -> dict[str, Corrected]:
         """Return every other method's difference to `other`, Holm-corrected for their number."""
@@ -140,17 +164,38 @@ class Comparison:
 
     def over_clients(self, method: str, group: Group, statistic: Statistic) -> Interval:
         """Return a statistic of the clients at s*, mean over seeds, with its two-stage bootstrap interval."""
-        runs = sorted(self.runs[method].items())
-        values = [run.groups[group].at(self.measure, self.primary_step) for _, run in runs]
-        return two_stage_bootstrap(values, statistic)
+        runs = [run for _, run in sorted(self.runs[method].items())]
+        values = [run.groups[group].at(self.measure, self.primary_step) for run in runs]
+        tables = [run.groups[group] for run in runs]
+        # of one client, and of the mean over a tenth of them, an example is worth ten times as much as of all
+        example = float(np.mean([one_example(table.num_test) for table in tables]))
+        grain = 10 * example if look_of(self.measure).is_share else 0.0
+        return two_stage_bootstrap(values, statistic, grain=grain)
 
     def worst_decile(self, method: str, group: Group) -> Interval:
         """Return W(s*), the mean over the worst tenth of the clients."""
-        return self.over_clients(method, group, lambda values: self.sign * worst_decile(self.sign * values))
+        return self._once("worst decile", method, group)
+
+    def worst_mean(self, method: str, group: Group) -> float:
+        """Return W(s*) without its interval."""
+        tables = [run.groups[group].at(self.measure, self.primary_step) for run in self.runs[method].values()]
+        return float(np.mean([self.sign * worst_decile(self.sign * values) for values in tables]))
 
     def spread(self, method: str, group: Group) -> Interval:
         """Return the standard deviation over clients at s*."""
-        return self.over_clients(method, group, spread)
+        return self._once("spread", method, group)
+
+    def _once(self, name: str, method: str, group: Group) -> Interval:
+        """Return a statistic over clients, resampled when it is first asked for: tables and figures share it."""
+        key = (name, method, group)
+        if key not in self._resampled:
+            of = spread if name == "spread" else lambda values: self.sign * worst_decile(self.sign * values)
+            self._resampled[key] = self.over_clients(method, group, of)
+        return self._resampled[key]
+
+    @cached_property
+    def _resampled(self) -> dict[tuple[str, str, Group], Interval]:
+        return {}
 
     def targets(self) -> dict[str, float]:
         """Return name -> value of A(s*) that counts as reached.
@@ -202,6 +247,15 @@ class Comparison:
 
     def _all(self) -> list[FinishedRun]:
         return [run for runs in self.runs.values() for run in runs.values()]
+
+
+def one_example(num_test: NDArray[np.int64]) -> float:
+    """Return what one test example is worth of a mean over clients: mean of 1 / (N n_i).
+
+    Args:
+        num_test: [N] test examples of each client, n_i.
+    """
+    return float(np.mean(1 / np.maximum(num_test, 1))) / len(num_test)
 
 
 def _share_of(final: float, share: float, sign: float) -> float:

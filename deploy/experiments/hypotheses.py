@@ -7,16 +7,17 @@ the other way, and undecided otherwise; intervals are paired over seeds and Holm
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from nufed.common.examples import Group
 from nufed.common.metric_looks import look_of
-from nufed.deploy.experiments.comparison import Comparison, exact_methods, methods_with
-from nufed.deploy.experiments.statistics import Corrected, holm
+from nufed.deploy.experiments.comparison import ACCURACY_OF_FLOATS, Comparison, exact_methods, methods_with
+from nufed.deploy.experiments.statistics import MIN_SEEDS, Corrected, Differences, Grain, holm
+from nufed.deploy.experiments.wording import no_verdict
 
-Verdict = Literal["supported", "contradicted", "undecided", "not tested"]
+Verdict = str
+"""`supported`, `contradicted`, `undecided`, `not tested`, or `no verdict: 2 seeds`, say."""
 SMALL = 0.1
 """ναL up to which ν steps of α are expected to be one step of να."""
 NEGLIGIBLE = 0.01
@@ -113,7 +114,8 @@ def _h3a(settings: Sequence[Graded]) -> Finding:
                 strong = highest.comparison.differences(name, baseline, group, nu)
                 weak = lowest.comparison.differences(name, baseline, group, nu)
                 key = f"gap of ν = {nu} at {highest.name or 'strong'} - gap at {lowest.name or 'weak'}, {group}"
-                differences[key] = {seed: strong[seed] - weak[seed] for seed in strong.keys() & weak.keys()}
+                values = {seed: strong[seed] - weak[seed] for seed in sorted(strong.keys() & weak.keys())}
+                differences[key] = Differences(values, _coarser(strong.grain, weak.grain))
     return _finding("H3a", claim, differences, "Tested where a suite has settings of two strengths.")
 
 
@@ -147,7 +149,7 @@ class _Control:
             return f"να = {self.reach:g}{where}, taken as large because L is not known"
         return f"να = {self.reach:g}, ναL = {self.setting.smoothness * self.reach:.2g}{where}"
 
-    def leads(self) -> dict[str, dict[int, float]]:
+    def leads(self) -> dict[str, Differences]:
         """Return by how much ν is ahead at s = ν; where ναL is small, a loss as a share of the control's."""
         comparison, found = self.setting.comparison, {}
         for group in comparison.groups:
@@ -156,7 +158,8 @@ class _Control:
                 continue
             if self.is_small and not look_of(comparison.measure).is_share:
                 losses = comparison.means(self.control, group, self.nu)
-                values = {seed: value / abs(losses[seed]) for seed, value in values.items()}
+                shares = {seed: value / abs(losses[seed]) for seed, value in values.items()}
+                values = Differences(shares, Grain(rounding=ACCURACY_OF_FLOATS))
             names = f"{comparison.labels[self.method]} - {comparison.labels[self.control]}"
             where = f", {self.setting.name}" if self.is_small and self.setting.name else ""
             found[f"{names}, s = {self.nu}, {group}{where}"] = values
@@ -174,7 +177,7 @@ def _h3b(settings: Sequence[Graded]) -> Finding:
     if not evidence:
         return Finding("H3b", claim, "not tested", {}, "The suite has no control (ν = 1, α' = να).")
     verdicts = {
-        judge_half({key: evidence[key] for key in half})
+        _seeds_short({key: evidence[key] for key in half}) or judge_half({key: evidence[key] for key in half})
         for half, judge_half in ((vanished, _vanishing), (present, _verdict))
         if half
     }
@@ -198,7 +201,7 @@ def _controls(setting: Graded) -> list[_Control]:
     return found
 
 
-def _all_leads(controls: Sequence[_Control]) -> dict[str, dict[int, float]]:
+def _all_leads(controls: Sequence[_Control]) -> dict[str, Differences]:
     return {key: values for control in controls for key, values in control.leads().items()}
 
 
@@ -214,6 +217,8 @@ def _joint(verdicts: Collection[Verdict]) -> Verdict:
     """Return the verdict on a statement from those on its halves."""
     if "contradicted" in verdicts:
         return "contradicted"
+    if short := [verdict for verdict in verdicts if verdict.startswith("no verdict")]:
+        return short[0]
     return "undecided" if "undecided" in verdicts else "supported"
 
 
@@ -228,7 +233,9 @@ def _h4(comparison: Comparison) -> Finding:
             far = _distances(comparison, name, exact[nu], group)
             near = _distances(comparison, name, exact[nu // 2], group)
             key = f"distance of FO({nu}) to exact({nu}) - to exact({nu // 2}), {group}"
-            differences[key] = {seed: far[seed] - near[seed] for seed in far.keys() & near.keys()}
+            values = {seed: far[seed] - near[seed] for seed in sorted(far.keys() & near.keys())}
+            grain = comparison.grain((name, exact[nu], exact[nu // 2]), group, comparison.primary_step)
+            differences[key] = Differences(values, grain)
     return _finding("H4", claim, differences, "Needs FO(ν), exact(ν) and exact(ν/2) in one suite.")
 
 
@@ -251,12 +258,16 @@ def _h5(comparison: Comparison) -> Finding:
         theirs = _rounds(comparison, methods[1], target)
         for nu, name in _larger(methods, comparison):
             ours = _rounds(comparison, name, target)
-            differences[f"ν = {nu}, {target_name}"] = {seed: theirs[seed] - ours[seed] for seed in ours.keys() & theirs}
+            saved = {seed: theirs[seed] - ours[seed] for seed in sorted(ours.keys() & theirs)}
+            # rounds are counted in evaluations: the same number on every seed is what so coarse a count looks like
+            differences[f"ν = {nu}, {target_name}"] = Differences(saved, Grain(example=interval))
     evidence = holm({name: values for name, values in differences.items() if values})
     if not evidence:
         return Finding("H5", claim, "not tested", {}, note)
-    if any(each.interval.high < 0 for each in evidence.values()):
-        verdict: Verdict = "contradicted"
+    if verdict := _seeds_short(evidence):
+        pass
+    elif any(each.interval.high < 0 for each in evidence.values()):
+        verdict = "contradicted"
     elif all(each.interval.low >= -interval for each in evidence.values()):
         verdict = "supported"
     else:
@@ -287,7 +298,20 @@ def _finding(name: str, claim: str, differences: Mapping[str, Mapping[int, float
     return Finding(name, claim, _verdict(evidence), evidence)
 
 
+def _coarser(first: Grain, second: Grain) -> Grain:
+    """Return the grain of the difference of two numbers."""
+    return Grain(max(first.example, second.example), max(first.rounding, second.rounding))
+
+
+def _seeds_short(evidence: Mapping[str, Corrected]) -> Verdict:
+    """Return `no verdict: 2 seeds` where no comparison has enough seeds; empty else."""
+    most = max(each.interval.num for each in evidence.values())
+    return no_verdict(most) if most < MIN_SEEDS else ""
+
+
 def _verdict(evidence: Mapping[str, Corrected]) -> Verdict:
+    if short := _seeds_short(evidence):
+        return short
     if _one_is_negative(evidence):
         return "contradicted"
     return "supported" if all(each.interval.low > 0 for each in evidence.values()) else "undecided"

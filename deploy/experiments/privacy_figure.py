@@ -13,7 +13,7 @@ from nufed.deploy.experiments.comparison import Comparison
 from nufed.deploy.experiments.hypotheses import Graded
 from nufed.deploy.experiments.report_figures import COLORS, MARKERS
 from nufed.deploy.experiments.report_tables import TextTable
-from nufed.deploy.experiments.statistics import Interval, t_interval
+from nufed.deploy.experiments.statistics import Interval
 from nufed.deploy.experiments.story import GROUP_NAMES
 from nufed.deploy.experiments.wording import estimate
 
@@ -111,4 +111,4 @@ def _word(epsilon: float) -> str:
 
 
 def _at_step(runs: Comparison, name: str, group: Group) -> Interval:
-    return t_interval(list(runs.means(name, group, runs.primary_step).values()))
+    return runs.mean(name, group, runs.primary_step)

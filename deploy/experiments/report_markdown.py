@@ -19,7 +19,6 @@ from nufed.deploy.experiments.report_tables import (
     tuning_table,
 )
 from nufed.deploy.experiments.robustness import NOTE, robustness_tables
-from nufed.deploy.experiments.statistics import t_interval
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
 from nufed.deploy.experiments.wording import estimate, left_out, steps
 from nufed.server.progress_lines import duration
@@ -96,7 +95,7 @@ def overview_table(stories: Mapping[str, Story]) -> TextTable:
         comparison, verdicts = story.main, {finding.name: finding.verdict for finding in story.findings}
         group, step = comparison.groups[0], comparison.primary_step
         best = comparison.best(group, step)
-        value = estimate(t_interval(list(comparison.means(best, group, step).values())), comparison.measure)
+        value = estimate(comparison.mean(best, group, step), comparison.measure)
         won = f"{comparison.labels[best]}: {value}, {group}, {steps(step)}"
         rows.append([name, str(len(comparison.seeds)), won, *(verdicts.get(each, "not tested") for each in names)])
     return TextTable(["suite", "seeds", "best", *names], rows)

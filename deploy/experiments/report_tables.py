@@ -9,7 +9,7 @@ from nufed.common.examples import Group
 from nufed.common.metric_looks import LOSS
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
 from nufed.deploy.experiments.hypotheses import Finding
-from nufed.deploy.experiments.statistics import Corrected, t_interval
+from nufed.deploy.experiments.statistics import Corrected
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, winner
 from nufed.deploy.experiments.tuning import Choice
 from nufed.deploy.experiments.wording import difference, estimate, judgement, number, p_value, span
@@ -38,7 +38,7 @@ def standing_table(comparison: Comparison, group: Group) -> TextTable:
     """Return how every method does at s*: A(s*), against the best, A(0), worst tenth and spread, best method first."""
     step, measure = comparison.primary_step, comparison.measure
     best = winner(comparison, group)
-    means = {name: t_interval(list(comparison.means(name, group, step).values())) for name in comparison.runs}
+    means = {name: comparison.mean(name, group, step) for name in comparison.runs}
 
     def rank(name: str) -> float:
         mean = means[name].mean
@@ -46,13 +46,13 @@ def standing_table(comparison: Comparison, group: Group) -> TextTable:
 
     rows = []
     for name in sorted(means, key=rank):
-        before = t_interval(list(comparison.means(name, group, 0).values()))
+        before = comparison.mean(name, group, 0)
         behind = best.against.get(name)
         rows.append(
             [
                 comparison.labels[name],
                 estimate(means[name], measure),
-                "best" if behind is None else f"{difference(_other_way(behind).interval, measure)}",
+                "best" if behind is None else f"{difference(behind.turned().interval, measure)}",
                 "" if behind is None else p_value(behind.p_adjusted),
                 number(before.mean, measure),
                 span(comparison.worst_decile(name, group), measure),
@@ -107,10 +107,7 @@ def matrix_table(comparison: Comparison, group: Group) -> TextTable:
     """Return A(s) of the exact methods: a row for each trained ν, a column for each tested s; best of a column bold."""
     methods, measure = exact_methods(comparison), comparison.measure
     tested = list(range(comparison.num_steps + 1))
-    values = [
-        [t_interval(list(comparison.means(name, group, step).values())).mean for step in tested]
-        for name in methods.values()
-    ]
+    values = [[comparison.mean(name, group, step).mean for step in tested] for name in methods.values()]
     shades = {}
     for column in range(len(tested)):
         ordered = [comparison.sign * row[column] for row in values]
@@ -200,8 +197,3 @@ def _evidence(finding: Finding, corrected: Corrected, comparison: Comparison) ->
         text = f"{interval.mean:+.0f} rounds"
         return text if math.isinf(interval.low) else f"{text} [{interval.low:.0f}, {interval.high:.0f}]"
     return difference(interval, comparison.measure)
-
-
-def _other_way(corrected: Corrected) -> Corrected:
-    old = corrected.interval
-    return Corrected(type(old)(-old.mean, -old.high, -old.low, old.num, old.p_value), corrected.p_adjusted)

@@ -14,7 +14,7 @@ from nufed.deploy.experiments.comparison import Comparison, compare, exact_metho
 from nufed.deploy.experiments.conduct import RECORD, Experiment, read_experiment
 from nufed.deploy.experiments.finished import FinishedRun, read_run
 from nufed.deploy.experiments.hypotheses import Attacked, Finding, Graded, judge
-from nufed.deploy.experiments.statistics import Corrected, holm, t_interval
+from nufed.deploy.experiments.statistics import MIN_SEEDS, Corrected, holm
 from nufed.deploy.experiments.tuning import Choice
 from nufed.deploy.experiments.wording import difference, estimate, judgement, number, p_value, steps
 from nufed.server.resuming import CONFIG
@@ -91,10 +91,7 @@ class Story:
             "seeds": comparison.seeds,
             "verdict": self.verdict_lines(),
             "methods": {
-                name: {
-                    group: vars(t_interval(list(comparison.means(name, group, step).values())))
-                    for group in comparison.groups
-                }
+                name: {group: vars(comparison.mean(name, group, step)) for group in comparison.groups}
                 for name in comparison.runs
             },
             "findings": {finding.name: finding.verdict for finding in self.findings},
@@ -145,7 +142,7 @@ def winner(comparison: Comparison, group: Group) -> Winner:
     step = comparison.primary_step
     best = comparison.best(group, step)
     against = comparison.against(best, group, step)
-    turned = {name: _turned(corrected) for name, corrected in against.items()}
+    turned = {name: corrected.turned() for name, corrected in against.items()}
     finite = [name for name in turned if turned[name].interval.mean == turned[name].interval.mean]
     runner_up = min(finite, key=lambda name: turned[name].interval.mean, default="")
     return Winner(group, best, turned, runner_up)
@@ -155,15 +152,13 @@ def verdict_on(comparison: Comparison, group: Group) -> list[str]:
     """Return who won for a group, by how much and whether that is significant, and what ν > 1 gains."""
     step, measure = comparison.primary_step, comparison.measure
     best = winner(comparison, group)
-    own = t_interval(list(comparison.means(best.method, group, step).values()))
+    own = comparison.mean(best.method, group, step)
     where = f"{GROUP_NAMES[group].capitalize()} after {steps(step)}"
     if not best.against:
-        before = t_interval(list(comparison.means(best.method, group, 0).values()))
+        before = comparison.mean(best.method, group, 0)
         return [f"{where}: {measure} {number(own.mean, measure)}, from {number(before.mean, measure)} before."]
     label = comparison.labels
-    beaten = sum(judgement(each) == "better" for each in best.against.values())
-    shown = f"shown to be better than {beaten or 'none'} of the {len(best.against)} other methods"
-    lines = [f"{where}: {label[best.method]} has the best {measure}, {estimate(own, measure)}, and is {shown}."]
+    lines = [f"{where}: {_standing(comparison, best, estimate(own, measure))}"]
     for name in dict.fromkeys([best.runner_up, comparison.reference]):
         if name in best.against:
             corrected = best.against[name]
@@ -173,6 +168,25 @@ def verdict_on(comparison: Comparison, group: Group) -> list[str]:
             )
     said = {name for name in (best.runner_up, comparison.reference) if name in best.against}
     return lines + _on_nu(comparison, group, {(best.method, name) for name in said})
+
+
+def _standing(comparison: Comparison, best: Winner, value: str) -> str:
+    """Return how the best mean stands against all others; only what is shown to be better reads as a win."""
+    measure, label, others = comparison.measure, comparison.labels, len(best.against)
+    extreme = "highest" if comparison.sign > 0 else "lowest"
+    has = f"{label[best.method]} has the {extreme} mean {measure}, {value}"
+    beaten = [name for name, each in best.against.items() if judgement(each) == "better"]
+    most = max(each.interval.num for each in best.against.values())
+    if most < MIN_SEEDS:
+        return f"no verdict, for which {MIN_SEEDS} seeds are needed. {has}."
+    if not beaten:
+        which = "the other method" if others == 1 else f"any of the {others} other methods"
+        return f"no winner is shown. {has}, but is not shown to be better than {which}."
+    what = f"{label[best.method]} has the best {measure}, {value}, and is shown to be better than"
+    if len(beaten) == others:
+        return f"{what} {'the other method' if others == 1 else f'all {others} other methods'}."
+    rest = ", ".join(label[name] for name in best.against if name not in beaten)
+    return f"{what} {len(beaten)} of the {others} other methods, but not than {rest}."
 
 
 def _on_nu(comparison: Comparison, group: Group, said: set[tuple[str, str]]) -> list[str]:
@@ -191,12 +205,6 @@ def _on_nu(comparison: Comparison, group: Group, said: set[tuple[str, str]]) -> 
     text = difference(against[best].interval, measure)
     names = f"{comparison.labels[best]} against {comparison.labels[methods[1]]}, both exact"
     return [f"{names}: {text}, {judgement(against[best])}."]
-
-
-def _turned(corrected: Corrected) -> Corrected:
-    """Return a difference seen from the other side."""
-    old = corrected.interval
-    return Corrected(type(old)(-old.mean, -old.high, -old.low, old.num, old.p_value), corrected.p_adjusted)
 
 
 def _story_of_run(run: FinishedRun) -> Story:

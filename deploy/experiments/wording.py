@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from nufed.common.metric_looks import look_of
 from nufed.deploy.experiments.cells import ending_of
-from nufed.deploy.experiments.statistics import Corrected, Interval
+from nufed.deploy.experiments.statistics import MIN_SEEDS, Corrected, Interval
 
 
 def number(value: float, measure: str) -> str:
@@ -29,41 +29,85 @@ def left_out(problems: Mapping[str, str]) -> str:
 
 
 def estimate(interval: Interval, measure: str) -> str:
-    """Return `87.3 ± 1.2 %`, without ± for a single observation."""
-    if not math.isfinite(interval.mean):
+    """Return `87.3 ± 1.2 %`, as ends where they lie beyond what the measure can be, or `87.3 % (seeds 86 to 88)`.
+
+    An interval that covers everything that the measure can be, or whose half is larger than the number itself, is no
+    finding: what the seeds gave is shown instead.
+    """
+    mean, look = interval.mean, look_of(measure)
+    if not math.isfinite(mean):
         return without_number(measure)
-    if not math.isfinite(interval.half_width):
-        return number(interval.mean, measure)
+    half = interval.half_width
+    low, high = max(interval.low, look.low), min(interval.high, look.high)
+    bounded = math.isfinite(look.low) and math.isfinite(look.high)
+    says_nothing = (low <= look.low and high >= look.high) if bounded else half > abs(mean)
+    if not math.isfinite(half) or says_nothing:
+        return f"{number(mean, measure)}{_seeds(interval, measure)}"
+    if low > interval.low or high < interval.high:
+        return f"{number(mean, measure)} {_ends(low, high, measure)}"
+    if look.is_share:
+        return f"{100 * mean:.1f} ± {100 * half:.1f} %"
+    return f"{mean:.3g} ± {half:.2g}"
+
+
+def _ends(low: float, high: float, measure: str) -> str:
     if look_of(measure).is_share:
-        return f"{100 * interval.mean:.1f} ± {100 * interval.half_width:.1f} %"
-    return f"{interval.mean:.3g} ± {interval.half_width:.2g}"
+        return f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return f"[{low:.3g}, {high:.3g}]"
+
+
+def _seeds(interval: Interval, measure: str) -> str:
+    """Return what the seeds gave, as ` (seeds 86.2 to 88.1)`; nothing for a single one."""
+    if interval.num < 2 or not math.isfinite(interval.most - interval.least):
+        return ""
+    if look_of(measure).is_share:
+        return f" (seeds {100 * interval.least:.1f} to {100 * interval.most:.1f})"
+    return f" (seeds {interval.least:.3g} to {interval.most:.3g})"
 
 
 def span(interval: Interval, measure: str) -> str:
-    """Return `7.3 % (5.1 to 9.0)`, for intervals that are not symmetric."""
+    """Return `7.3 % (5.1 to 9.0)`, for intervals that are not symmetric, cut to what the measure can be."""
     if not math.isfinite(interval.low) or not math.isfinite(interval.high):
         return number(interval.mean, measure)
     if look_of(measure).is_share:
-        return f"{100 * interval.mean:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+        low, high = max(interval.low, 0.0), min(interval.high, 1.0)
+        return f"{100 * interval.mean:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
     return f"{interval.mean:.3g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
 def difference(interval: Interval, measure: str) -> str:
-    """Return `+1.2 points [0.3, 2.1]`, or for a loss `0.12 less [0.03, 0.21]`; positive is better."""
-    if not math.isfinite(interval.mean):
+    """Return `+1.2 points [0.3, 2.1]`, or for a loss `+0.12 [0.03, 0.21]`; positive is better.
+
+    Ends are cut to what a difference can be. Without an interval, the seeds' differences are shown.
+    """
+    mean, look = interval.mean, look_of(measure)
+    if not math.isfinite(mean):
         return without_number(measure)
-    scale, unit, digits = (100.0, " points", ".1f") if look_of(measure).is_share else (1.0, "", ".3f")
-    text = f"{scale * interval.mean:+{digits}}{unit}"
-    if not math.isfinite(interval.low):
-        return text
-    return f"{text} [{scale * interval.low:{digits}}, {scale * interval.high:{digits}}]"
+    scale, unit, digits = (100.0, " points", ".1f") if look.is_share else (1.0, "", ".3f")
+    text = f"{scale * mean:+{digits}}{unit}"
+    reach = look.high - look.low if math.isfinite(look.high - look.low) else math.inf
+    if not math.isfinite(interval.low) or (interval.low <= -reach and interval.high >= reach):
+        if interval.num < 2 or not math.isfinite(interval.most - interval.least):
+            return text
+        return f"{text} (seeds {scale * interval.least:+{digits}} to {scale * interval.most:+{digits}})"
+    low, high = max(interval.low, -reach), min(interval.high, reach)
+    return f"{text} [{scale * low:{digits}}, {scale * high:{digits}}]"
+
+
+def no_verdict(num: int) -> str:
+    """Return that so few seeds allow no verdict."""
+    return f"no verdict: {num} seed{'' if num == 1 else 's'}"
 
 
 def judgement(corrected: Corrected) -> str:
     """Return whether a corrected difference is one."""
     interval = corrected.interval
-    if interval.num < 2:
-        return "one seed, no interval"
+    if interval.num < MIN_SEEDS:
+        return no_verdict(interval.num)
+    if not math.isfinite(interval.mean):
+        return "no verdict: without a number"
+    if not math.isfinite(interval.low):
+        return "no verdict: all seeds equal"
     if interval.low > 0:
         return "better"
     return "worse" if interval.high < 0 else "no difference shown"

@@ -30,7 +30,7 @@ def made_run(method, seed, curve, *, progress=(), loss=False, measure="accuracy"
     values = np.asarray(curve, dtype=float)[None] + offsets
     table = ClientTable(
         tuple(f"client-{index}" for index in range(clients)),
-        np.full(clients, 10),
+        np.full(clients, 1000),  # of which one is worth less than the noise
         {"loss": values} if loss else {measure: values, "loss": 1 - values},
     )
     rounds = np.arange(len(progress)) * 10

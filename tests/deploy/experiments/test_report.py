@@ -144,6 +144,14 @@ def test_targets_are_shown_with_the_value_that_counts():
         (number(float("nan"), "loss"), "diverged"),
         (estimate(Interval(0.5, 0.4, 0.6, 5), "accuracy"), "50.0 ± 10.0 %"),
         (estimate(Interval(0.5, float("-inf"), float("inf"), 1), "accuracy"), "50.0 %"),
+        (estimate(Interval(0.98, 0.94, 1.02, 5), "accuracy"), "98.0 % [94.0, 100.0]"),
+        (estimate(Interval(0.5, -0.7, 1.7, 3, least=0.1, most=0.9), "accuracy"), "50.0 % (seeds 10.0 to 90.0)"),
+        (estimate(Interval(0.5, -0.7, 1.7, 3, least=0.1, most=0.9), "loss"), "0.5 (seeds 0.1 to 0.9)"),
+        (
+            difference(Interval(0.1, -1.3, 1.5, 3, least=-0.1, most=0.4), "accuracy"),
+            "+10.0 points (seeds -10.0 to +40.0)",
+        ),
+        (difference(Interval(0.3, -0.7, 1.3, 3), "accuracy"), "+30.0 points [-70.0, 100.0]"),
         (difference(Interval(-0.02, -0.05, 0.01, 5), "accuracy"), "-2.0 points [-5.0, 1.0]"),
         (difference(Interval(0.12, 0.02, 0.22, 5), "loss"), "+0.120 [0.020, 0.220]"),
     ],
@@ -284,7 +292,7 @@ def test_a_report_of_several_epsilons_shows_what_privacy_costs(tmp_path):
     }
     assert "What privacy costs" in (tmp_path / "report.html").read_text(encoding="utf-8")
     rows = [line.split("|")[1:5] for line in text.splitlines() if line.startswith("| digits")]
-    assert [[cell.split("±")[0].strip() for cell in row] for row in rows[:3]] == [
+    assert [[cell.split("%")[0].strip() for cell in row] for row in rows[:3]] == [
         ["digits", "0.5", "5.0", "4.0"],
         ["digits", "4", "40.0", "39.0"],
         ["digits", "none", "90.0", "89.0"],

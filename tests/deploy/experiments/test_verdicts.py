@@ -7,8 +7,8 @@ import pytest
 
 from nufed.deploy.experiments.comparison import compare, exact_methods
 from nufed.deploy.experiments.hypotheses import Graded, judge
-from nufed.deploy.experiments.report_tables import metrics_table
-from nufed.deploy.experiments.statistics import t_interval
+from nufed.deploy.experiments.report_tables import differences_table, metrics_table, standing_table
+from nufed.deploy.experiments.statistics import Grain, t_interval
 from nufed.deploy.experiments.story import verdict_on, winner
 from nufed.deploy.experiments.tuning import validation_score
 from tests.deploy.experiments.made_runs import LABELS, NUM_STEPS, OPTIONS, made_comparison, made_run
@@ -29,7 +29,7 @@ def test_means_and_intervals_are_over_seeds_and_not_over_clients():
 
     by_seed = list(comparison.means("per-fedavg", "new", 2).values())
     assert len(by_seed) == 5
-    assert curve[2] == t_interval(by_seed)
+    assert curve[2] == t_interval(by_seed, grain=Grain(1 / 4000))
 
 
 def test_only_seeds_that_both_methods_have_are_compared():
@@ -51,7 +51,7 @@ def test_the_best_is_shown_to_be_better_where_seeds_agree_though_they_vary_more_
     assert (best.method, best.runner_up) == ("meta-2", "per-fedavg")
     assert best.against["per-fedavg"].interval.mean == pytest.approx(0.06, abs=0.005)
     assert "ν = 2 has the best accuracy" in lines[0]
-    assert "shown to be better than 2 of the 2 other methods" in lines[0]
+    assert lines[0].endswith("is shown to be better than all 2 other methods.")
     assert lines[1].startswith("ν = 2 against ν = 1: +5.9 points [5.")
     assert "ν = 2 against FedAvg + fine-tuning: +16.0 points" in lines[2]
     assert len(lines) == 3
@@ -62,8 +62,58 @@ def test_where_seeds_disagree_nothing_is_shown():
 
     lines = verdict_on(comparison, "new")
 
-    assert "shown to be better than none of the 1 other methods" in lines[0]
+    assert "no winner is shown" in lines[0]
+    assert lines[0].endswith("but is not shown to be better than the other method.")
     assert "no difference shown" in lines[1]
+
+
+def settled(seeds, gap, *, clients=1, num_test=20):
+    """Return ν = 1 and ν = 2 whose difference at every s is the same on every seed."""
+    runs = []
+    for seed in range(seeds):
+        for method, lead in (("fedavg", 0.0), ("per-fedavg", 0.0), ("meta-2", gap)):
+            curve = np.full(NUM_STEPS + 1, 0.5 + 0.05 * seed + lead)
+            run = made_run(method, seed, curve, clients=clients, progress=[0.1, 0.5], config=OPTIONS[method])
+            for table in run.groups.values():
+                table.num_test[:] = num_test
+            runs.append(run)
+    return compare(runs, LABELS, reference="fedavg", baseline="per-fedavg", target=0.4)
+
+
+def test_two_seeds_with_the_same_example_are_no_verdict_anywhere():
+    """One example of 160: before, `better, p < 0.001, [0.6, 0.6]`."""
+    comparison = settled(2, 1 / 160, clients=8)
+
+    lines = verdict_on(comparison, "new")
+
+    assert lines[0].startswith("New clients after 2 steps: no verdict, for which 3 seeds are needed. ν = 2 has the h")
+    assert all(line.endswith("no verdict: 2 seeds.") for line in lines[1:])
+    told = str(standing_table(comparison, "new").rows) + str(differences_table(comparison, "per-fedavg").rows)
+    assert "+0.6 points (seeds +0.6 to +0.6)" in told
+    assert "±" not in told + " ".join(lines)
+    assert " p " not in told
+    assert {finding.verdict for finding in judge([Graded("", 0, comparison)])} == {"no verdict: 2 seeds", "not tested"}
+
+
+@pytest.mark.parametrize(("examples", "verdict"), [(1, "undecided"), (10, "supported")])
+def test_three_seeds_with_the_same_examples_are_shown_by_many_of_them_alone(examples, verdict):
+    comparison = settled(3, examples / 20)
+
+    found = findings([Graded("", 0, comparison)])
+
+    assert found["H1"].verdict == verdict
+    assert ("no winner is shown" in verdict_on(comparison, "new")[0]) == (verdict == "undecided")
+    # rounds to target are 10 on every seed for both, which is known no better than to one evaluation
+    assert found["H5"].verdict == "undecided"
+    assert all(each.interval.half_width > 0 for each in found["H5"].evidence.values())
+
+
+def test_where_all_methods_tie_nobody_wins():
+    lines = verdict_on(settled(3, 0.0), "participating")
+
+    assert "no winner is shown" in lines[0]
+    assert lines[1].endswith("no difference shown, p = 1.000.")
+    assert all("no difference shown" in line for line in lines[1:])
 
 
 def test_for_a_loss_less_is_better():
@@ -249,7 +299,7 @@ def test_first_order_that_adapts_like_half_its_steps_supports_h4(first_order, ve
 )
 def test_rounds_to_target_that_grow_with_the_number_of_steps_contradict_h5(ours, verdict):
     progress = {"fedavg": [0.1, 0.5, 0.7, 0.7], "per-fedavg": [0.1, 0.9, 0.9, 0.9], "meta-2": ours}
-    comparison = made_comparison({"fedavg": FEDAVG, "per-fedavg": ONE, "meta-2": TWO}, progress=progress)
+    comparison = made_comparison({"fedavg": FEDAVG, "per-fedavg": ONE, "meta-2": TWO}, progress=progress, seeds=10)
 
     assert findings([Graded("", 0, comparison)])["H5"].verdict == verdict
 
