@@ -152,12 +152,13 @@ def draw(figures: Mapping[str, Callable[[], Figure]]) -> dict[str, tuple[str, by
         with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
             figure, svg, png = make(), io.StringIO(), io.BytesIO()
             figure.set_dpi(PNG_DPI)
-            raster = FigureCanvasAgg(figure)
+            raster: Any = FigureCanvasAgg(figure)
             raster.draw()
             pixels = np.asarray(raster.buffer_rgba())[..., :3]
             Image.fromarray(pixels).save(png, format="png", dpi=(PNG_DPI, PNG_DPI), compress_level=4)
             figure.set_layout_engine("none")
-            FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+            vector: Any = FigureCanvasSVG(figure)
+            vector.print_svg(svg, metadata={"Date": None, "Creator": None})
         text = svg.getvalue()
         drawn[name] = (text[text.index("<svg") :], png.getvalue())
     return drawn
