@@ -33,6 +33,11 @@ class DataConfig(Section):
     )
     num_clients: int = Field(20, ge=1, le=1_000_000, description="participating clients, n")
     num_new_clients: int = Field(10, ge=0, le=1_000_000, description="clients that never take part in training")
+    new_users: Literal["auto", "drawn"] = Field(
+        "auto",
+        description="who are the new clients of by-user: auto takes users that the source has for that (x_new), drawn "
+        "draws them from the same users as participating ones",
+    )
     transform: Literal["none", "rotate", "permute-labels", "two-groups"] = Field(
         "none", description="what each client sees its examples through, drawn for each client"
     )

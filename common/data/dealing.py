@@ -17,6 +17,9 @@ from nufed.common.errors import DataError
 from nufed.common.examples import ClientData, Group
 from nufed.common.rng import numpy_generator
 
+NOTABLE_SHIFT = 0.2
+"""Total variation distance between the labels of two groups of clients, beyond chance, that a run tells of."""
+
 
 def deal(pool: Pool, config: DataConfig, seed: int) -> DealtFederation:
     """Return the federation that `data.partition` makes of a pool.
@@ -115,7 +118,7 @@ def _unused_parts(pool: Pool, config: DataConfig) -> tuple[str, ...]:
 
 def _deal_by_user(pool: Pool, config: DataConfig, seed: int) -> tuple[list[DealtClient], tuple[str, ...]]:
     """Return one client per user, chosen at random, participating first; new ones from `pool.new` if there is one."""
-    if pool.new is None:
+    if pool.new is None or config.new_users == "drawn":
         num_total = config.num_clients + config.num_new_clients
         users = _choose(_user_clients(pool.train, pool.test, config), num_total, "participating and new", config, seed)
         own, new = users.dealt_clients[: config.num_clients], users.dealt_clients[config.num_clients :]
@@ -124,7 +127,7 @@ def _deal_by_user(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Dealt
         users = _choose(_user_clients(pool.train, pool.test, config), config.num_clients, "participating", config, seed)
         new_users = _choose(_user_clients(pool.new, None, config), config.num_new_clients, "new", config, seed)
         own, new = users.dealt_clients, new_users.dealt_clients
-        notes = users.notes + new_users.notes
+        notes = users.notes + new_users.notes + _label_shift(own, new, pool, config)
     dealt_clients = [*own, *(replace(dealt, group="new") for dealt in new)]
     names = [dealt.client_id for dealt in dealt_clients]
     if len(set(names)) < len(names):
@@ -134,6 +137,32 @@ def _deal_by_user(pool: Pool, config: DataConfig, seed: int) -> tuple[list[Dealt
             "rename one of them"
         )
     return dealt_clients, notes
+
+
+def _label_shift(own: list[DealtClient], new: list[DealtClient], pool: Pool, config: DataConfig) -> tuple[str, ...]:
+    """Return a note where new clients, which the source sets apart, have other labels than participating ones."""
+    if pool.task.kind != "classification" or not new:
+        return ()
+    counts = [
+        np.bincount(
+            np.concatenate([np.asarray(client.table.targets)[client.rows] for client in group]),
+            minlength=pool.task.num_outputs,
+        )
+        for group in (own, new)
+    ]
+    sizes = [int(count.sum()) for count in counts]
+    distance = 0.5 * float(np.abs(counts[0] / sizes[0] - counts[1] / sizes[1]).sum())
+    all_shares = (counts[0] + counts[1]) / sum(sizes)
+    deviations = np.sqrt(all_shares * (1 - all_shares) * sum(1 / size for size in sizes))
+    by_chance = math.sqrt(0.5 / math.pi) * float(deviations.sum())  # E|N(0, σ²)| = σ √(2/π)
+    if distance - by_chance < NOTABLE_SHIFT:
+        return ()
+    told = (
+        f"the new users of {config.source} have other labels than the participating ones (total variation distance "
+        f"{distance:.2f}): how much worse they do is also about that; data.new-users=drawn draws new clients from the "
+        "same users"
+    )
+    return (told,)
 
 
 def _user_clients(table: Table, test: Table | None, config: DataConfig) -> list[DealtClient]:

@@ -216,3 +216,26 @@ def test_every_partition_of_the_default_source_deals_all_clients():
         federation = load_federation(config, seed=3, dtype=torch.float32, settings=Settings())
 
         assert len(federation.clients) == config.num_clients + config.num_new_clients
+
+
+@pytest.mark.parametrize(("labels", "is_told"), [(np.arange(60) % 10, False), (np.arange(60) % 3, True)])
+def test_new_users_with_other_labels_are_told_of(labels, is_told):
+    """Where the source sets users apart, what they lose may be their labels; chance alone is not told."""
+    rows = table(600, np.arange(600) % 3, "abc")
+    new = Table(np.arange(1000.0, 1060.0)[:, None], labels, np.arange(60) % 2, ("x", "y"))
+
+    notes = deal(Pool(TASK, rows, new=new), config_for("by-user"), 0).notes
+
+    told = [note for note in notes if "total variation distance" in note]
+    assert bool(told) == is_told
+    assert not is_told or "distance 0.70" in told[0]
+
+
+def test_new_clients_may_be_drawn_from_the_same_users():
+    """With new-users=drawn the users that the source sets apart take no part."""
+    pool = Pool(TASK, table(60, np.arange(60) % 5, "abcde"), new=table(20, np.arange(20) % 2, "xy", first=200))
+
+    clients = make_all(pool, config_for("by-user", new_users="drawn"))
+
+    assert [client.group for client in clients] == ["participating"] * 3 + ["new"] * 2
+    assert {client.client_id for client in clients} == set("abcde")
