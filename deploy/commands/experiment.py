@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,8 @@ _Set = Annotated[
         autocompletion=complete_assignment,
     ),
 ]
+
+_MOST_JOBS = 256
 
 
 def _suites() -> Iterable[str]:
@@ -55,7 +58,19 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
         ),
     ],
     seeds: Annotated[int | None, typer.Option(help="seeds of the final runs", min=1, max=1000)] = None,
-    jobs: Annotated[int, typer.Option(help="runs at a time", min=1, max=256)] = 1,
+    jobs: Annotated[
+        str,
+        typer.Option(
+            help="runs at a time on this machine, or `ray` for as many as a Ray cluster has CPUs for", metavar="N|ray"
+        ),
+    ] = "1",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="of --jobs ray: local (this machine alone, the default), auto, HOST:PORT or ray://HOST:PORT",
+            metavar="ADDRESS",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder of the experiment (default: results/SUITE)", metavar="DIR")
     ] = None,
@@ -82,6 +97,7 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
     from nufed.common.settings import process_settings
     from nufed.deploy.experiments.cells import CELLS
     from nufed.deploy.experiments.conduct import Changes, conduct, located, with_changes
+    from nufed.deploy.experiments.ray_cells import RayCells, check_engine
     from nufed.deploy.experiments.runner import Workers
     from nufed.deploy.experiments.suite import Suite, suite_names
     from nufed.deploy.experiments.told import told_experiment
@@ -93,6 +109,9 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
             typer.echo(f"{name}: {Suite.load(name).title}")
         return
     find_engine(engine)
+    num_jobs = _num_jobs(jobs, ray_address)
+    if num_jobs is None:
+        check_engine(engine)
     specs = check_tracking(track or [])
     changes = Changes(seeds, _options(assignments or []), method or (), setting or ())
     changed = with_changes(Suite.load(suite), changes)
@@ -104,10 +123,27 @@ def experiment_command(  # noqa: PLR0913 - the command line is flat
         say, command = _speaker(silent=quiet or as_json), " ".join(["nufed", *sys.argv[1:]])
         suite_here = located(changed, folder, process_settings().data_root)
         with told_experiment(changed.name, folder, dict(suite_here.options), specs) as (events, trackers):
-            workers = Workers(folder, jobs, engine, say, events, trackers)
-            experiment = conduct(suite_here, workers, command=command)
+            cluster = RayCells(ray_address or "local", engine) if num_jobs is None else None
+            with cluster or nullcontext():
+                workers = Workers(folder, num_jobs or 0, engine, say, events, trackers, cluster)
+                experiment = conduct(suite_here, workers, command=command)
     workers.say("making the report")
     _show(experiment.suite.name, folder, quiet=quiet, as_json=as_json)
+
+
+def _num_jobs(jobs: str, ray_address: str | None) -> int | None:
+    """Return how many runs at a time, or None for a Ray cluster.
+
+    Raises:
+        ConfigError: it is neither, or an address is given for runs on this machine.
+    """
+    if jobs == "ray":
+        return None
+    if not jobs.isascii() or not jobs.isdecimal() or not 1 <= int(jobs) <= _MOST_JOBS:
+        raise ConfigError(f"Expected --jobs of 1 to {_MOST_JOBS}, or ray, but got {jobs!r}. Correct it.")
+    if ray_address is not None:
+        raise ConfigError(f"--ray-address={ray_address} is for --jobs ray, but --jobs is {jobs}. Correct one of them.")
+    return int(jobs)
 
 
 def report_command(

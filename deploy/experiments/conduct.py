@@ -249,7 +249,7 @@ def _machine(workers: Workers, command: str) -> dict[str, Any]:
     return {
         "command": command,
         "engine": workers.engine,
-        "jobs": workers.jobs,
+        "jobs": "ray" if workers.cluster else workers.jobs,
         "processors": os.cpu_count(),
         "processor": _processor_name(),
         **{name: value for name, value in environment().items() if name not in ("num_threads", "processor")},

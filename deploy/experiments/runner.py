@@ -1,4 +1,4 @@
-"""Running cells: in worker processes of one thread each, skipping what is done, with the time that is left."""
+"""Running cells: in worker processes or on a cluster, skipping what is done, with the time that is left."""
 
 import multiprocessing
 import os
@@ -17,6 +17,7 @@ from nufed.common.durable_file import write_json, writing
 from nufed.common.errors import RunError
 from nufed.common.events import CellFinished, EventStream
 from nufed.deploy.experiments.cells import CELLS, PLAN, Cell, Outcome, outcome_of, run_cell
+from nufed.deploy.experiments.ray_cells import RayCells
 from nufed.deploy.experiments.told import NO_TRACKERS, Trackers
 from nufed.server.outcome import read_outcome
 from nufed.server.progress_lines import duration
@@ -36,6 +37,7 @@ class Workers:
         say: told of every finished cell in one line.
         events: takes what the experiment does.
         trackers: tracking tools that are told of the final runs.
+        cluster: what runs cells instead of processes of this machine; None leaves them to those.
     """
 
     out: Path
@@ -44,6 +46,7 @@ class Workers:
     say: Report
     events: EventStream = field(default_factory=EventStream)
     trackers: Trackers = NO_TRACKERS
+    cluster: RayCells | None = None
 
 
 def run_cells(cells: Sequence[Cell], workers: Workers, *, tracked: bool = False) -> dict[str, Outcome]:
@@ -56,7 +59,7 @@ def run_cells(cells: Sequence[Cell], workers: Workers, *, tracked: bool = False)
 
     Raises:
         NufedError: a run cannot start; what else was finished by then stays.
-        RunError: a worker process died.
+        RunError: a worker process died, or there is no such cluster.
         KeyboardInterrupt: after the workers were ended; finished cells stay.
     """
     unique = {cell.name: cell for cell in cells}
@@ -67,13 +70,12 @@ def run_cells(cells: Sequence[Cell], workers: Workers, *, tracked: bool = False)
         return outcomes
     if outcomes:
         workers.say(f"{len(outcomes)} of {len(unique)} runs are done already")
-    workers.say(f"{len(pending)} runs to do, {min(workers.jobs, len(pending))} at a time")
+    at_a_time = workers.cluster.num_at_a_time() if workers.cluster else workers.jobs
+    workers.say(f"{len(pending)} runs to do, {min(at_a_time, len(pending))} at a time")
     _write_plan(list(unique), len(outcomes), workers.out)
     clock = _Clock(pending, len(unique))
-    with _processes(workers, len(pending)) as executor:
-        trackers = workers.trackers if tracked else NO_TRACKERS
-        futures = {executor.submit(run_cell, cell, workers.out, workers.engine, trackers): cell for cell in pending}
-        for cell, outcome in _finished(futures):
+    with _started(pending, workers, workers.trackers if tracked else NO_TRACKERS) as finished:
+        for cell, outcome in finished:
             outcomes[cell.name] = outcome
             workers.say(clock.line(cell, outcome))
             if workers.events.is_read:
@@ -136,6 +138,19 @@ def _results(outcome: Outcome) -> dict[str, dict[str, tuple[float, float]]]:
     }
 
 
+@contextmanager
+def _started(cells: Sequence[Cell], workers: Workers, trackers: Trackers) -> Iterator[Iterator[tuple[Cell, Outcome]]]:
+    """Offer the cells as they finish; what is not finished at the end of the block is ended."""
+    if workers.cluster:
+        with workers.cluster.started(cells, workers.out, trackers, workers.say) as finished:
+            yield finished
+        return
+    with _processes(workers, len(cells)) as executor:
+        yield _finished(
+            {executor.submit(run_cell, cell, workers.out, workers.engine, trackers): cell for cell in cells}
+        )
+
+
 def _finished(futures: Mapping[Future[Outcome], Cell]) -> Iterator[tuple[Cell, Outcome]]:
     try:
         for future in as_completed(futures):
@@ -164,15 +179,20 @@ def _processes(workers: Workers, num_pending: int) -> Iterator[ProcessPoolExecut
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, which ends its workers, and let each process use one thread.
+    """Leave Ctrl-C to the parent, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    settle()
+
+
+def settle() -> None:
+    """Make this process one that runs cells: silent, and with as many threads as the settings say.
 
     Settings of the machine come through the environment; the number of threads is part of what makes runs
     bit-identical (`nufed.common.settings`).
     """
     import logging
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     logging.getLogger("nufed").setLevel(logging.ERROR)

@@ -3,11 +3,11 @@
 Server, strategy and codec see what they see everywhere: messages out, a reply from each client back.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -20,7 +20,66 @@ from nufed.common.settings import process_settings
 from nufed.common.wire import EvaluateRequest
 from nufed.deploy.simulation.cohort_clients import Answer, Assignment, Cohort
 from nufed.deploy.simulation.in_process import InProcessGrid
-from nufed.deploy.simulation.simulated_grid import ClientTurn
+from nufed.deploy.simulation.simulated_grid import ClientTurn, take_turn
+
+
+class CohortTurns:
+    """Takes turns of several clients at once; holds what was found out about their models, and what was said of it."""
+
+    def __init__(self, client_app: ClientApp) -> None:
+        """Do what this app does.
+
+        Raises:
+            RunError: the ClientApp is not NuFed's own, whose work alone is known here.
+        """
+        check_own(client_app)
+        self._client_app = client_app
+        self._cohort = Cohort()
+
+    def take(
+        self, messages: Sequence[Message], context_of: Callable[[Message], Context]
+    ) -> Iterator[tuple[Message, ClientTurn]]:
+        """Yield each message with what its client made of it; whom it cannot batch, it runs one at a time.
+
+        Args:
+            messages: one for each client, of any types.
+            context_of: gives the context of the client that a message is for.
+
+        Raises:
+            NufedError: a client's own explanation of what is wrong with its data or options.
+        """
+        compute = {MessageType.TRAIN: self._cohort.train, MessageType.EVALUATE: self._cohort.evaluate}
+        of_type: dict[str, list[Message]] = {}
+        for message in messages:
+            of_type.setdefault(message.metadata.message_type, []).append(message)
+        for message_type, asked in of_type.items():
+            assignments = _assignments(asked, context_of) if message_type in compute else []
+            if assignments:
+                for answer in compute[message_type](assignments):
+                    message = asked[answer.number]
+                    yield message, self._turn(message, context_of(message), answer)
+            assigned = {assignment.number for assignment in assignments}
+            for number, message in enumerate(asked):
+                if number not in assigned:
+                    yield message, take_turn(self._client_app, message, context_of(message))
+
+    def _turn(self, message: Message, context: Context, answer: Answer) -> ClientTurn:
+        if answer.reply is None:
+            return take_turn(self._client_app, message, context)
+        return ClientTurn(Message(answer.reply.to_records(), reply_to=message), context.state)
+
+
+def check_own(client_app: object) -> None:
+    """Refuse other apps than NuFed's own.
+
+    Raises:
+        RunError: it is another one.
+    """
+    if client_app is not our_client_app:
+        raise RunError(
+            "Expected NuFed's own ClientApp (nufed.client.app:app) where several clients are computed at once, without "
+            "calling it, but got another one. Use --engine local, or give each actor one client at a time."
+        )
 
 
 class CohortGrid(InProcessGrid):
@@ -32,56 +91,35 @@ class CohortGrid(InProcessGrid):
         Raises:
             RunError: there is no node, or the ClientApp is not NuFed's own, whose work alone is known here.
         """
-        if client_app is not our_client_app:
-            raise RunError(
-                "Expected NuFed's own ClientApp (nufed.client.app:app) for the engine `cohort`, which computes what "
-                "that app does without calling it, but got another one. Use --engine local."
-            )
+        self._cohort = CohortTurns(client_app)
         super().__init__(client_app, num_nodes=num_nodes, run_config=run_config)
-        self._cohort = Cohort()
 
     def _turns(self, messages: list[Message]) -> Iterator[tuple[Message, ClientTurn]]:
-        compute = {MessageType.TRAIN: self._cohort.train, MessageType.EVALUATE: self._cohort.evaluate}
-        of_type: dict[str, list[Message]] = {}
-        for message in messages:
-            of_type.setdefault(message.metadata.message_type, []).append(message)
-        for message_type, asked in of_type.items():
-            assignments = self._assignments(asked) if message_type in compute else []
-            if assignments:
-                for answer in compute[message_type](assignments):
-                    yield from self._answered(asked[answer.number], answer)
-            assigned = {assignment.number for assignment in assignments}
-            yield from super()._turns([each for number, each in enumerate(asked) if number not in assigned])
+        return self._cohort.take(messages, lambda message: self._context(message.metadata.dst_node_id))
 
-    def _answered(self, message: Message, answer: Answer) -> Iterator[tuple[Message, ClientTurn]]:
-        if answer.reply is None:
-            yield from super()._turns([message])
-            return
-        state = self._states.get(message.metadata.dst_node_id, RecordDict())
-        yield message, ClientTurn(Message(answer.reply.to_records(), reply_to=message), state)
 
-    def _assignments(self, messages: list[Message]) -> list[Assignment]:
-        """Return the work that the messages ask for; those that cannot be read are left out, to fail on their own.
+def _assignments(messages: Sequence[Message], context_of: Callable[[Message], Context]) -> list[Assignment]:
+    """Return the work that the messages ask for; those that cannot be read are left out, to fail on their own.
 
-        Raises:
-            NufedError: a client's own explanation of what is wrong with its data or options.
-        """
-        settings = process_settings()
-        if torch.get_num_threads() != settings.num_threads:
-            torch.set_num_threads(settings.num_threads)
-        decoder, assignments = _Decoder(settings.device), []
-        for number, message in enumerate(messages):
-            try:
-                context = self._context(message.metadata.dst_node_id)
-                place = workplace(context.run_config, context.node_config, settings)
-                request = decoder.decode(message.content)
-            except NufedError:
-                raise
-            except Exception:  # noqa: BLE001, S112 - whatever it is, it is raised again and answered for in the client's own turn
-                continue
-            work = Assignment(number, place, request.params, request.round, request.shots, request.all_metrics)
-            assignments.append(work)
-        return assignments
+    Raises:
+        NufedError: a client's own explanation of what is wrong with its data or options.
+    """
+    settings = process_settings()
+    if torch.get_num_threads() != settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    decoder, assignments = _Decoder(settings.device), []
+    for number, message in enumerate(messages):
+        try:
+            context = context_of(message)
+            place = workplace(context.run_config, context.node_config, settings)
+            request = decoder.decode(message.content)
+        except NufedError:
+            raise
+        except Exception:  # noqa: BLE001, S112 - whatever it is, it is raised again and answered for in the client's own turn
+            continue
+        work = Assignment(number, place, request.params, request.round, request.shots, request.all_metrics)
+        assignments.append(work)
+    return assignments
 
 
 class _Decoder:

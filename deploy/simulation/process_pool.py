@@ -1,4 +1,4 @@
-"""Simulation in several processes of this machine, without Ray: one ClientApp in each, one client at a time in it.
+"""Simulation in several processes of this machine, without Ray: a ClientApp in each, one client or several at a time.
 
 A client's reply depends on its message, its configuration and the threads of its process (`NUFED_NUM_THREADS`), all of
 which the workers share with the engine `local`; so the two leave the same run, bit for bit.
@@ -21,7 +21,9 @@ from flwr.serverapp import ServerApp
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
 from nufed.common.settings import process_settings
-from nufed.deploy.simulation.process_worker import load_client_app
+from nufed.deploy.simulation.actor_turns import Done, Job, Portions
+from nufed.deploy.simulation.cohort import check_own
+from nufed.deploy.simulation.process_worker import TOGETHER, load_client_app
 from nufed.deploy.simulation.simulated_grid import ClientTurn, SimulatedGrid
 
 PATIENCE = 5.0
@@ -31,24 +33,34 @@ PATIENCE = 5.0
 class ProcessGrid(SimulatedGrid):
     """A Grid that runs each message's client in an idle worker; holds who is busy with what."""
 
-    def __init__(self, workers: Sequence[Connection], *, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
+    def __init__(
+        self,
+        workers: Sequence[Connection],
+        *,
+        num_nodes: int,
+        run_config: Mapping[str, Scalar],
+        clients_per_actor: int = 1,
+    ) -> None:
         """Serve `num_nodes` clients with the workers at the other ends of these connections.
 
         Raises:
             RunError: there is no node.
         """
         super().__init__(num_nodes, run_config)
+        self._portions = Portions(clients_per_actor)
+        self._num_workers = len(workers)
         self._idle = list(workers)
         self._abandoned: set[Connection] = set()
 
     def _turns(self, messages: list[Message]) -> Iterator[tuple[Message, ClientTurn]]:
-        waiting, running = deque(messages), dict[Connection, Message]()
+        waiting = deque(self._portions.of(messages, self._num_workers))
+        running: dict[Connection, Sequence[Message]] = {}
         try:
             while waiting or running:
                 while waiting and self._idle:
-                    worker, message = self._idle.pop(), waiting.popleft()
-                    running[worker] = message
-                    _send(worker, message, self._context(message.metadata.dst_node_id))
+                    worker, portion = self._idle.pop(), waiting.popleft()
+                    running[worker] = portion
+                    _send(worker, [(message, self._context(message.metadata.dst_node_id)) for message in portion])
                 for worker in cast("list[Connection]", wait([*running, *self._abandoned])):
                     answer = _receive(worker)
                     self._idle.append(worker)
@@ -58,19 +70,21 @@ class ProcessGrid(SimulatedGrid):
                         del running[worker]
                         raise answer
                     else:
-                        yield running.pop(worker), answer
+                        self._portions.repeat(answer)
+                        yield from zip(running.pop(worker), answer.turns, strict=True)
         finally:
             # The caller may stop early; these workers are busy until then, and nobody waits for what they make.
             self._abandoned.update(running)
 
 
-def simulate_in_processes(
+def simulate_in_processes(  # noqa: PLR0913 - all but the apps by name
     server_app: ServerApp,
     client_app: str,
     *,
     num_nodes: int,
     run_config: Mapping[str, Scalar],
     num_processes: int | None = None,
+    clients_per_actor: int = 1,
 ) -> None:
     """Run a ServerApp in this process and `num_nodes` clients in worker processes.
 
@@ -83,15 +97,19 @@ def simulate_in_processes(
         num_nodes: clients.
         run_config: the run's options.
         num_processes: workers; None is as many as the processors can run with `NUFED_NUM_THREADS` threads each.
+        clients_per_actor: clients that a worker computes at once, up to rounding; 1 is one after another.
 
     Raises:
         NufedError: raised by either app.
-        RunError: there is no node, or a worker died.
+        RunError: there is no node, a worker died, or several clients of another app than NuFed's are to be computed at
+            once.
     """
-    load_client_app(client_app)  # what is wrong with it is said here, before anything starts
+    app = load_client_app(client_app)  # what is wrong with it is said here, before anything starts
+    if together := clients_per_actor > 1:
+        check_own(app)
     wanted = num_default_processes() if num_processes is None else num_processes
-    with _workers(min(wanted, num_nodes), client_app) as workers:
-        grid = ProcessGrid(workers, num_nodes=num_nodes, run_config=run_config)
+    with _workers(min(wanted, num_nodes), client_app, together=together) as workers:
+        grid = ProcessGrid(workers, num_nodes=num_nodes, run_config=run_config, clients_per_actor=clients_per_actor)
         server_app(grid=grid, context=grid.server_context())
 
 
@@ -101,13 +119,13 @@ def num_default_processes() -> int:
 
 
 @contextmanager
-def _workers(count: int, client_app: str) -> Iterator[list[Connection]]:
+def _workers(count: int, client_app: str, *, together: bool = False) -> Iterator[list[Connection]]:
     """Start worker processes and yield the connections to them; inside the block they live, after it they are gone."""
     processes: list[subprocess.Popen[bytes]] = []
     connections: list[Connection] = []
     try:
         for _ in range(count):
-            process, connection = _start(client_app)
+            process, connection = _start(client_app, together=together)
             processes.append(process)
             connections.append(connection)
         yield connections
@@ -122,11 +140,11 @@ def _workers(count: int, client_app: str) -> Iterator[list[Connection]]:
                 process.wait()
 
 
-def _start(client_app: str) -> tuple["subprocess.Popen[bytes]", Connection]:
+def _start(client_app: str, *, together: bool) -> tuple["subprocess.Popen[bytes]", Connection]:
     ours, theirs = socket.socketpair()
     with theirs:
         module = "nufed.deploy.simulation.process_worker"
-        command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), client_app]
+        command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), client_app, *TOGETHER[: int(together)]]
         environment = {**os.environ, "PYTHONPATH": _import_path()}
         # In a session of its own, so that Ctrl-C reaches this process alone, which then writes down what there is.
         process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], start_new_session=True)
@@ -138,16 +156,16 @@ def _import_path() -> str:
     return os.pathsep.join(dict.fromkeys(path or str(Path.cwd()) for path in sys.path))
 
 
-def _send(worker: Connection, *asked: object) -> None:
+def _send(worker: Connection, job: Job) -> None:
     try:
-        worker.send(asked)
+        worker.send(job)
     except OSError as error:
         raise RunError(_DIED) from error
 
 
-def _receive(worker: Connection) -> ClientTurn | NufedError:
+def _receive(worker: Connection) -> Done | NufedError:
     try:
-        return cast("ClientTurn | NufedError", worker.recv())
+        return cast("Done | NufedError", worker.recv())
     except (EOFError, OSError) as error:
         raise RunError(_DIED) from error
 

@@ -1,18 +1,17 @@
-"""A worker process of the engine `processes`: takes (message, context), runs the ClientApp, returns its turn.
+"""A worker process of the engine `processes`: takes jobs of (message, context), runs the ClientApp, returns its turns.
 
-Started as `python -m nufed.deploy.simulation.process_worker FD MODULE:APP`, with one end of a socket pair as file
-descriptor FD. Ends when the other end is closed.
+Started as `python -m nufed.deploy.simulation.process_worker FD MODULE:APP [together]`, with one end of a socket pair as
+file descriptor FD. Ends when the other end is closed. `together` computes the clients of a job at once.
 """
 
 import importlib
 import sys
 from multiprocessing.connection import Connection
 
-from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from nufed.common.errors import ConfigError, NufedError
-from nufed.deploy.simulation.simulated_grid import ClientTurn, take_turn
+from nufed.deploy.simulation.actor_turns import ActorTurns, Done, Job
 
 
 def load_client_app(reference: str) -> ClientApp:
@@ -31,18 +30,21 @@ def load_client_app(reference: str) -> ClientApp:
     return app
 
 
-def serve(connection: Connection, reference: str) -> None:
-    """Answer each (message, context) with a ClientTurn, or with what the app says is wrong, until nobody asks."""
-    app: ClientApp | None = None
+TOGETHER = ("together",)
+
+
+def serve(connection: Connection, reference: str, *, together: bool = False) -> None:
+    """Answer each job with what became of it, or with what the app says is wrong, until nobody asks."""
+    turns: ActorTurns | None = None
     while True:
         try:
-            asked: tuple[Message, Context] = connection.recv()
+            job: Job = connection.recv()
         except (EOFError, ConnectionError):
             return
-        answer: ClientTurn | NufedError
+        answer: Done | NufedError
         try:
-            app = app or load_client_app(reference)
-            answer = take_turn(app, *asked)
+            turns = turns or ActorTurns(load_client_app(reference), together=together)
+            answer = turns.do(job)
         except NufedError as error:
             answer = error
         try:
@@ -53,4 +55,4 @@ def serve(connection: Connection, reference: str) -> None:
 
 if __name__ == "__main__":
     with Connection(int(sys.argv[1])) as own_end:
-        serve(own_end, sys.argv[2])
+        serve(own_end, sys.argv[2], together=sys.argv[3:] == [*TOGETHER])

@@ -127,7 +127,7 @@ def test_a_worker_that_does_not_end_is_ended(monkeypatch):
     monkeypatch.setattr(pool, "PATIENCE", 0.1)
     started = []
 
-    def start(_):
+    def start(_, **__):
         process = subprocess.Popen(["sleep", "60"])
         started.append(process)
         return process, pool.Connection(os.open(os.devnull, os.O_RDWR))

@@ -1,0 +1,268 @@
+"""Cells spread over a Ray cluster: each is one task on whatever node has room, and its files come back through Ray.
+
+Nodes may share nothing with this machine: a task writes to a folder of its own on its node, which is removed when its
+files have been read. What is in flight is bounded by the CPUs of the cluster, so what has come back and is not written
+yet is too. A task that was lost with its node starts again elsewhere; what a run itself is ended by is raised here, as
+with worker processes of this machine.
+"""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import nufed
+from nufed.common.durable_file import write_bytes, writing
+from nufed.common.errors import ConfigError, NufedError, RunError
+from nufed.common.settings import process_settings
+from nufed.deploy.experiments.cells import CELLS, DONE, Cell, Outcome, outcome_of, run_cell
+from nufed.deploy.experiments.told import Trackers
+from nufed.deploy.simulation.ray_cluster import RayCluster, ray_cluster
+
+MOST_BYTES = 2**30
+"""Bytes of one run's files that are sent back."""
+
+ATTEMPTS = 4
+"""How often a cell is started whose tasks are lost."""
+
+_PATIENCE = 3.0
+"""Seconds that tasks have to remove their folders when they are called off."""
+
+
+@dataclass(frozen=True)
+class Far:
+    """What a task sends back.
+
+    Attributes:
+        files: content by path within the suite's folder.
+        host: where it ran.
+        version: of NuFed there.
+    """
+
+    files: Mapping[str, bytes]
+    host: str
+    version: str
+
+
+@dataclass
+class RayCells:
+    """Runs cells on a cluster; holds the connection, which is made when there is something to run.
+
+    Attributes:
+        address: of Ray, as `nufed.deploy.simulation.ray_cluster` takes it.
+        engine: a key of `nufed.deploy.simulation.engines.ENGINES`.
+    """
+
+    address: str
+    engine: str
+    _held: ExitStack = field(default_factory=ExitStack)
+    _cluster: RayCluster | None = None
+
+    def __enter__(self) -> "RayCells":
+        """Begin without a connection."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the cluster."""
+        self._held.close()
+
+    def num_at_a_time(self) -> int:
+        """Return how many cells the cluster has CPUs for now; connects if nothing has been asked of it yet.
+
+        Raises:
+            RunError: there is no such cluster, or it has too few CPUs for one cell.
+        """
+        if self._cluster is None:
+            self._cluster = self._held.enter_context(ray_cluster(self.address))
+        if (count := self.room()) < 1:
+            raise RunError(
+                f"Expected a node with {_cpus()} CPUs, as many as each run has threads (--threads), but the cluster "
+                "has none. Add nodes with `ray start --address`, or give each run fewer threads."
+            )
+        return count
+
+    def room(self) -> int:
+        """Return how many cells the nodes that are there have CPUs for.
+
+        Raises:
+            RunError: a node lacks what NuFed needs.
+        """
+        nodes = self._cluster.nodes() if self._cluster else []
+        return sum(int(dict(node.resources)["CPU"] // _cpus()) for node in nodes)
+
+    @contextmanager
+    def started(
+        self, cells: Sequence[Cell], out: Path, trackers: Trackers, say: Any
+    ) -> Iterator[Iterator[tuple[Cell, Outcome]]]:
+        """Offer the cells as they finish, after their files were written to `out`; what is left then is called off."""
+        work = _Work(self, out, trackers, say)
+        try:
+            yield work.finished(cells)
+        finally:
+            work.call_off()
+
+
+class _Work:
+    """Holds which task is which cell, and how often each was started."""
+
+    def __init__(self, owner: RayCells, out: Path, trackers: Trackers, say: Any) -> None:
+        import ray
+
+        self._owner, self._out, self._say = owner, out, say
+        self._running: dict[Any, Cell] = {}
+        self._starts: dict[str, int] = {}
+        task = ray.remote(run_far).options(num_cpus=_cpus(), max_retries=0)
+        here = Path.cwd()
+        self._start = lambda cell: task.remote(cell, owner.engine, trackers, here)
+
+    def finished(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        import ray
+
+        waiting = deque(cells)
+        while waiting or self._running:
+            while waiting and len(self._running) < max(1, self._owner.room()):
+                cell = waiting.popleft()
+                self._starts[cell.name] = self._starts.get(cell.name, 0) + 1
+                self._running[self._start(cell)] = cell
+            done, _ = ray.wait([*self._running], num_returns=1, timeout=5.0)
+            for task in done:
+                cell = self._running.pop(task)
+                far = self._fetched(task, cell)
+                if far is None:
+                    waiting.appendleft(cell)
+                else:
+                    yield cell, unpacked(far, cell, self._out)
+
+    def _fetched(self, task: Any, cell: Cell) -> Far | None:
+        """Return what a task made; None where it was lost and is to be started again.
+
+        Raises:
+            NufedError: the run's own explanation.
+            RunError: it was lost too often.
+        """
+        import ray
+
+        try:
+            made = ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from None  # type: ignore[no-untyped-call]
+        except ray.exceptions.RuntimeEnvSetupError as error:
+            raise RunError(f"Expected a node to prepare for the runs, but it cannot: {error}") from error
+        except ray.exceptions.RayError as error:
+            lost = f"{cell.entry}, seed {cell.config.seed}"
+            if (count := self._starts[cell.name]) >= ATTEMPTS:
+                raise RunError(
+                    f"Expected the cluster to finish {lost}, but {count} times the process or the node that it ran on "
+                    "was ended, often for want of memory. Give the command again to go on, on larger nodes."
+                ) from error
+            self._say(f"{lost}: the process or the node that it ran on is gone; it starts again")
+            return None
+        if isinstance(made, NufedError):
+            raise made
+        return cast("Far", made)
+
+    def call_off(self) -> None:
+        """End the tasks that run, and give them a moment to clean up."""
+        import ray
+
+        if not self._running:
+            return
+        with suppress(ray.exceptions.RayError, RuntimeError, ConnectionError):
+            for task in self._running:
+                ray.cancel(task)
+            ray.wait([*self._running], num_returns=len(self._running), timeout=_PATIENCE)
+            for task in self._running:
+                ray.cancel(task, force=True)
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an engine that a task on a cluster cannot use.
+
+    Raises:
+        ConfigError: it starts Ray itself.
+    """
+    if engine == "ray":
+        raise ConfigError(
+            "--engine ray contradicts --jobs ray: the cluster's nodes run whole federations, or their clients. Leave "
+            "one of them out."
+        )
+
+
+def run_far(cell: Cell, engine: str, trackers: Trackers, working_folder: Path) -> Far | NufedError:
+    """Run a cell in a folder of this node, and return its files, or what the run explains, which Ray would rewrite."""
+    from nufed.deploy.experiments.runner import settle
+
+    settle()
+    if working_folder.is_dir():  # of this machine, or on a disk that nodes share; code has travelled either way
+        os.chdir(working_folder)
+    folder = Path(tempfile.mkdtemp(prefix="nufed-cell-"))
+    try:
+        run_cell(cell, folder, engine, trackers)
+        return Far(packed(folder), socket.gethostname(), nufed.__version__)
+    except NufedError as error:
+        return error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def packed(folder: Path) -> dict[str, bytes]:
+    """Return all files below a folder by their paths in it.
+
+    Raises:
+        RunError: they are more than `MOST_BYTES`.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    if (total := sum(path.stat().st_size for path in paths)) > MOST_BYTES:
+        raise RunError(
+            f"Expected a run's files to be sent back to take at most {MOST_BYTES / 2**20:.0f} MiB, but they take "
+            f"{total / 2**20:.0f} MiB. Run the suite on one machine, with --jobs N."
+        )
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def unpacked(far: Far, cell: Cell, out: Path) -> Outcome:
+    """Write a cell's files as if it had run here, and return what became of it.
+
+    Raises:
+        RunError: the node ran something else, or the files cannot be written.
+    """
+    own = f"{CELLS}/{cell.name}/"
+    foreign = [name for name in far.files if not _is_within(name, own, f"tensorboard/{cell.name}/")]
+    if foreign or f"{own}{DONE}" not in far.files:
+        raise RunError(f"Expected the files of run {cell.name} from {far.host}, but others came. {_other(far)}")
+    shutil.rmtree(out / own, ignore_errors=True)
+    # Its record comes last: without it a folder is one that was cut short.
+    for name in sorted(far.files, key=lambda name: name == f"{own}{DONE}"):
+        path = out / name
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if name == f"{own}{DONE}":
+            write_bytes(path, far.files[name])
+        else:
+            with writing(path):
+                path.write_bytes(far.files[name])
+    outcome = outcome_of(cell, out)
+    if outcome is None:
+        raise RunError(
+            f"Expected run {cell.name} with its own options from {far.host}, but it has others. {_other(far)}"
+        )
+    return outcome
+
+
+def _is_within(name: str, *folders: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and name.startswith(folders)
+
+
+def _other(far: Far) -> str:
+    return f"It has NuFed {far.version}, here is {nufed.__version__}: install the same on all nodes."
+
+
+def _cpus() -> int:
+    return process_settings().num_threads
