@@ -66,11 +66,12 @@ def remove_left_over(path: Path) -> None:
     """Remove temporary files of `path` whose process is gone."""
     for partial in path.parent.glob(f".{glob_escape(path.name)}.*.part"):
         number = partial.name.removesuffix(".part").rpartition(".")[2]
-        if number.isdigit() and not _is_running(int(number)):
+        if number.isdigit() and not is_running(int(number)):
             partial.unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Return whether there is a process of this number on this machine."""
     try:
         os.kill(process, 0)  # asks, and sends nothing
     except ProcessLookupError:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 import nufed
-from nufed.common.durable_file import write_bytes, writing
+from nufed.common.durable_file import is_running, write_bytes, writing
 from nufed.common.errors import ConfigError, NufedError, RunError
 from nufed.common.settings import process_settings
 from nufed.deploy.experiments.cells import CELLS, DONE, Cell, Outcome, outcome_of, run_cell
@@ -87,6 +87,11 @@ class RayCells:
             )
         return count
 
+    @property
+    def is_here(self) -> bool:
+        """Return whether this machine is all that there is, so that files are where they are."""
+        return self._cluster is not None and self._cluster.is_own
+
     def room(self) -> int:
         """Return how many cells the nodes that are there have CPUs for.
 
@@ -118,8 +123,20 @@ class _Work:
         self._running: dict[Any, Cell] = {}
         self._starts: dict[str, int] = {}
         task = ray.remote(run_far).options(num_cpus=_cpus(), max_retries=0)
-        here = Path.cwd()
-        self._start = lambda cell: task.remote(cell, owner.engine, trackers, here)
+        here = Path.cwd() if owner.is_here else None
+        self._sent: dict[str, Any] = {}
+        self._start = lambda cell: task.remote(cell, owner.engine, trackers, here, self._source(cell))
+
+    def _source(self, cell: Cell) -> Any:
+        """Return a reference to a cell's source, where that is a file below this folder; each file is sent once."""
+        path = source_file(cell)
+        if self._owner.is_here or path is None:
+            return None
+        if path not in self._sent:
+            import ray
+
+            self._sent[path] = ray.put(read_source(path))
+        return self._sent[path]
 
     def finished(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
         import ray
@@ -182,33 +199,97 @@ class _Work:
 
 
 def check_engine(engine: str) -> None:
-    """Refuse an engine that a task on a cluster cannot use.
+    """Refuse what cannot run on a cluster before anything starts.
 
     Raises:
-        ConfigError: it starts Ray itself.
+        ConfigError: the engine starts Ray itself.
+        RunError: Ray is not installed.
     """
     if engine == "ray":
         raise ConfigError(
             "--engine ray contradicts --jobs ray: the cluster's nodes run whole federations, or their clients. Leave "
             "one of them out."
         )
+    try:
+        import ray  # noqa: F401 - only asked whether it is there
+    except ImportError as error:
+        raise RunError(
+            f"Expected Ray for --jobs ray, but it cannot be imported ({error}). Install it with pip install "
+            "'flwr[simulation]', or give a number: --jobs N."
+        ) from error
 
 
-def run_far(cell: Cell, engine: str, trackers: Trackers, working_folder: Path) -> Far | NufedError:
-    """Run a cell in a folder of this node, and return its files, or what the run explains, which Ray would rewrite."""
+def run_far(
+    cell: Cell, engine: str, trackers: Trackers, working_folder: Path | None, source: bytes | None
+) -> Far | NufedError:
+    """Run a cell in a folder of this node, and return its files, or what the run explains, which Ray would rewrite.
+
+    Args:
+        cell: what to run.
+        engine: what runs a federation.
+        trackers: tracking tools that are told of the run.
+        working_folder: where the experiment was started, on this machine; None leaves the folder of the code that came.
+        source: content of the file that the cell's data come from; None leaves it to be found here.
+    """
     from nufed.deploy.experiments.runner import settle
 
     settle()
-    if working_folder.is_dir():  # of this machine, or on a disk that nodes share; code has travelled either way
-        os.chdir(working_folder)
-    folder = Path(tempfile.mkdtemp(prefix="nufed-cell-"))
+    _remove_left_over()
+    before = Path.cwd()
+    folder = Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-"))
     try:
-        run_cell(cell, folder, engine, trackers)
-        return Far(packed(folder), socket.gethostname(), nufed.__version__)
+        if working_folder is not None:
+            os.chdir(working_folder)
+        if source is not None and (path := source_file(cell)) is not None:
+            place = folder / "work" / path
+            place.parent.mkdir(parents=True)
+            place.write_bytes(source)
+            os.chdir(folder / "work")
+        run_cell(cell, folder / "out", engine, trackers)
+        return Far(packed(folder / "out"), socket.gethostname(), nufed.__version__)
     except NufedError as error:
         return error
     finally:
+        os.chdir(before)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prefix() -> str:
+    return f"nufed-cell-{socket.gethostname()}-"
+
+
+def _remove_left_over() -> None:
+    """Remove the folders of tasks whose process on this node was ended."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_prefix()}*"):
+        number = folder.name.removeprefix(_prefix()).partition("-")[0]
+        if number.isdecimal() and not is_running(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def source_file(cell: Cell) -> str | None:
+    """Return the path of the file that a cell's data come from, if it is given from the working folder down."""
+    kind, _, argument = cell.config.data.source.partition(":")
+    path = PurePosixPath(argument.partition("?")[0])
+    if kind not in ("npz", "csv", "parquet") or path.is_absolute() or ".." in path.parts:
+        return None
+    return str(path)
+
+
+def read_source(path: str) -> bytes | None:
+    """Return the content of a file that runs are to read; None leaves it to them to say what is wrong with it.
+
+    Raises:
+        RunError: it is larger than `MOST_BYTES`.
+    """
+    try:
+        if (size := Path(path).stat().st_size) > MOST_BYTES:
+            raise RunError(
+                f"Expected a file of at most {MOST_BYTES >> 20} MiB to be sent to the nodes, but {path} takes "
+                f"{size >> 20} MiB. Put it on every node, and give its path from the root."
+            )
+        return Path(path).read_bytes()
+    except OSError:
+        return None
 
 
 def packed(folder: Path) -> dict[str, bytes]:
