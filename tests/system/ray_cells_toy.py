@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import NufedError
+from nufed.deploy.experiments import ray_cells
 from nufed.deploy.experiments.cells import Cell
 from nufed.deploy.experiments.ray_cells import RayCells
 from nufed.deploy.experiments.runner import Workers, run_cells
@@ -52,6 +53,7 @@ def main():
     tempfile.tempdir = None
     Path("machines.py").write_text(MODULE)
     said, seen, out = [], {"temporary": os.environ["TMPDIR"]}, Path("own")
+    ray_cells.ATTEMPTS = 2
     with RayCells("local", "cohort") as cluster:
         workers = Workers(out, 1, "cohort", said.append, cluster=cluster)
         [outcome] = run_cells([cell("once")], workers).values()

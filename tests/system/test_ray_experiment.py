@@ -140,5 +140,5 @@ def test_what_ends_a_run_is_told_as_on_one_machine_and_what_ends_its_process_is_
     assert seen["wrong"]["ray"] == seen["wrong"]["processes"]
     assert seen["wrong"]["ray"].startswith("DataError")
     assert "client factory-3 has no machine" in seen["wrong"]["ray"]
-    assert seen["always"].startswith("RunError: Expected the cluster to finish always, seed 0, but 4 times")
+    assert seen["always"].startswith("RunError: Expected the cluster to finish always, seed 0, but 2 times")
     assert not [*Path(seen["temporary"]).glob("nufed-cell-*")]
