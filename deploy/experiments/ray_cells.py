@@ -146,7 +146,7 @@ class _Work:
             while waiting and len(self._running) < max(1, self._owner.room()):
                 cell = waiting.popleft()
                 self._starts[cell.name] = self._starts.get(cell.name, 0) + 1
-                self._running[self._start(cell)] = cell
+                self._running[self._start(cell)] = cell  # type: ignore[no-untyped-call]
             done, _ = ray.wait([*self._running], num_returns=1, timeout=5.0)
             for task in done:
                 cell = self._running.pop(task)
