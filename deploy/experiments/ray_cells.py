@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-import nufed
 from nufed.common.durable_file import is_running, write_bytes, writing
 from nufed.common.errors import ConfigError, NufedError, RunError
 from nufed.common.settings import process_settings
@@ -31,6 +30,8 @@ MOST_BYTES = 2**30
 ATTEMPTS = 4
 """How often a cell is started whose tasks are lost."""
 
+_OTHER = "See that no other NuFed is installed on that node, and give the command again."
+
 _PATIENCE = 3.0
 """Seconds that tasks have to remove their folders when they are called off."""
 
@@ -42,12 +43,10 @@ class Far:
     Attributes:
         files: content by path within the suite's folder.
         host: where it ran.
-        version: of NuFed there.
     """
 
     files: Mapping[str, bytes]
     host: str
-    version: str
 
 
 @dataclass
@@ -246,7 +245,7 @@ def run_far(
             place.write_bytes(source)
             os.chdir(folder / "work")
         run_cell(cell, folder / "out", engine, trackers)
-        return Far(packed(folder / "out"), socket.gethostname(), nufed.__version__)
+        return Far(packed(folder / "out"), socket.gethostname())
     except NufedError as error:
         return error
     finally:
@@ -316,7 +315,7 @@ def unpacked(far: Far, cell: Cell, out: Path) -> Outcome:
     own = f"{CELLS}/{cell.name}/"
     foreign = [name for name in far.files if not _is_within(name, own, f"tensorboard/{cell.name}/")]
     if foreign or f"{own}{DONE}" not in far.files:
-        raise RunError(f"Expected the files of run {cell.name} from {far.host}, but others came. {_other(far)}")
+        raise RunError(f"Expected the files of run {cell.name} from {far.host}, but others came. {_OTHER}")
     shutil.rmtree(out / own, ignore_errors=True)
     # Its record comes last: without it a folder is one that was cut short.
     for name in sorted(far.files, key=lambda name: name == f"{own}{DONE}"):
@@ -330,19 +329,13 @@ def unpacked(far: Far, cell: Cell, out: Path) -> Outcome:
                 path.write_bytes(far.files[name])
     outcome = outcome_of(cell, out)
     if outcome is None:
-        raise RunError(
-            f"Expected run {cell.name} with its own options from {far.host}, but it has others. {_other(far)}"
-        )
+        raise RunError(f"Expected run {cell.name} with its own options from {far.host}, but it has others. {_OTHER}")
     return outcome
 
 
 def _is_within(name: str, *folders: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and name.startswith(folders)
-
-
-def _other(far: Far) -> str:
-    return f"It has NuFed {far.version}, here is {nufed.__version__}: install the same on all nodes."
 
 
 def _cpus() -> int:

@@ -31,7 +31,7 @@ def test_files_arrive_as_they_were_in_place_of_an_earlier_try(files, tmp_path):
     left_over.parent.mkdir(parents=True)
     left_over.write_text("cut short")
 
-    outcome = unpacked(Far(files, "node", "1"), CELL, tmp_path)
+    outcome = unpacked(Far(files, "node"), CELL, tmp_path)
 
     assert outcome == outcome_of(CELL, tmp_path)
     assert (outcome.folder / "summary.json").is_file()
@@ -42,8 +42,8 @@ def test_files_arrive_as_they_were_in_place_of_an_earlier_try(files, tmp_path):
 def test_files_of_anything_else_are_refused_before_any_is_written(files, tmp_path, name):
     foreign = {**files, name.format(name=CELL.name): b"x"}
 
-    with pytest.raises(RunError, match=r"from node, but others came.*install the same on all nodes"):
-        unpacked(Far(foreign, "node", "0.1"), CELL, tmp_path)
+    with pytest.raises(RunError, match=r"from node, but others came.*no other NuFed is installed"):
+        unpacked(Far(foreign, "node"), CELL, tmp_path)
 
     assert not [*tmp_path.iterdir()]
 
@@ -54,7 +54,7 @@ def test_a_run_of_other_options_is_refused(files, tmp_path):
     assert other != files
 
     with pytest.raises(RunError, match="from node, but it has others"):
-        unpacked(Far(other, "node", "0.1"), CELL, tmp_path)
+        unpacked(Far(other, "node"), CELL, tmp_path)
 
 
 def test_what_is_sent_is_bounded(tmp_path, monkeypatch):
