@@ -10,6 +10,7 @@
 | `omniglot` | handwritten symbols of 50 alphabets, each client's own | [1, 28, 28] in [0, 1] | MIT |
 | `npz:PATH` | a NumPy archive of the user's own | as in the file | the file's |
 | `sinusoid` | one sine wave for each client, to regress on | [1] in [-5, 5] | made here |
+| `sensors` | activities seen through each client's own sensors | [12] | made here |
 | `quadratic` | one known quadratic loss for each client | [6] | made here |
 | `python:module:function` | a federation made by the user's own function | as made | the user's |
 | `private` | what each deployed client brings itself (`private.py`) | as declared | the clients' |
@@ -21,7 +22,7 @@ Origins, units and file layouts are in the docstring of each source's module.
 | `iid` | equal random parts |
 | `dirichlet` | shares of each class from a Dirichlet distribution with `data.dirichlet-alpha` |
 | `classes` | `data.classes-per-client` classes each |
-| `by-user` | each client is one user of the source; `omniglot`, `sinusoid`, `quadratic` and `python` always are |
+| `by-user` | each client is one user of the source; those made here, `omniglot` and `python` always are |
 | `per-fedavg` | half of the clients hold five classes, the others two, as in Per-FedAvg's experiments |
 
 | `data.transform` | how clients differ beside what they hold |

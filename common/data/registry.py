@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from nufed.common.data import digits, npz, omniglot, quadratic, sinusoid, user_defined, vision
+from nufed.common.data import digits, npz, omniglot, quadratic, sensors, sinusoid, user_defined, vision
 from nufed.common.data.pool import DealtFederation, Pool, SourceRequest
 from nufed.common.data.private import simulated
 from nufed.common.data.private.task import PRIVATE
@@ -51,6 +51,7 @@ SOURCES: dict[str, Source] = {
     "parquet": Source("likewise in parquet", simulated.load, simulated.describe, _TABLE),
     "images": Source("a folder of all clients' images, each in a folder", simulated.load, simulated.describe, "FOLDER"),
     "sinusoid": Source("a sine wave for each client, to regress on", sinusoid.load, sinusoid.describe),
+    "sensors": Source("a device with sensors of its own for each client", sensors.load, sensors.describe),
     "quadratic": Source("a known quadratic loss for each client", quadratic.load, quadratic.describe),
     "python": Source("a federation made by your own function", user_defined.load, None, "module:function"),
 }

@@ -1,15 +1,16 @@
-"""Claims about the sources that make their examples: sinusoid and quadratic."""
+"""Claims about the sources that make their examples: sinusoid, sensors and quadratic."""
 
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from nufed.common.config import DataConfig, ModelConfig
 from nufed.common.data import load_federation, quadratic_problems
 from nufed.common.models import build_model
-from nufed.common.rng import torch_generator
+from nufed.common.rng import numpy_generator, torch_generator
 from nufed.common.settings import Settings
 from nufed.common.task import make_loss
 
@@ -89,3 +90,19 @@ def test_each_sinusoid_client_is_one_sine_wave():
     assert 4.5 < max(amplitudes) <= 5
     assert 0 <= min(phases) < 0.3
     assert math.pi - 0.3 < max(phases) <= math.pi
+
+
+def test_sensors_share_patterns_behind_effects_of_each_client():
+    """Over many clients, effects average out: an activity's mean is its pattern times the mean gain e^(1/8)."""
+    config = DataConfig(source="sensors", num_clients=400, num_new_clients=0)
+    federation = load_federation(config, seed=3, dtype=torch.float64, settings=Settings())
+    patterns = numpy_generator(3, "data", "sensors", "patterns").standard_normal((6, 12))
+    inputs = torch.cat([client.support.inputs for client in federation.clients]).numpy()
+    activities = torch.cat([client.support.targets for client in federation.clients]).numpy()
+    means = np.stack([inputs[activities == activity].mean(0) for activity in range(6)])
+
+    assert np.corrcoef(means.ravel(), patterns.ravel())[0, 1] > 0.97
+    slope = (means * patterns).sum() / (patterns**2).sum()
+    assert abs(slope - np.exp(0.5**2 / 2)) < 0.1
+    own = np.stack([client.support.inputs.numpy().mean(0) for client in federation.clients])
+    assert own.std(0).min() > 0.8  # clients differ
