@@ -4,13 +4,15 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from nufed.common.config.section import Section
+from nufed.common.config.section import Section, to_kebab
 
 _OWN_INNER_STEPS = {
     ("objective", "moreau"): "whose gradient λ(w - ŵ) differentiates no fine-tuning step",
     ("step-sizes", "learned"): "whose inner steps have a size for each parameter",
     ("adapted-part", "head"): "whose inner steps leave the body alone",
 }
+
+_OF_OPTIMIZERS = {"local_momentum": "momentum", "local_beta1": "adam", "local_beta2": "adam", "local_eps": "adam"}
 
 _OF_LEARNED_SIZES = ("exact", "unrolled", "first-order")  # any other would not be called (nufed.common.meta.objective)
 
@@ -46,6 +48,15 @@ class MethodConfig(Section):
     )
     num_local_steps: int = Field(5, ge=1, le=100_000, description="τ, meta steps on a client in one round")
     local_lr: float = Field(0.1, gt=0, le=1e3, description="β, step size of a meta step")
+    local_optimizer: Literal["sgd", "momentum", "adam"] = Field(
+        "sgd", description="what a client makes of its meta-gradients, in steps of local-lr; begun anew in each round"
+    )
+    local_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of local-optimizer=momentum")
+    local_beta1: float = Field(0.9, ge=0, lt=1, description="β1 of local-optimizer=adam, for the meta-gradient")
+    local_beta2: float = Field(0.999, ge=0, lt=1, description="β2 of local-optimizer=adam, for its square")
+    local_eps: float = Field(
+        1e-8, gt=0, le=1e3, description="ε of local-optimizer=adam, beside the root of the second moment"
+    )
     max_grad_norm: float = Field(
         0.0, ge=0, le=1e9, description="norm that longer meta-gradients are scaled down to; 0 leaves them as they are"
     )
@@ -93,6 +104,17 @@ class MethodConfig(Section):
                 "hessian-batch-size contradicts hessian-batches=inner, which reuses the inner batches; "
                 "leave hessian-batch-size at -1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _options_are_of_the_local_optimizer(self) -> Self:
+        for name, optimizer in _OF_OPTIMIZERS.items():
+            value = getattr(self, name)
+            if self.local_optimizer != optimizer and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{to_kebab(name)}={value:g} has no meaning with local-optimizer={self.local_optimizer}; leave it "
+                    f"out, or choose {optimizer}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from nufed.common.errors import ConfigError
 from nufed.common.examples import Examples
 from nufed.common.meta.draw import BatchPlan, Sources, batch_plan, draw_indices, draws_with_replacement, sources_of
 from nufed.common.meta.estimators import find_estimator
+from nufed.common.meta.local_optimizer import LocalOptimizer
 from nufed.common.meta.local_update import LocalUpdate, Stream
 from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
 from nufed.common.params import Params
@@ -56,13 +57,13 @@ def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: Met
     sources = [_sources(trainee, method) for trainee in trainees]
     batches = _Batches(trainees, plan, sources)
     point = stack_params([trainee.params for trainee in trainees])
-    losses: list[Tensor] = []
+    losses, optimizer = list[Tensor](), LocalOptimizer(method)
     growth, costs = next(iter(point.values())).new_zeros(len(trainees)), Costs()
     for step in range(method.num_local_steps):
         kernel.start_step()
         estimate = meta_gradient(point, batches.draw(step))
         gradient = clipped_each(estimate.gradient, method.max_grad_norm) if method.max_grad_norm else estimate.gradient
-        _descend_in_place(point, gradient, method.local_lr)
+        _descend_in_place(point, optimizer.velocity(gradient), method.local_lr)
         losses.append(estimate.outer_loss)
         growths = _growths(estimate)
         # Unlike maximum, this passes over NaN as Python's max does.

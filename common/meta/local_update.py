@@ -15,6 +15,7 @@ from nufed.common.config import MethodConfig
 from nufed.common.examples import Examples
 from nufed.common.meta.draw import batch_plan, draw_indices, draws_with_replacement, sources_of, take_batches
 from nufed.common.meta.estimators import find_estimator
+from nufed.common.meta.local_optimizer import LocalOptimizer
 from nufed.common.meta.meta_gradient import Costs, MetaBatches, MetaGradient
 from nufed.common.meta.objective import build_objective, step_direction
 from nufed.common.meta.poisson import PoissonBatches
@@ -141,10 +142,11 @@ def _meta_steps(
     with_replacement: bool,
 ) -> LocalUpdate:
     """Take τ meta steps from `params`, each on the batches that are drawn for it."""
-    point, losses, growth, costs = dict(params), [], 0.0, Costs()
+    point, losses, growth, costs, optimizer = dict(params), [], 0.0, Costs(), LocalOptimizer(method)
     for step in range(method.num_local_steps):
         estimate = meta_gradient(point, draw(step))
-        point = add_scaled(point, step_direction(estimate.gradient, point, params, method), -method.local_lr)
+        direction = step_direction(estimate.gradient, point, params, method)
+        point = add_scaled(point, optimizer.velocity(direction), -method.local_lr)
         losses.append(estimate.outer_loss)
         growth, costs = max(growth, estimate.growth()), costs + estimate.costs
     mean_loss = float(torch.stack(losses).double().mean())
