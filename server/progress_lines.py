@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nufed.common.config import RunConfig
+from nufed.common.config import MethodConfig, RunConfig
 from nufed.common.metric_looks import look_of
 from nufed.common.untrusted import printable
 
@@ -16,11 +16,18 @@ def describe_run(config: RunConfig) -> str:
     clients = "client" if data.num_clients == 1 and not new else "clients"
     return (
         f"{data.source} ({data.partition}), {data.num_clients}{new} {clients}, {config.model.name}: "
-        f"ν = {method.num_inner_steps}, {method.estimator}, α = {method.inner_lr:g}, β = {method.local_lr:g}, "
+        f"ν = {method.num_inner_steps}, {method.estimator}, α = {_sizes(method)}, β = {method.local_lr:g}, "
         f"τ = {method.num_local_steps}, r = {federation.participation_fraction:g}, seed {config.seed}"
         f"{f', judged by {judges} of each group' if (judges := config.evaluation.num_clients) else ''}"
         f"{', secure aggregation' if config.privacy.secure_aggregation else ''}"
     )
+
+
+def _sizes(method: MethodConfig) -> str:
+    """Return α, and how it falls along the ν steps; or the list of sizes."""
+    if method.inner_schedule in ("linear", "cosine"):
+        return f"{method.inner_lr:g} ({method.inner_schedule})"
+    return f"{method.inner_lr:g}" if method.inner_schedule == "constant" else method.inner_schedule
 
 
 def last_evaluation(record: Mapping[str, Any]) -> str:

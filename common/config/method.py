@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from nufed.common.config.lists import LIST
 from nufed.common.config.section import Section, to_kebab
 
 _OWN_INNER_STEPS = {
@@ -24,6 +25,11 @@ class MethodConfig(Section):
         3, ge=0, le=1000, description="ν, fine-tuning steps inside the objective; 0 is FedAvg, 1 Per-FedAvg"
     )
     inner_lr: float = Field(0.05, ge=0, le=1e3, description="α, step size of a fine-tuning step")
+    inner_schedule: str = Field(
+        "constant",
+        json_schema_extra={LIST: "numbers"},
+        description="sizes of the ν fine-tuning steps: constant, linear or cosine decay of inner-lr, or a list of ν",
+    )
     estimator: str = Field("exact", description="how the meta-gradient is computed")
     objective: Literal["fine-tuned", "moreau"] = Field(
         "fine-tuned", description="loss after ν fine-tuning steps, or Moreau envelope solved in ν steps (pFedMe)"
@@ -118,6 +124,12 @@ class MethodConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_schedule_is_of_the_inner_steps(self) -> Self:
+        if problem := _schedule_problem(self):
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
     def _parts_of_the_method_agree(self) -> Self:
         if problem := _contradiction(self):
             raise ValueError(problem)
@@ -128,6 +140,38 @@ def has_own_inner_steps(method: MethodConfig) -> bool:
     """Return whether inner steps are others than w - α ∇f(w), of all parameters by one size."""
     values = method.model_dump(by_alias=True)
     return any(values[key] == value for key, value in _OWN_INNER_STEPS)
+
+
+def _schedule_problem(method: MethodConfig) -> str | None:
+    """Return what is wrong with a schedule of inner steps, and what to do; None if nothing is."""
+    given = method.inner_schedule
+    if given == "constant":
+        return None
+    if method.num_inner_steps == 0:
+        return f"num-inner-steps=0 contradicts inner-schedule={given}, which is of those steps; leave it at constant"
+    if method.step_sizes != "fixed":
+        return (
+            f"inner-schedule={given} contradicts step-sizes={method.step_sizes}, which has sizes of its own; leave one "
+            "out"
+        )
+    if method.compile == "on":
+        return f"compile=on contradicts inner-schedule={given}: one size is compiled; leave compile at off"
+    if given in ("linear", "cosine"):
+        return None
+    try:
+        sizes = [float(part) for part in given.split(",")]
+    except ValueError:
+        return f"inner-schedule={given} is none; give constant, linear, cosine or ν sizes such as 0.1,0.05"
+    if len(sizes) != method.num_inner_steps:
+        return f"inner-schedule={given} has {len(sizes)} sizes for {method.num_inner_steps} inner steps; give as many"
+    if not all(0 <= size <= 1000 for size in sizes):
+        return f"inner-schedule={given} has a size out of range; give numbers from 0 to 1000"
+    return None
+
+
+def has_listed_sizes(method: MethodConfig) -> bool:
+    """Return whether the sizes of the inner steps are a list, so that no α is read."""
+    return method.inner_schedule not in ("constant", "linear", "cosine")
 
 
 def _contradiction(method: MethodConfig) -> str | None:

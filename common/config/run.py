@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from nufed.common.config.data import DataConfig
 from nufed.common.config.evaluation import EvaluationConfig
 from nufed.common.config.federation import FederationConfig
-from nufed.common.config.method import MethodConfig
+from nufed.common.config.method import MethodConfig, has_listed_sizes
 from nufed.common.config.model import ModelConfig
 from nufed.common.config.parsing import explain, flatten, put
 from nufed.common.config.privacy import PrivacyConfig
@@ -47,6 +47,15 @@ class RunConfig(Section):
             raise ValueError(
                 f"evaluation.adapt-lr={self.evaluation.adapt_lr:g} contradicts method.step-sizes=learned, whose sizes "
                 "are used at test time too; leave adapt-lr at 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _listed_step_sizes_are_used(self) -> Self:
+        if has_listed_sizes(self.method) and self.evaluation.adapt_lr:
+            raise ValueError(
+                f"evaluation.adapt-lr={self.evaluation.adapt_lr:g} contradicts method.inner-schedule="
+                f"{self.method.inner_schedule}, whose sizes are used at test time too; leave adapt-lr at 0"
             )
         return self
 

@@ -19,6 +19,7 @@ from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_optimizer import LocalOptimizer
 from nufed.common.meta.local_update import LocalUpdate, Stream
 from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
+from nufed.common.meta.schedule import inner_sizes, scheduled
 from nufed.common.params import Params
 from nufed.common.steps.cohort_kernel import CohortBatch, CohortKernel, Stacked, clipped_each, norms, stack_params
 from nufed.common.steps.cohort_steps import cohort_steps
@@ -88,7 +89,8 @@ def _batched_estimator(kernel: CohortKernel, method: MethodConfig) -> MetaGradie
         raise ConfigError(
             f"method.estimator={method.estimator} is computed for one client at a time only. Use --engine local."
         )
-    return estimator.of_steps(cohort_steps(kernel, method.inner_lr), method)
+    steps = scheduled(lambda size: cohort_steps(kernel, size), inner_sizes(method))
+    return estimator.of_steps(steps, method)
 
 
 def _growths(estimate: Estimate) -> Tensor:

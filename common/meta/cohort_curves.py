@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nufed.common.examples import TaskInfo
+from nufed.common.meta.schedule import size_at
 from nufed.common.metrics.judged import Judged
 from nufed.common.metrics.judging import compute_all
 from nufed.common.metrics.registry import Compute
@@ -49,17 +50,20 @@ class Judgement:
 
 
 def outputs_while_adapting(
-    kernel: DenseKernel, params: Stacked, batches: Iterable[CohortBatch], inputs: Tensor, step_size: float
+    kernel: DenseKernel, params: Stacked, batches: Iterable[CohortBatch], inputs: Tensor, sizes: Sequence[float]
 ) -> Iterator[Tensor]:
-    """Yield the outputs [m, T, K] for `inputs` [m, T, ...] after s = 0 … S steps, one on each of S batches."""
+    """Yield the outputs [m, T, K] for `inputs` [m, T, ...] after s = 0 … S steps, one on each of S batches.
+
+    `sizes` are α_0, α_1, …, of which the last is that of all further steps.
+    """
     yield kernel.outputs(params, inputs)
-    for batch in batches:
-        params = kernel.tape(params, batch, curvature=False).descend(step_size)
+    for step, batch in enumerate(batches):
+        params = kernel.tape(params, batch, curvature=False).descend(size_at(sizes, step))
         yield kernel.outputs(params, inputs)
 
 
 def outputs_through_products(
-    kernel: DenseKernel, params: Stacked, support: CohortBatch, inputs: Tensor, steps: tuple[float, int]
+    kernel: DenseKernel, params: Stacked, support: CohortBatch, inputs: Tensor, steps: tuple[Sequence[float], int]
 ) -> Iterator[Tensor]:
     """Yield what `outputs_while_adapting` does for S steps on one and the same batch, without moving the first layer.
 
@@ -72,9 +76,9 @@ def outputs_through_products(
         params: stacked; not changed.
         support: X and its targets.
         inputs: [m, T, ...].
-        steps: step size α and number of steps S.
+        steps: sizes α_0, α_1, …, of which the last is that of all further steps, and number of steps S.
     """
-    step_size, num_steps = steps
+    sizes, num_steps = steps
     first, rest = kernel.layers[0], kernel.above_first_layer()
     if first.activation is None:
         raise AssertionError("the first of several layers has an activation")
@@ -91,6 +95,7 @@ def outputs_through_products(
         values = first.activation.value(sums)
         yield rest.outputs(upper, values[:, size:])
         if step < num_steps:
+            step_size = size_at(sizes, step)
             tape = rest.tape(upper, replace(support, inputs=values[:, :size]), curvature=False)
             slope = first.activation.slope(sums[:, :size], values[:, :size])
             sums.baddbmm_(products, tape.input_gradient().mul_(slope), alpha=-step_size)

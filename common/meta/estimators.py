@@ -10,6 +10,7 @@ from nufed.common.meta.first_order import first_order
 from nufed.common.meta.hessian_free import Difference, caution_of_kinks, hessian_free
 from nufed.common.meta.meta_gradient import MetaGradient
 from nufed.common.meta.parts import head_steps
+from nufed.common.meta.schedule import inner_sizes, scheduled
 from nufed.common.meta.unrolled import unrolled
 from nufed.common.registry import find_registered
 from nufed.common.steps.eager_steps import eager_steps
@@ -50,7 +51,8 @@ class Estimator:
         if self.caution:
             self.caution(loss, method)
         if self.of_steps:
-            return self.of_steps(_make_steps(method)(loss, method.inner_lr), method)
+            make = _make_steps(method)
+            return self.of_steps(scheduled(lambda size: make(loss, size), inner_sizes(method)), method)
         if self.of_loss:
             return self.of_loss(loss, method)
         raise AssertionError(f"{self} says of nothing how it is computed")

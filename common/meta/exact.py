@@ -16,12 +16,12 @@ def exact(steps: Steps[AnyBatch]) -> MetaGradient[AnyBatch]:
 
     def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches[AnyBatch]) -> Estimate:
         path = [dict(params)]
-        for batch in batches.inner:
-            path.append(steps.descend(path[-1], batch))
+        for number, batch in enumerate(batches.inner):
+            path.append(steps.at(number).descend(path[-1], batch))
         outer_loss, direction = steps.value_and_gradient(path.pop(), batches.outer)
         outer_norm = steps.algebra.norm(direction)
-        for batch in reversed(batches.hessian):
-            direction = steps.pull_back(path.pop(), batch, direction)
+        for number, batch in reversed(list(enumerate(batches.hessian))):
+            direction = steps.at(number).pull_back(path.pop(), batch, direction)
         return Estimate(direction, outer_loss, outer_norm, Costs(len(batches.inner) + 1, len(batches.hessian)))
 
     return meta_gradient

@@ -13,8 +13,8 @@ def first_order(steps: Steps[AnyBatch]) -> MetaGradient[AnyBatch]:
 
     def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches[AnyBatch]) -> Estimate:
         adapted = dict(params)
-        for batch in batches.inner:
-            adapted = steps.descend(adapted, batch)
+        for number, batch in enumerate(batches.inner):
+            adapted = steps.at(number).descend(adapted, batch)
         outer_loss, direction = steps.value_and_gradient(adapted, batches.outer)
         return Estimate(direction, outer_loss, steps.algebra.norm(direction), Costs(len(batches.inner) + 1))
 

@@ -60,14 +60,14 @@ def hessian_free(steps: Steps[AnyBatch], *, difference: Difference = Difference(
         known = difference.sides == "forward" and batches.hessian is batches.inner
         path: list[tuple[Params, Params | None]] = []
         adapted = dict(params)
-        for batch in batches.inner:
-            moved, gradient = steps.descend_with_gradient(adapted, batch)
+        for number, batch in enumerate(batches.inner):
+            moved, gradient = steps.at(number).descend_with_gradient(adapted, batch)
             path.append((adapted, gradient() if known else None))
             adapted = moved
         outer_loss, direction = steps.value_and_gradient(adapted, batches.outer)
         outer_norm, num_gradients = steps.algebra.norm(direction), len(path) + 1
-        for batch in reversed(batches.hessian):
-            direction = _contracted(steps, path.pop(), direction, batch, difference)
+        for number, batch in reversed(list(enumerate(batches.hessian))):
+            direction = _contracted(steps.at(number), path.pop(), direction, batch, difference)
             num_gradients += 1 if known else 2
         return Estimate(direction, outer_loss, outer_norm, Costs(num_gradients))
 

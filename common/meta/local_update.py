@@ -20,6 +20,7 @@ from nufed.common.meta.meta_gradient import Costs, MetaBatches, MetaGradient
 from nufed.common.meta.objective import build_objective, step_direction
 from nufed.common.meta.poisson import PoissonBatches
 from nufed.common.meta.private_steps import Protection, private_steps
+from nufed.common.meta.schedule import inner_sizes, scheduled
 from nufed.common.params import Params, add_scaled
 from nufed.common.rng import derive_seed
 from nufed.common.steps.steps import AnyBatch
@@ -126,7 +127,7 @@ def private_update(  # noqa: PLR0913 - what `local_update` takes, and how it is 
     if estimator.of_steps is None:
         raise AssertionError(f"estimator {method.estimator} is refused under record-level privacy")
     # Graphs of inner steps are not kept: a product is its own pass over examples.
-    steps = private_steps(loss, method.inner_lr, protection, mapped=mapped)
+    steps = scheduled(lambda size: private_steps(loss, size, protection, mapped=mapped), inner_sizes(method))
     meta_gradient = estimator.of_steps(steps, method.model_copy(update={"memory": "low"}))
     plan = batch_plan(method, uses_hessian_batches=estimator.uses_hessian_batches)
     sources = sources_of(support, method.outer_holdout_fraction, seed=stream.seed, client_id=stream.client_id)

@@ -14,6 +14,7 @@ from nufed.common.meta.meta_gradient import MetaGradient
 from nufed.common.meta.meta_sgd import adapt_by_sizes, meta_sgd, split_step_sizes, with_step_sizes
 from nufed.common.meta.parts import adapt_head, without_head
 from nufed.common.meta.proximal import moreau_gradient, proximal_loss, proximal_pull
+from nufed.common.meta.schedule import inner_sizes
 from nufed.common.params import Params, add_scaled, clipped
 from nufed.common.task import LossFn
 
@@ -36,7 +37,7 @@ def build_objective(loss: LossFn, method: MethodConfig) -> Objective:
     plan = batch_plan(method, uses_hessian_batches=estimator.uses_hessian_batches)
     if method.objective == "moreau":
         gradient = moreau_gradient(
-            loss, inner_lr=method.inner_lr, num_steps=method.num_inner_steps, strength=method.personal_strength
+            loss, inner_lr=inner_sizes(method), num_steps=method.num_inner_steps, strength=method.personal_strength
         )
         return Objective(gradient, replace(plan, num_inner=0, num_hessian=0))
     if method.step_sizes == "learned":
@@ -76,7 +77,7 @@ def fine_tune(
         loss: the client's loss.
         params: the server's arrays; not changed. The models yielded have no step sizes.
         batches: one per step, read as the steps are taken.
-        step_size: of a step; not read where step sizes are learned.
+        step_size: α of test time; not read where step sizes are learned, or are a list.
         method: λ, the part that is adapted, and the kind of step sizes.
     """
     model, sizes = split_step_sizes(params)
@@ -85,4 +86,4 @@ def fine_tune(
     if method.step_sizes == "learned":
         return adapt_by_sizes(loss, model, sizes, batches)
     walk = adapt_head if method.adapted_part == "head" else adapt
-    return walk(loss, model, batches, step_size)
+    return walk(loss, model, batches, inner_sizes(method, step_size))

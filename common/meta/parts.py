@@ -5,7 +5,7 @@ nearly as good as fine-tuning everything. Collins, Hassani, Mokhtari and Shakkot
 for Personalized Federated Learning", ICML 2021 (FedRep): clients share the body and fit heads of their own.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ def without_body(direction: Mapping[str, Tensor]) -> Params:
 
 
 def adapt_head(
-    loss: LossFn, params: Mapping[str, Tensor], batches: Iterable[Batch], inner_lr: float
+    loss: LossFn, params: Mapping[str, Tensor], batches: Iterable[Batch], inner_lr: float | Sequence[float]
 ) -> Iterator[Params]:
     """Yield w_0 = `params`, then w_1, w_2, …, as `adapt` does, the body staying as it is."""
     head = {name: params[name] for name in head_names(params)}

@@ -7,7 +7,7 @@ Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS 2020 (p
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -40,7 +40,9 @@ def proximal_pull(params: Mapping[str, Tensor], anchor: Mapping[str, Tensor], st
     return {name: strength * tensor for name, tensor in add_scaled(params, anchor, -1.0).items()}
 
 
-def moreau_gradient(loss: LossFn, *, inner_lr: float, num_steps: int, strength: float) -> MetaGradient:
+def moreau_gradient(
+    loss: LossFn, *, inner_lr: float | Sequence[float], num_steps: int, strength: float
+) -> MetaGradient:
     """Return λ (w - ŵ), the gradient of min_x f(x; O) + λ/2 ‖x - w‖², with ŵ from ν steps of size α.
 
     Algorithm 1 of pFedMe (its K is ν, its R is τ) with the outer batch as its mini-batch; `batches.inner` is not read.

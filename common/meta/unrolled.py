@@ -29,14 +29,14 @@ def unrolled(steps: Steps[AnyBatch], *, memory: Memory = "fast") -> MetaGradient
         path: list[tuple[Params, PullBack | None]] = []
         adapted = dict(params)
         for number, batch in enumerate(batches.inner):
-            moved, pull_back = kept_graphs.step(steps, adapted, batch, num_steps - 1 - number)
+            moved, pull_back = kept_graphs.step(steps.at(number), adapted, batch, num_steps - 1 - number)
             path.append((adapted, pull_back))
             adapted = moved
         outer_loss, direction = steps.value_and_gradient(adapted, batches.outer)
         outer_norm = steps.algebra.norm(direction)
-        for batch in reversed(batches.inner):
+        for number, batch in reversed(list(enumerate(batches.inner))):
             point, pull_back = path.pop()
-            direction = pull_back(direction) if pull_back else steps.pull_back(point, batch, direction)
+            direction = pull_back(direction) if pull_back else steps.at(number).pull_back(point, batch, direction)
         return Estimate(direction, outer_loss, outer_norm, Costs(num_steps + 1, num_steps))
 
     return meta_gradient

@@ -57,7 +57,7 @@ def settle_compile(config: RunConfig, loss: LossFn, num_clients: int) -> RunConf
     if method.compile != "auto":
         return config
     rounds_trained = federation.num_rounds * max(1, round(federation.participation_fraction * num_clients))
-    takes_steps = not has_own_inner_steps(method)
+    takes_steps = not has_own_inner_steps(method) and method.inner_schedule == "constant"
     on = (
         takes_steps
         and isinstance(loss, ModelLoss)

@@ -94,6 +94,7 @@ class Steps(Generic[AnyBatch]):
         pull_back: (w, H, v) -> (I - α ∇²f(w; H)) v, nothing kept; v may be overwritten.
         algebra: arithmetic on parameters.
         both: (w, I) -> w - α ∇f(w; I), and a function that returns ∇f(w; I); None computes them one by the other.
+        scheduled: the steps of each size, where sizes differ (nufed.common.meta.schedule); empty where all are α.
     """
 
     inner_lr: float
@@ -103,6 +104,11 @@ class Steps(Generic[AnyBatch]):
     pull_back: Callable[[Mapping[str, Tensor], AnyBatch, Params], Params]
     algebra: Algebra = ONE_MODEL
     both: Callable[[Mapping[str, Tensor], AnyBatch], tuple[Params, Callable[[], Params]]] | None = None
+    scheduled: "tuple[Steps[AnyBatch], ...]" = ()
+
+    def at(self, number: int) -> "Steps[AnyBatch]":
+        """Return the steps of size α_j for inner step j."""
+        return self.scheduled[number] if self.scheduled else self
 
     def descend_with_gradient(
         self, params: Mapping[str, Tensor], batch: AnyBatch

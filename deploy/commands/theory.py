@@ -145,8 +145,9 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
 
 def _refuse_other_objectives(config: RunConfig) -> None:
     others = sequential_options(config)
-    if config.method.max_grad_norm:
-        others.append(f"method.max-grad-norm={config.method.max_grad_norm:g}")
+    found, plain = config.flat(), RunConfig().flat()
+    unknown = ("method.max-grad-norm", "method.inner-schedule", "method.local-optimizer", "federation.server-optimizer")
+    others += [f"{key}={found[key]}" for key in unknown if found[key] != plain[key]]
     if others:
         raise ConfigError(
             f"Expected a method that minimizes the loss after ν plain fine-tuning steps, but {', '.join(others)} is "

@@ -16,6 +16,7 @@ from nufed.common.meta.cohort_curves import (
     outputs_while_adapting,
     products_pay,
 )
+from nufed.common.meta.schedule import inner_sizes
 from nufed.common.metrics.judging import in_units, judging
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
@@ -76,13 +77,14 @@ def _in_units(places: Sequence[Workplace]) -> Callable[[Tensor], Tensor]:
 def _outputs(kernel: DenseKernel, places: Sequence[Workplace], params: Stacked, inputs: Tensor) -> Iterator[Tensor]:
     """Yield the outputs for `inputs` [m, T, ...] after s = 0 … S steps."""
     config = places[0].config
-    step_size, num_steps = config.evaluation.adapt_lr or config.method.inner_lr, config.evaluation.num_adapt_steps
+    sizes = inner_sizes(config.method, config.evaluation.adapt_lr or config.method.inner_lr)
+    num_steps = config.evaluation.num_adapt_steps
     if config.evaluation.adapt_batch_size:
-        return outputs_while_adapting(kernel, params, _drawn_batches(places), inputs, step_size)
+        return outputs_while_adapting(kernel, params, _drawn_batches(places), inputs, sizes)
     support = _pad([place.data.support for place in places])
     if products_pay(kernel, support.shares.shape[1], inputs.shape[1], num_steps):
-        return outputs_through_products(kernel, params, support, inputs, (step_size, num_steps))
-    return outputs_while_adapting(kernel, params, [support] * num_steps, inputs, step_size)
+        return outputs_through_products(kernel, params, support, inputs, (sizes, num_steps))
+    return outputs_while_adapting(kernel, params, [support] * num_steps, inputs, sizes)
 
 
 def _drawn_batches(places: Sequence[Workplace]) -> Iterator[CohortBatch]:
