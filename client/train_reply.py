@@ -24,7 +24,8 @@ def train_reply(
         cost: what the client's records have cost, where that is accounted here.
     """
     shown = Publication.of(config)
-    metrics: dict[str, MetricValue] = {"loss": update.loss, "growth": update.growth} if shown.training_loss else {}
+    losses = {"loss": update.loss, "growth": update.growth, **update.measures}
+    metrics: dict[str, MetricValue] = {**losses} if shown.training_loss else {}
     metrics |= {"gradient-evaluations": update.costs.gradient_evaluations, "hvps": update.costs.hvps}
     if shown.examples:
         metrics |= {"with-replacement": int(update.with_replacement), "seconds": seconds}

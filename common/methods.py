@@ -161,6 +161,12 @@ METHODS: dict[str, Method] = {
         {INNER_STEPS: 1, ESTIMATOR: "exact", "method.step-sizes": "learned"},
         frozenset({INNER_STEPS}),
     ),
+    "imaml": Method(
+        "the minimum near w in ν steps, and its gradient by conjugate gradients, λ = --set method.personal-strength",
+        "Rajeswaran et al. 2019, Algorithm 2",
+        {INNER_STEPS: 10, ESTIMATOR: "exact", "method.objective": "implicit", PERSONAL: 2.0},
+        frozenset({INNER_STEPS, PERSONAL}),
+    ),
     "fedavgm": _server_optimizer("momentum", "with momentum 0.9", HSU),
     "fedadagrad": _server_optimizer("adagrad", "divided by the root of its summed squares", REDDI, 0.1),
     "fedadam": _server_optimizer("adam", "divided by the root of its mean square", REDDI, 0.01),

@@ -16,7 +16,8 @@ from nufed.server.client_curves import ClientCurves
 OF_PARTICIPANTS = ("sampled", "replied", "rejected", "failed", "missing", "gradient_evaluations", "hvps")
 """A round's numbers that tell how many clients took part."""
 _BYTES = ("bytes_up", "bytes_down")
-_LOSSES, _OF_EXAMPLES = ("loss", "growth"), (NUM_EXAMPLES, "with-replacement", "seconds", "epsilon")
+_LOSSES = ("loss", "growth", "cg-residual", "inner-gradient")
+_OF_EXAMPLES = (NUM_EXAMPLES, "with-replacement", "seconds", "epsilon")
 
 
 def shown_record(record: Mapping[str, Any], publication: Publication) -> dict[str, Any]:

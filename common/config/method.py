@@ -8,6 +8,7 @@ from nufed.common.config.lists import LIST
 from nufed.common.config.section import Section, to_kebab
 
 _OWN_INNER_STEPS = {
+    ("objective", "implicit"): "whose gradient solves a system instead of differentiating fine-tuning steps",
     ("objective", "moreau"): "whose gradient λ(w - ŵ) differentiates no fine-tuning step",
     ("step-sizes", "learned"): "whose inner steps have a size for each parameter",
     ("adapted-part", "head"): "whose inner steps leave the body alone",
@@ -31,8 +32,14 @@ class MethodConfig(Section):
         description="sizes of the ν fine-tuning steps: constant, linear or cosine decay of inner-lr, or a list of ν",
     )
     estimator: str = Field("exact", description="how the meta-gradient is computed")
-    objective: Literal["fine-tuned", "moreau"] = Field(
-        "fine-tuned", description="loss after ν fine-tuning steps, or Moreau envelope solved in ν steps (pFedMe)"
+    objective: Literal["fine-tuned", "moreau", "implicit"] = Field(
+        "fine-tuned",
+        description="loss after ν fine-tuning steps, Moreau envelope solved in ν steps (pFedMe), or loss at the "
+        "minimum beside the server's model that ν steps look for (implicit: iMAML)",
+    )
+    cg_steps: int = Field(5, ge=1, le=1000, description="conjugate-gradient steps of objective=implicit")
+    cg_damping: float = Field(
+        0.0, ge=0, le=1e6, description="δ in (1 + δ) I + H/λ, which objective=implicit solves with"
     )
     step_sizes: Literal["fixed", "learned"] = Field(
         "fixed", description="fine-tuning steps of size inner-lr, or of a learned size for each parameter (Meta-SGD)"
@@ -180,8 +187,10 @@ def _contradiction(method: MethodConfig) -> str | None:
     own = [f"{key}={value}" for key, value in _OWN_INNER_STEPS if values[key] == value]
     if len(own) > 1:
         return f"{own[0]} contradicts {own[1]}; choose one"
-    if method.objective == "moreau":
-        return _moreau_contradiction(method)
+    if method.objective != "fine-tuned":
+        return _solved_contradiction(method)
+    if (method.cg_steps, method.cg_damping) != (5, 0.0):
+        return "cg-steps and cg-damping have no meaning with objective=fine-tuned; leave them out, or choose implicit"
     if not own:
         return None
     why = next(text for (key, value), text in _OWN_INNER_STEPS.items() if values[key] == value)
@@ -197,13 +206,16 @@ def _contradiction(method: MethodConfig) -> str | None:
     return None
 
 
-def _moreau_contradiction(method: MethodConfig) -> str | None:
+def _solved_contradiction(method: MethodConfig) -> str | None:
+    objective = f"objective={method.objective}"
+    if method.objective == "moreau" and (method.cg_steps, method.cg_damping) != (5, 0.0):
+        return "cg-steps and cg-damping have no meaning with objective=moreau; leave them out, or choose implicit"
     if method.num_inner_steps == 0:
-        return "num-inner-steps=0 contradicts objective=moreau, which is solved in so many steps; set it above 0"
+        return f"num-inner-steps=0 contradicts {objective}, which is solved in so many steps; set it above 0"
     if method.personal_strength == 0:
-        return "personal-strength=0 contradicts objective=moreau, whose gradient is 0 without it; set it above 0"
+        return f"personal-strength=0 contradicts {objective}, whose minimum is held to w by it; set it above 0"
     if method.estimator != "exact":
-        return f"estimator={method.estimator} contradicts objective=moreau, which has none; leave estimator at exact"
+        return f"estimator={method.estimator} contradicts {objective}, which has none; leave estimator at exact"
     if method.compile == "on":
-        return "compile=on contradicts objective=moreau, which is not compiled; leave compile at off"
+        return f"compile=on contradicts {objective}, which is not compiled; leave compile at off"
     return None

@@ -6,7 +6,7 @@ return w, N_i
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class LocalUpdate:
         growth: ‖∇F_i‖ / ‖∇f_i(w_ν)‖, the largest of the τ steps.
         costs: evaluations made.
         with_replacement: whether some batch was larger than the data and drawn with replacement.
+        measures: of the estimates, the largest of the τ steps each.
     """
 
     params: Params
@@ -65,6 +66,7 @@ class LocalUpdate:
     growth: float
     costs: Costs
     with_replacement: bool
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 def local_update(
@@ -144,11 +146,13 @@ def _meta_steps(
 ) -> LocalUpdate:
     """Take τ meta steps from `params`, each on the batches that are drawn for it."""
     point, losses, growth, costs, optimizer = dict(params), [], 0.0, Costs(), LocalOptimizer(method)
+    measures: dict[str, float] = {}
     for step in range(method.num_local_steps):
         estimate = meta_gradient(point, draw(step))
         direction = step_direction(estimate.gradient, point, params, method)
         point = add_scaled(point, optimizer.velocity(direction), -method.local_lr)
         losses.append(estimate.outer_loss)
         growth, costs = max(growth, estimate.growth()), costs + estimate.costs
+        measures |= {name: max(measures.get(name, 0.0), value) for name, value in estimate.measures.items()}
     mean_loss = float(torch.stack(losses).double().mean())
-    return LocalUpdate(point, mean_loss, growth, costs, with_replacement)
+    return LocalUpdate(point, mean_loss, growth, costs, with_replacement, measures)

@@ -8,7 +8,7 @@ from the right, the factor of the last inner point is applied to the outer gradi
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic
 
 from torch import Tensor
@@ -59,12 +59,14 @@ class Estimate:
         outer_norm: ‖∇f_i(w_ν; O)‖, a number or [m]. The ratio of the gradient's norm to it tells how the backward
             product grows.
         costs: evaluations made for each client.
+        measures: what else tells how good one client's estimate is, by the names of `TRAIN_REPLY`; lower is better.
     """
 
     gradient: Params
     outer_loss: Tensor
     outer_norm: Size
     costs: Costs
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     def growth(self) -> float:
         """Return one client's ‖∇F_i‖ / ‖∇f_i(w_ν)‖; far above 1, the inner step size is too large for ν steps."""

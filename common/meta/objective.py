@@ -10,6 +10,7 @@ from nufed.common.examples import Batch
 from nufed.common.meta.adapt import adapt
 from nufed.common.meta.draw import BatchPlan, batch_plan
 from nufed.common.meta.estimators import find_estimator
+from nufed.common.meta.implicit import implicit_gradient
 from nufed.common.meta.meta_gradient import MetaGradient
 from nufed.common.meta.meta_sgd import adapt_by_sizes, meta_sgd, split_step_sizes, with_step_sizes
 from nufed.common.meta.parts import adapt_head, without_head
@@ -40,6 +41,15 @@ def build_objective(loss: LossFn, method: MethodConfig) -> Objective:
             loss, inner_lr=inner_sizes(method), num_steps=method.num_inner_steps, strength=method.personal_strength
         )
         return Objective(gradient, replace(plan, num_inner=0, num_hessian=0))
+    if method.objective == "implicit":
+        implicit = implicit_gradient(
+            loss,
+            inner_lr=inner_sizes(method),
+            strength=method.personal_strength,
+            cg_steps=method.cg_steps,
+            damping=method.cg_damping,
+        )
+        return Objective(implicit, replace(plan, num_hessian=min(1, plan.num_hessian)))
     if method.step_sizes == "learned":
         return Objective(meta_sgd(loss, has_curvature=method.estimator != "first-order"), plan)
     return Objective(estimator.build(loss, method), plan)
