@@ -1,12 +1,15 @@
 """One `nufed` server and up to ten thousand connected clients: memory, processor, joining, rounds, storms and floods.
 
-    python -m benchmarks.swarm                      all of it, about 8 minutes; written into docs/performance.md
-    python -m benchmarks.swarm --clients 100 1000   fewer clients; nothing is written into the documentation
+    python -m benchmarks.swarm                   what is not measured yet; written into docs/performance.md at the end
+    python -m benchmarks.swarm --clients 10000   that number alone
+    python -m benchmarks.swarm --fresh           all of it anew, about 20 minutes
     python -m benchmarks.swarm --no-floods --no-plain
 
+Each row is kept in `benchmarks/results/swarm.json` as soon as it is measured, and not measured again without `--fresh`.
 Clients are cheap ones (`swarm_clients.py`), each with a connection and a key of its own, in two processes on the same
-machine: what they cost is in the times, and not in the server's processor time and memory. Of N clients a round asks
-100. A storm is the server killed and started again at once, until all clients are known again.
+machine: what they cost is in the seconds, and not in the server's processor time and memory. Of N clients a round asks
+100. A storm is the server killed and started again at once, until all clients are known again. Times called "of the
+processor" are the server's, and change little on a busy machine; the others do.
 """
 
 import argparse
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from benchmarks.swarm_clients import client_name
@@ -27,12 +31,17 @@ from benchmarks.swarm_floods import FLOODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results" / "swarm.json"
 BEGIN, END = "<!-- swarm: begin -->", "<!-- swarm: end -->"
-ASKED, PROCESSES, IDLE, PATIENCE = 100, 2, 15.0, 280.0
+ASKED, PROCESSES, IDLE, PATIENCE = 100, 2, 60.0, 900.0
+COUNTS = (100, 1000, 5000, 10_000)
+FILES = 300
+"""That a process has open beside its connections."""
 SMALL, LARGE, HUGE = 0.1, 5.0, 40.0
 _ABOUT = """`python -m benchmarks.swarm` on {cores} cores, which the clients share: two processes with a connection and
-a key for each client. A round asks 100 of them. The server is one process; it has torch loaded. A storm is the server
-killed and started again, until the run knows all clients again."""
+a key for each client. A round asks 100 of them. The server is one process; it has torch loaded, which is 570 MB of its
+memory. A storm is the server killed and started again, until the run knows all clients again. Processor times are the
+server's alone."""
 ENVIRONMENT = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -82,6 +91,7 @@ class Swarm:
         self._port = _free_port()
         self.server = self._start_server()
         self.before = self.state()
+        say(f"{count} clients: the server is there ({self.before['memory']:.0f} MB)")
         each = count // PROCESSES
         self.clients = [
             Remote("benchmarks.swarm_clients", {"address": self.address, "first": number * each, "count": each,
@@ -135,16 +145,25 @@ def measure(count, folder):
     """Return one row: what `count` clients cost."""
     swarm = Swarm(count, folder)
     try:
+        say("the clients have their keys and join")
         connected, known = swarm.join()
+        joining = swarm.state()["cpu"] - swarm.before["cpu"]
+        say(f"all are known after {known:.1f} s")
         swarm.rounds(SMALL, 2)  # warm
         now = swarm.state()
         idle = swarm.idle(IDLE)
+        say(f"{now['memory']:.0f} MB; idle: {100 * idle:.1f} % of a core")
         small, small_cpu = swarm.rounds(SMALL, 7)
-        large, _ = swarm.rounds(LARGE, 3)
+        say(
+            f"round of {SMALL} MB: {statistics.median(small):.2f} s, {statistics.median(small_cpu):.2f} of the server's"
+        )
+        large, large_cpu = swarm.rounds(LARGE, 3)
+        say(f"round of {LARGE} MB: {statistics.median(large):.2f} s; the server is killed")
         _, storm = swarm.storm()
+        storm_cpu = swarm.state()["cpu"] - swarm.before["cpu"]
     finally:
         swarm.close()
-    row = {
+    return {
         "clients": count,
         "TLS, keys": "yes" if folder else "no",
         "server, MB": round(now["memory"]),
@@ -152,13 +171,14 @@ def measure(count, folder):
         "idle, % of a core": 100 * idle,
         "connected, s": connected,
         "known, s": known,
+        "joining, s of the processor": joining,
         "round of 0.1 MB, s": statistics.median(small),
-        "its processor time, s": statistics.median(small_cpu),
+        "of the processor": statistics.median(small_cpu),
         "round of 5 MB, s": statistics.median(large),
+        "of the processor (5 MB)": statistics.median(large_cpu),
         "storm, s": storm,
+        "storm, s of the processor": storm_cpu,
     }
-    print(json.dumps(row), flush=True)
-    return row
 
 
 def measure_floods(count, folder):
@@ -176,7 +196,7 @@ def measure_floods(count, folder):
             peak = swarm.state()["peak"]
             rows.append({"flood": name, "speed of rounds": statistics.median(quiet) / statistics.median(flooded),
                          "memory, MB more": max(0.0, peak - before)})  # fmt: skip
-            print(json.dumps(rows[-1]), flush=True)
+            say(json.dumps(rows[-1]))
     finally:
         swarm.close()
     return rows
@@ -193,22 +213,43 @@ def measure_backpressure():
         more = swarm.state()["peak"] - before
     finally:
         swarm.close()
-    row = {"replies at once": ASKED, "MB each": HUGE, "seconds": seconds[0], "memory of the server, MB more": more}
-    print(json.dumps(row), flush=True)
-    return [row]
+    return [{"replies at once": ASKED, "MB each": HUGE, "seconds": seconds[0], "memory of the server, MB more": more}]
 
 
 def exponents(rows):
-    """Return the growth exponents in N of a round's latency and of its processor time (least squares of logarithms)."""
+    """Return the growth exponents in N of what the goal names, with keys and TLS (least squares of logarithms)."""
     rows = [row for row in rows if row["TLS, keys"] == "yes" and row["clients"] >= ASKED]
     if len(rows) < 2:
         return {}
+    names = {"round of 0.1 MB, s": "seconds of a round", "of the processor": "its processor time",
+             "idle, % of a core": "processor time of idle clients"}  # fmt: skip
+    sizes = [math.log(row["clients"]) for row in rows]
     return {
-        name: statistics.linear_regression(
-            [math.log(row["clients"]) for row in rows], [math.log(row[name]) for row in rows]
-        ).slope
-        for name in ("round of 0.1 MB, s", "its processor time, s")
+        told: statistics.linear_regression(sizes, [math.log(row[name]) for row in rows]).slope
+        for name, told in names.items()
     }
+
+
+class Results:
+    """Keeps what was measured in a file, so that a benchmark that was ended goes on where it was."""
+
+    def __init__(self, *, fresh):
+        self._rows = {} if fresh or not RESULTS.exists() else json.loads(RESULTS.read_text(encoding="utf-8"))
+
+    def measured(self, key, measure):
+        """Return what is kept under a key, measured first if there is nothing."""
+        if key not in self._rows:
+            say(f"--- {key}")
+            self._rows[key] = measure()
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            RESULTS.write_text(json.dumps(self._rows, indent=1) + "\n", encoding="utf-8")
+        say(f"{key}: {json.dumps(self._rows[key])}")
+        return self._rows[key]
+
+
+def say(line):
+    """Print a line with the time."""
+    print(time.strftime("%H:%M:%S"), line, flush=True)
 
 
 def make_certificates(folder, count):
@@ -252,22 +293,42 @@ def _free_port():
         return listening.getsockname()[1]
 
 
+def check_files(count):
+    """End where this machine does not allow a process as many connections."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count + FILES:
+        raise SystemExit(f"{count} clients need {count + FILES} open files in the server; the limit is {hard} (ulimit)")
+
+
 def main():
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, nargs="+", default=[100, 1000, 5000, 10_000])
+    parser.add_argument("--clients", type=int, nargs="+", default=COUNTS)
+    parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
     parser.add_argument("--no-plain", action="store_true", help="only with TLS and node keys")
     parser.add_argument("--no-floods", action="store_true")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        make_certificates(Path(folder), max(*given.clients, 1000))
-        rows = [measure(count, Path(folder)) for count in given.clients]
-        rows += [] if given.no_plain else [measure(count, None) for count in given.clients if count != 5000]
-        floods = [] if given.no_floods else measure_floods(1000, Path(folder))
-        replies = [] if given.no_floods else measure_backpressure()
+    check_files(max(given.clients))
+    results = Results(fresh=given.fresh)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        say("keys are made")
+        make_certificates(folder, max(*given.clients, 1000))
+        kinds = [(folder, "TLS and keys")] + ([] if given.no_plain else [(None, "neither")])
+        rows = [
+            results.measured(f"{count} clients, {kind}", partial(measure, count, each))
+            for each, kind in kinds
+            for count in given.clients
+        ]
+        floods, replies = [], []
+        if not given.no_floods and tuple(given.clients) == COUNTS:
+            floods = results.measured("floods", partial(measure_floods, 1000, folder))
+            replies = results.measured("replies at once", measure_backpressure)
     text = section(rows, floods, replies)
     print(text)
-    if given.clients == parser.get_default("clients") and floods:
+    if floods:
         write_page(text)
 
 

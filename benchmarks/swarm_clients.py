@@ -26,6 +26,7 @@ from flwr.proto.node_pb2 import Node
 
 from nufed.common.wire import ClientDescription
 from nufed.deploy.network import fleet_headers as headers
+from nufed.deploy.network.file_limit import raise_file_limit
 from nufed.deploy.network.message_bytes import message_parts, push_request
 from nufed.deploy.network.pieces import CutBytes, assemble, piece_name
 
@@ -55,7 +56,7 @@ class CheapClient:
             self._channel = grpc.aio.insecure_channel(address, options)
         self._name, self._key, self._registers, self._joining = name, key, roots is None, joining
         self._public = key.public_key().public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
-        self._process, self._signed_at, self._metadata = secrets.token_hex(16), float("-inf"), ()
+        self._process, self._resign_at, self._metadata = secrets.token_hex(16), float("-inf"), ()
         self._node = Node()
 
     async def serve(self):
@@ -146,7 +147,9 @@ class CheapClient:
 
     def _signed(self):
         now = asyncio.get_running_loop().time()
-        if now - self._signed_at > _SIGNATURE_LIFE:
+        if now > self._resign_at:
+            # The first life is any part of a whole one: clients that joined together do not sign together ever after.
+            life = _SIGNATURE_LIFE * (1.0 if self._metadata else random.random())
             stamp = dt.datetime.now(dt.UTC).isoformat()
             self._metadata = (
                 ("flwr-public-key-bin", self._public),
@@ -154,11 +157,12 @@ class CheapClient:
                 ("flwr-signature-bin", self._key.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))),
                 (headers.SESSION, self._process),
             )
-            self._signed_at = now
+            self._resign_at = now + life
         return self._metadata
 
 
 async def _serve_all(address, first, count, folder):
+    raise_file_limit()
     roots = (folder / "ca.crt").read_bytes() if folder else None
     joining = asyncio.Semaphore(_TOGETHER)
     clients = []

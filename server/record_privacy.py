@@ -8,7 +8,7 @@ from nufed.common.config import RunConfig
 from nufed.common.privacy.publishing import Publication
 from nufed.common.privacy.record import record_plan
 from nufed.server.history import History
-from nufed.strategy.members import Member
+from nufed.strategy.known_clients import Member
 from nufed.strategy.results import PhaseResult
 
 

@@ -27,6 +27,7 @@ from nufed.strategy.exchange import (
     turn_away,
     wait_for_nodes,
 )
+from nufed.strategy.known_clients import KnownClients, Member
 from nufed.strategy.participation import Judges
 from nufed.strategy.results import EvaluatedGroup
 from nufed.strategy.telling import Telling
@@ -55,26 +56,6 @@ _log = logging.getLogger("nufed.strategy")
 
 
 @dataclass(frozen=True)
-class Member:
-    """A client and the node that it runs on now.
-
-    Attributes:
-        node_id: Flower's handle.
-        description: who the client says it is; the sizes are 0 if it cannot say.
-        announced: whether the client has said how many examples it has.
-    """
-
-    node_id: int
-    description: ClientDescription
-    announced: bool = True
-
-    @property
-    def client_id(self) -> str:
-        """The client's stable name."""
-        return self.description.client_id
-
-
-@dataclass(frozen=True)
 class Retry:
     """When a node is asked again (seconds on the monotonic clock), and the pause that led there (seconds)."""
 
@@ -99,13 +80,12 @@ class Roster:
     """Holds the clients known so far, and keeps them in step with the nodes that are connected.
 
     Attributes:
-        members: by client id.
         told: what nodes are sent with the question who they are.
     """
 
     def __init__(self, telling: Telling | None = None) -> None:
         """Start without clients; `telling` hears who comes and goes, and may end the waiting for clients."""
-        self.members: dict[str, Member] = {}
+        self._known = KnownClients()
         self._telling = telling or Telling()
         self._gone: set[str] = set()  # members whose node is not connected
         self.told = ConfigRecord()
@@ -116,6 +96,11 @@ class Roster:
         self._retries: dict[int, Retry] = {}
         self._busy: set[str] = set()  # clients that were told of
         self._listed: set[str] = set()  # members whose names are known and who were never asked
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """The clients known so far, by id."""
+        return self._known.members
 
     def discover(self, grid: Grid, expected: int, timeout: float) -> None:
         """Wait until `expected` clients that can take part are there, and know who they are.
@@ -180,16 +165,11 @@ class Roster:
         """Note how many examples a client has that did not say so before its first reply."""
         member = self.members[client_id]
         description = replace(member.description, num_support=num_examples)
-        self.members[client_id] = Member(member.node_id, description)
+        self._known.enter(Member(member.node_id, description))
 
     def connected(self, grid: Grid, groups: Iterable[Group]) -> dict[str, Member]:
         """Return the members of some groups whose nodes are connected now, in the order of their ids."""
-        here, wanted = connected_nodes(grid), set(groups)
-        return {
-            client_id: member
-            for client_id in sorted(self.members)
-            if (member := self.members[client_id]).node_id in here and member.description.group in wanted
-        }
+        return self._known.connected(connected_nodes(grid), groups)
 
     def judges(self, grid: Grid, group: EvaluatedGroup, judges: Judges) -> dict[str, Member]:
         """Return the connected members of a group, or of each, that `judges` names, in the order of their ids."""
@@ -244,7 +224,7 @@ class Roster:
     def _take_listed(self, grid: Grid) -> None:
         """Enter the clients that a grid can name; each says how many examples it has once it is asked for work."""
         for node_id, (name, group) in (listed_clients(grid) or {}).items():
-            self.members[name] = Member(node_id, ClientDescription(name, group, 0, 0, 0), announced=False)
+            self._known.enter(Member(node_id, ClientDescription(name, group, 0, 0, 0), announced=False))
             self._names[node_id] = name
             self._settled.add(node_id)
             self._listed.add(name)
@@ -284,11 +264,11 @@ class Roster:
             _log.info("Client %s is back, on node %d.", name, newcomer.node_id)
         other = self.members.get(self._names.get(newcomer.node_id, ""))
         if other is not None and other.node_id == newcomer.node_id:
-            del self.members[other.client_id]  # one node is one client: under another name it is no second one
+            self._known.remove(other.client_id)  # one node is one client: under another name it is no second one
         self._names[newcomer.node_id] = name
         self._settled.add(newcomer.node_id)
         self._turned_away.pop(f"client {name}", None)
-        self.members[name] = newcomer
+        self._known.enter(newcomer)
         note_member(grid, newcomer.node_id, name)
         self._tell_of(grid, newcomer)
 

@@ -22,7 +22,8 @@ from nufed.common.params import Params
 from nufed.common.wire import arrays_to_params, params_to_arrays
 from nufed.strategy.exchange import Quorum, iter_replies
 from nufed.strategy.flower_loop import check_opens, configured, take_all
-from nufed.strategy.members import Member, Roster
+from nufed.strategy.known_clients import Member
+from nufed.strategy.members import Roster
 from nufed.strategy.option_ranges import check_ranges
 from nufed.strategy.participation import Judges, choose, num_chosen
 from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, TrainingPhase

@@ -18,7 +18,7 @@ from nufed.common.params import Params, largest_magnitude
 from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply, check_params
 from nufed.strategy.aggregation import Aggregation, find_aggregation
 from nufed.strategy.exchange import MakeQuorum, iter_replies, time_to_live
-from nufed.strategy.members import Member
+from nufed.strategy.known_clients import Member
 from nufed.strategy.phase_record import PhaseRecord
 from nufed.strategy.private_rounds import PrivateRound
 from nufed.strategy.results import EvaluatedGroup, EvaluationResult, RoundResult, Weighting

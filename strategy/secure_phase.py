@@ -57,7 +57,7 @@ from nufed.common.untrusted import printable, shown
 from nufed.common.wire import CONFIG
 from nufed.strategy.aggregation import SumAggregation
 from nufed.strategy.exchange import MakeQuorum, describe_error, iter_replies, signed_roster, time_to_live
-from nufed.strategy.members import Member
+from nufed.strategy.known_clients import Member
 from nufed.strategy.phase import AveragingRule, Outgoing, TrainingPhase
 from nufed.strategy.results import RoundResult, SecureOutcome
 from nufed.strategy.telling import Telling

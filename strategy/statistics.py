@@ -11,7 +11,8 @@ from nufed.common.statistics import SiteStatistics, StatisticsShape
 from nufed.common.untrusted import printable
 from nufed.common.wire import STATISTICS, read_statistics
 from nufed.strategy.exchange import describe_error, iter_replies
-from nufed.strategy.members import Member, query
+from nufed.strategy.known_clients import Member
+from nufed.strategy.members import query
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,10 @@ from nufed.deploy.network.serving import (
 )
 
 _WATCH_INTERVAL = 1.0
+_LOOK_PAUSE = 0.05
+"""Seconds between two looks at who came and went: thousands that join are looked at together."""
+_COUNT_FILES = 10.0
+"""Seconds between two counts of open files, which look at each."""
 _TASK_HEARTBEAT = 15.0
 _SAY_AGAIN = 60.0
 _ENDINGS = {NothingTrainedError: "nothing-trained", DivergedError: "diverged", BudgetSpentError: "budget-spent"}
@@ -138,7 +142,7 @@ class DirectServer:
         self._on_event, self._on_client = on_event, Announcements(on_event)
         self._keys = AdmittedKeys(endpoint.security.client_keys) if endpoint.security else None
         self._roster = endpoint.security.roster if endpoint.security else None
-        self._file_limit, self._crowded_at = raise_file_limit(), float("-inf")
+        self._file_limit, self._count_files_at = raise_file_limit(), float("-inf")
         states = flower_states(endpoint.database)
         self._state = states.state()
         events = EventStream() if events is None else events
@@ -274,16 +278,19 @@ class DirectServer:
                     self.connections.leave(node_id)
             if changed:
                 self.service.nodes.notify()
+            elif not self.service.nodes.wait(seen, _WATCH_INTERVAL):
                 continue
-            self.service.nodes.wait(seen, _WATCH_INTERVAL)
+            self._closing.wait(_LOOK_PAUSE)
 
     def _tell_of_refusals(self) -> None:
         """Say once a minute what was refused, and that few files are left for connections."""
         if line := self.refusals.take_line():
             self._on_event(line)
-        now = time.monotonic()
-        if now - self._crowded_at >= _SAY_AGAIN and is_crowded(self._file_limit):
-            self._crowded_at = now
+        if (now := time.monotonic()) < self._count_files_at:
+            return
+        self._count_files_at = now + _COUNT_FILES
+        if is_crowded(self._file_limit):
+            self._count_files_at = now + _SAY_AGAIN
             self._on_event(
                 f"nearly all of {most_connections(self._file_limit)} possible connections are open, and further ones "
                 "are refused; raise the limit of open files (ulimit -n) if these are clients"

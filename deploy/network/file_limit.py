@@ -1,5 +1,6 @@
 """How many connections a server can hold: each is an open file, and without any left a run cannot be written."""
 
+import os
 from pathlib import Path
 
 _RESERVE = 192
@@ -34,4 +35,4 @@ def is_crowded(file_limit: int | None) -> bool:
     """Return whether most of the files that this process may open are open, where the system tells."""
     if file_limit is None or not _OPEN_FILES.is_dir():
         return False
-    return len(list(_OPEN_FILES.iterdir())) > _NEARLY * (file_limit - _RESERVE)
+    return len(os.listdir(_OPEN_FILES)) > _NEARLY * (file_limit - _RESERVE)  # noqa: PTH208 - a path for each: 10 x as long

@@ -57,6 +57,10 @@ class FleetGrid(RunGrid):
         """Return the nodes that are connected."""
         return sorted(self._state.get_nodes(self._run.run_id))
 
+    def node_set(self) -> set[int]:
+        """Return the nodes that are connected, as a set."""
+        return online_nodes(self._state)
+
     def get_nodes(self) -> Sequence[NodeInfo]:
         """Return what is known of the nodes that are connected."""
         return self._state.get_node_info(node_ids=self.get_node_ids())

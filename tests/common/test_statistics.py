@@ -19,7 +19,7 @@ from nufed.common.settings import Settings
 from nufed.common.statistics import NOT_TOLD, StatisticsShape, pool, site_statistics, told_counts
 from nufed.common.wire import ClientDescription, read_statistics, statistics_records
 from nufed.server.statistics import StatisticsReport
-from nufed.strategy.members import Member
+from nufed.strategy.known_clients import Member
 from nufed.strategy.statistics import gather_statistics
 from tests.strategy.fake_grid import FakeGrid
 
