@@ -22,11 +22,13 @@ class Call:
     Has those methods of `grpc.ServicerContext` that handlers use; what they send is sent once they have returned.
 
     Attributes:
+        patience: seconds that the caller waits for an answer.
         sent: headers to send before the response.
     """
 
-    def __init__(self, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> None:
-        """Take a call's headers, and the address and port of who calls."""
+    def __init__(self, metadata: Iterable[tuple[str, str | bytes]], peer: str, patience: float | None = None) -> None:
+        """Take a call's headers, the address and port of who calls, and how long they wait; None is for ever."""
+        self.patience = float("inf") if patience is None else patience
         self._metadata: Metadata = tuple(metadata)
         self._peer = peer
         self._code: grpc.StatusCode | None = None

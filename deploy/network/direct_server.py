@@ -51,8 +51,8 @@ from nufed.deploy.network.serving import (
 )
 
 _WATCH_INTERVAL = 1.0
-_LOOK_PAUSE = 0.05
-"""Seconds between two looks at who came and went: thousands that join are looked at together."""
+_LOOK_PAUSE, _MOST_PAUSES = 5e-5, 1000
+"""Seconds for each connected client, up to a thousand, between two looks at who came and went."""
 _COUNT_FILES = 10.0
 """Seconds between two counts of open files, which look at each."""
 _TASK_HEARTBEAT = 15.0
@@ -280,7 +280,7 @@ class DirectServer:
                 self.service.nodes.notify()
             elif not self.service.nodes.wait(seen, _WATCH_INTERVAL):
                 continue
-            self._closing.wait(_LOOK_PAUSE)
+            self._closing.wait(_LOOK_PAUSE * min(len(self._online), _MOST_PAUSES))
 
     def _tell_of_refusals(self) -> None:
         """Say once a minute what was refused, and that few files are left for connections."""

@@ -171,7 +171,8 @@ class FleetConnection:
         """
         self._asked_at, self._is_asking = time.monotonic(), True
         try:
-            response, metadata = self._call(self._stub.PullMessages, fleet.PullMessagesRequest(node=self._node))
+            request = fleet.PullMessagesRequest(node=self._node)
+            response, metadata = self._call(self._stub.PullMessages, request, timeout=_CALL_TIMEOUT + self._interval)
         finally:
             self._is_asking = False
             self._working.notify()

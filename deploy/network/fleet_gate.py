@@ -116,7 +116,7 @@ class FleetGate(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _handler(self, name: str, method: _Method) -> grpc.RpcMethodHandler:
         async def take(_requests: object, context: grpc.aio.ServicerContext) -> bytes:
-            call = Call(context.invocation_metadata() or (), context.peer())
+            call = Call(context.invocation_metadata() or (), context.peer(), context.time_remaining())
             try:
                 response = await self._answer(name, method, call, context)
             except Refused as refused:

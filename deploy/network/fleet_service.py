@@ -231,7 +231,7 @@ class FleetService(FleetServicer):
         wakeup, number = self.sessions.begin_wait(node_id)
         is_ours, hold = self.sessions.takes_whole(node_id), self._hold
         if is_ours and self._admits(signer):  # a revoked node is not brought back by a call that was under way
-            hold = max(hold, self.life.longest_hold())
+            hold = max(hold, self.life.longest_hold(call.patience))
             call.send_initial_metadata((self.life.header(),))
             await run(self._note_waiting, node_id)
         deadline = time.monotonic() + hold
@@ -272,6 +272,7 @@ class FleetService(FleetServicer):
         """Return a part of a message."""
         if (name := parse_piece_name(request.object_id)) is None:
             return super().PullObject(request, context)
+        self._note_transfer(request.node.node_id, context)
         content = self.deliveries.piece(request.node.node_id, *name)
         if content is None:
             return message_pb2.PullObjectResponse(object_found=False)
@@ -280,10 +281,11 @@ class FleetService(FleetServicer):
     def PushObject(  # noqa: N802 - Flower's name
         self,
         request: message_pb2.PushObjectRequest,
-        context: Call,  # noqa: ARG002 - gRPC gives it
+        context: Call,
     ) -> message_pb2.PushObjectResponse:
         """Take a part of a reply."""
         node_id, content = request.node.node_id, request.object_content
+        self._note_transfer(node_id, context)
         if (name := parse_piece_name(request.object_id)) is not None:
             return message_pb2.PushObjectResponse(stored=self.deliveries.add_piece(node_id, *name, content))
         stored = self.deliveries.add_object(node_id, request.session_id, request.object_id, content)
@@ -297,6 +299,11 @@ class FleetService(FleetServicer):
         if not self.deliveries.is_for(request.node.node_id, request.message_object_id):
             return message_pb2.ConfirmMessageReceivedResponse()
         return super().ConfirmMessageReceived(request, context)
+
+    def _note_transfer(self, node_id: int, call: Call) -> None:
+        """Note that a node lives which sends or takes a part of a message: its heartbeats may be queued behind that."""
+        if self.sessions.takes_whole(node_id) and self._admits(_signer(call)):
+            self.life.note(node_id)
 
     def _note_waiting(self, node_id: int) -> None:
         """Note that a node lives; what it took and did not answer is lost, for it works on one message at a time."""

@@ -7,12 +7,15 @@ from nufed.deploy.network.flower_state import num_online, shorten_life
 LIVENESS_INTERVAL = 7.5
 """Seconds; Flower takes a node for gone after two of them without a sign of life (ours give one every 3 s at work)."""
 
-_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 3.0, 60.0
-_SIGNS = 160.0
-"""In a second, of all idle clients together: with more than 480 of them each gives one less often than every 3 s."""
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 3.0, 120.0
+_SIGNS = 80.0
+"""In a second, of all idle clients together: with more than 240 of them each gives one less often than every 3 s."""
 
 _HELD = 0.8
 """Of that interval is what a request for messages is held: the next one is the next sign of life."""
+
+_BEFORE_DEADLINE = 0.9
+"""Of the time that a caller waits for an answer, where that is shorter: clients up to 0.3 wait for a minute."""
 
 
 class SignsOfLife:
@@ -26,9 +29,13 @@ class SignsOfLife:
         """Return the seconds between two signs of life of a client without work."""
         return min(_LONGEST_INTERVAL, max(_SHORTEST_INTERVAL, num_online(self._states.state()) / _SIGNS))
 
-    def longest_hold(self) -> float:
-        """Return the seconds that a request for messages may be held, so that its end comes before its node's."""
-        return _HELD * self.interval()
+    def longest_hold(self, patience: float) -> float:
+        """Return the seconds that a request for messages may be held, so that its end comes before its node's.
+
+        Args:
+            patience: seconds that the caller waits for an answer.
+        """
+        return min(_HELD * self.interval(), _BEFORE_DEADLINE * patience)
 
     def header(self) -> tuple[str, str]:
         """Return what tells a client how often to give a sign of life while it has no work."""
