@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nufed.common.config import DataConfig
 from nufed.common.data.dealt_client import SMALLEST_CLIENT, give_away
-from nufed.common.data.partition import PARTITIONERS, classes, dirichlet, iid
+from nufed.common.data.partition import PARTITIONERS, _cut_classes, classes, dirichlet, iid
 from nufed.common.errors import DataError
 from nufed.common.rng import numpy_generator
 
@@ -162,3 +162,18 @@ def test_a_positive_share_gives_something_and_keeps_something(num_rows, fraction
     assert 1 <= given_away <= num_rows - 1
     assert abs(given_away - fraction * num_rows) <= 1
     assert give_away(num_rows, 0.0) == 0
+
+
+@pytest.mark.parametrize("counts", [[[3, 0, 2], [0, 4, 1]], [[0, 0, 5], [2, 2, 2]], [[4, 0, 1], [0, 0, 0]]])
+def test_clients_have_the_rows_that_cutting_each_class_in_pieces_gives(counts):
+    """Runs of earlier versions are repeated bit for bit: the rows, and the order in which a client has them."""
+    labels, counts = np.array([0, 1] * 6), np.array(counts)
+    generator, pieces = rng(3), [[] for _ in range(3)]
+    for label, shares in enumerate(counts):
+        rows = list(generator.permutation(np.flatnonzero(labels == label)))
+        for piece, share in zip(pieces, shares, strict=True):
+            piece += [rows.pop(0) for _ in range(share)]
+
+    cut = _cut_classes(labels, np.arange(2), counts, rng(3))
+
+    assert [part.tolist() for part in cut] == pieces
