@@ -70,7 +70,8 @@ def measure(engine, model, num_rounds):
         run(num_rounds)
         ends.append(proportional_set_size())
 
-    ENGINES[engine](server_app, client_app, num_nodes=NUM_NODES, run_config={"seed": 0})
+    app = "benchmarks.engines:client_app" if engine == "ray" else client_app
+    ENGINES[engine](server_app, app, num_nodes=NUM_NODES, run_config={"seed": 0})
     begun, first, last, memory = ends
     print(json.dumps({"start": first - begun, "round": (last - first) / num_rounds, "memory": memory}))
 

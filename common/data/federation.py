@@ -40,6 +40,8 @@ def load_federation(config: DataConfig, *, seed: int, dtype: torch.dtype, settin
         ConfigError: the source is unknown.
         DataError: the source is missing, malformed or too small.
     """
+    if (held := _HELD.get((config, seed))) is not None:
+        return held[0]
     dealt = _deal(config, seed, settings)
     clients: Sequence[ClientData] = ClientsOnDemand(dealt.num_total, lambda index: dealt.make_client(index, dtype))
     return Federation(dealt.task, clients if dealt.num_total > MANY else tuple(clients), dealt.notes)
@@ -130,6 +132,8 @@ def shared_scaling(config: DataConfig, settings: Settings, *, seed: int) -> Shar
         ConfigError: as `describe_task`.
         DataError: the source is missing or malformed.
     """
+    if (held := _HELD.get((config, seed))) is not None:
+        return held[1]
     way = target_scale(config, describe_task(config, settings, seed=seed))
     declared = declared_target_scaling(config)
     if config.source == PRIVATE or is_own_file(config) or ((way != "run" or declared) and not may_scale_inputs(config)):
@@ -149,6 +153,15 @@ def _deal(config: DataConfig, seed: int, settings: Settings) -> DealtFederation:
         return transform_clients(dealt, config, seed)
     few = keep_few(transform_clients(dealt, config, seed), config, seed)
     return scale_targets(scale_inputs(few, config), config)
+
+
+_HELD: dict[tuple[DataConfig, int], tuple[Federation, SharedScaling]] = {}  # filled by `hold_federation` alone
+
+
+def hold_federation(config: DataConfig, seed: int, federation: Federation, scaling: SharedScaling) -> None:
+    """Let `load_federation` and `shared_scaling` return what another process has loaded; for processes of one run."""
+    _HELD.clear()
+    _HELD[config, seed] = federation, scaling
 
 
 def forget_federations() -> None:

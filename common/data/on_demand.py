@@ -19,7 +19,12 @@ class ClientsOnDemand(Sequence[ClientData]):
     def __init__(self, num_total: int, make_client: Callable[[int], ClientData]) -> None:
         """Offer `num_total` clients, each made by `make_client` of its partition id."""
         self._num_total = num_total
+        self._make_client = make_client
         self._made = lru_cache(maxsize=_KEPT)(make_client)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what makes the same clients elsewhere, none of which is made yet."""
+        return ClientsOnDemand, (self._num_total, self._make_client)
 
     def __len__(self) -> int:
         """Return how many clients there are."""

@@ -31,6 +31,7 @@ from nufed.deploy.commands.argument_help import explain_arguments
 from nufed.deploy.commands.dashboard import DashboardOptions
 from nufed.deploy.commands.option_groups import (
     AttackOptions,
+    EngineFlags,
     MachineOptions,
     beginning_with,
     engine_names,
@@ -190,13 +191,14 @@ def simulate_command(  # noqa: PLR0913 - groups of options, all by name
     machine: MachineOptions,
     output: OutputOptions,
     attack: AttackOptions,
+    spread: EngineFlags,
     page: DashboardOptions,
     log: LogOptions,
     engine: Annotated[
         str,
         typer.Option(
             help="local (one client after another), cohort (all at once, equal up to rounding), processes, "
-            "ray (Flower's), or auto (cohort or local, whichever is faster)",
+            "ray (also on a cluster), or auto (cohort or local, whichever is faster)",
             metavar="NAME",
             rich_help_panel="Machine",
             autocompletion=beginning_with(engine_names),
@@ -216,6 +218,7 @@ def simulate_command(  # noqa: PLR0913 - groups of options, all by name
     from nufed.server.run import ServerOptions
 
     find_engine(engine)
+    spread.chosen.check(engine)
     if resume and output.out:
         raise ConfigError(f"--out {output.out} contradicts --resume {resume}, which goes on in its folder. Choose one.")
     config, notes = (config_for_resuming(stored_config(resume), run), []) if resume else run.resolve_with_notes()
@@ -228,7 +231,7 @@ def simulate_command(  # noqa: PLR0913 - groups of options, all by name
         for note in notes:
             events.say(note)
         options = ServerOptions(out=out, resume=resume, events=events, control=control)
-        simulate_checked(config, options, engine=engine, attack=attack.chosen)
+        simulate_checked(config, options, engine=engine, engine_options=spread.chosen, attack=attack.chosen)
 
 
 @app.command()

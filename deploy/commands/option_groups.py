@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, get_type_hints, runtime_checkable
 
 import typer
 
 from nufed.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nufed.deploy.simulation.engine_options import EngineOptions
 
 
 @runtime_checkable
@@ -159,6 +162,54 @@ class AttackOptions(DeclaredOptions):
     def chosen(self) -> tuple[str, int] | None:
         """Name and number of attackers; None without an attack."""
         return (self.attack, self.attackers) if self.attack and self.attackers else None
+
+
+@dataclass(frozen=True)
+class EngineFlags(DeclaredOptions):
+    """How an engine spreads clients over machines, processors and GPUs."""
+
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="which Ray --engine ray uses: local (started on this machine alone), auto (the cluster that this "
+            "machine is a node of), HOST:PORT or ray://HOST:PORT (default: local)",
+            metavar="ADDRESS",
+            rich_help_panel="Machine",
+        ),
+    ] = None
+    ray_resources: Annotated[
+        str | None,
+        typer.Option(
+            help="resources of Ray's nodes that each client takes, as JSON, e.g. '{\"accelerator\": 1}'",
+            metavar="JSON",
+            rich_help_panel="Machine",
+        ),
+    ] = None
+    cpus_per_client: Annotated[
+        float | None,
+        typer.Option(
+            help="processors that each client counts as in --engine processes and ray (default: --threads)",
+            metavar="NUMBER",
+            rich_help_panel="Machine",
+        ),
+    ] = None
+    gpus_per_client: Annotated[
+        float | None,
+        typer.Option(
+            help="part of a GPU that each client is given in --engine processes and ray, e.g. 0.25 (default: none)",
+            metavar="NUMBER",
+            rich_help_panel="Machine",
+        ),
+    ] = None
+
+    @property
+    def chosen(self) -> "EngineOptions":
+        """What the engine is told."""
+        from nufed.deploy.simulation.engine_options import EngineOptions, ray_resources
+
+        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "ray_resources"}
+        set_options = {name: value for name, value in given.items() if value is not None}
+        return EngineOptions(ray_resources=ray_resources(self.ray_resources), **set_options)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -14,23 +15,29 @@ from nufed.common.examples import Federation, Group
 from nufed.common.privacy.publishing import Publication
 from nufed.common.privacy.rules import check_attack, check_privacy, check_scales
 from nufed.common.registry import find_registered
+from nufed.deploy.simulation.engine_options import EngineOptions
 from nufed.deploy.simulation.simulated_grid import SimulatedGrid
 from nufed.server.run import ServerOptions
 
 
-def simulate(config: RunConfig, options: ServerOptions, *, engine: str) -> None:
+def simulate(
+    config: RunConfig, options: ServerOptions, *, engine: str, engine_options: EngineOptions | None = None
+) -> None:
     """Run a federation and leave its run folder.
 
     Args:
         config: the run's options.
         options: where to write and whom to tell.
         engine: a key of `ENGINES`.
+        engine_options: what the engine is told; None is nothing.
 
     Raises:
         NufedError: the run cannot start or go on.
         KeyboardInterrupt: after what there is was written.
     """
-    find_engine(engine)(config, options)
+    run, told = find_engine(engine), engine_options or EngineOptions()
+    told.check(engine)
+    run(config, options, told)
 
 
 def simulate_checked(
@@ -38,6 +45,7 @@ def simulate_checked(
     options: ServerOptions,
     *,
     engine: str,
+    engine_options: EngineOptions | None = None,
     attack: tuple[str, int] | None = None,
 ) -> None:
     """Run a federation, or go on with one, after everything that can be wrong was tried.
@@ -48,6 +56,7 @@ def simulate_checked(
         config: the run's options.
         options: where to write, what to resume and whom to tell.
         engine: a key of `ENGINES`.
+        engine_options: what the engine is told; None is nothing.
         attack: name and number of attackers (nufed.deploy.simulation.attacks); None is an honest federation.
 
     Raises:
@@ -55,6 +64,7 @@ def simulate_checked(
         KeyboardInterrupt: after what there is was written.
     """
     find_engine(engine)
+    (engine_options or EngineOptions()).check(engine)
     check_privacy(config)
     options.events.publication = Publication.of(config)
     if options.resume:
@@ -64,7 +74,8 @@ def simulate_checked(
     federation = prepare(config)
     for note in federation.notes:
         options.events.say_of_clients(note)
-    simulate(config, attacked(options, attack, config, federation) if attack else options, engine=engine)
+    options = attacked(options, attack, config, federation) if attack else options
+    simulate(config, options, engine=engine, engine_options=engine_options)
 
 
 def attacked(
@@ -194,7 +205,7 @@ def check_resumable(folder: Path, config: RunConfig) -> None:
         raise RunError(f"Expected a run with rounds left in {folder}, but all {done} are done. Ask for more: --rounds.")
 
 
-def find_engine(name: str) -> Callable[[RunConfig, ServerOptions], None]:
+def find_engine(name: str) -> Callable[[RunConfig, ServerOptions, EngineOptions], None]:
     """Return the registered engine.
 
     Raises:
@@ -223,11 +234,11 @@ def choose_engine(config: RunConfig) -> str:
     return "cohort" if is_dense and several and not sequential_training(config) else "local"
 
 
-def _auto(config: RunConfig, options: ServerOptions) -> None:
-    ENGINES[choose_engine(config)](config, options)
+def _auto(config: RunConfig, options: ServerOptions, told: EngineOptions) -> None:
+    ENGINES[choose_engine(config)](config, options, told)
 
 
-def _in_process(config: RunConfig, options: ServerOptions) -> None:
+def _in_process(config: RunConfig, options: ServerOptions, _: EngineOptions) -> None:
     from nufed.client.app import app as client_app
     from nufed.deploy.simulation.in_process import simulate_in_process
 
@@ -235,7 +246,7 @@ def _in_process(config: RunConfig, options: ServerOptions) -> None:
     simulate_in_process(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
 
 
-def _as_cohort(config: RunConfig, options: ServerOptions) -> None:
+def _as_cohort(config: RunConfig, options: ServerOptions, _: EngineOptions) -> None:
     from nufed.client.app import app as client_app
     from nufed.deploy.simulation.cohort import simulate_as_cohort
 
@@ -243,25 +254,41 @@ def _as_cohort(config: RunConfig, options: ServerOptions) -> None:
     simulate_as_cohort(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
 
 
-def _in_processes(config: RunConfig, options: ServerOptions) -> None:
+def _in_processes(config: RunConfig, options: ServerOptions, told: EngineOptions) -> None:
     from nufed.deploy.simulation.process_pool import simulate_in_processes
 
-    server_app = _server_app(config, options, "processes")
-    simulate_in_processes(server_app, "nufed.client.app:app", num_nodes=_num_nodes(config), run_config=config.flat())
+    server_app, num_nodes = _server_app(config, options, "processes"), _num_nodes(config)
+    simulate_in_processes(
+        server_app, "nufed.client.app:app", num_nodes=num_nodes, run_config=config.flat(), options=told
+    )
 
 
-def _with_ray(config: RunConfig, options: ServerOptions) -> None:
-    from nufed.client.app import app as client_app
+def _with_ray(config: RunConfig, options: ServerOptions, told: EngineOptions) -> None:
+    from nufed.common.data import load_federation, shared_scaling
+    from nufed.common.data.federation import hold_federation
+    from nufed.common.models import DTYPES
+    from nufed.common.settings import process_settings
     from nufed.deploy.simulation.ray_simulation import simulate_with_ray
 
-    server_app = _server_app(config, options, "ray")
-    simulate_with_ray(server_app, client_app, num_nodes=_num_nodes(config), run_config=config.flat())
+    settings, dtype = process_settings(), DTYPES[config.model.dtype]
+    federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
+    scaling = shared_scaling(config.data, settings, seed=config.seed)
+    simulate_with_ray(
+        _server_app(config, options, "ray"),
+        "nufed.client.app:app",
+        num_nodes=_num_nodes(config),
+        run_config=config.flat(),
+        options=told,
+        data=partial(hold_federation, config.data, config.seed, federation, scaling),
+        say=options.events.say,
+        name_of=lambda partition: federation.clients[partition].client_id,
+    )
 
 
 ENGINES = {"auto": _auto, "local": _in_process, "cohort": _as_cohort, "processes": _in_processes, "ray": _with_ray}
 """`local` runs the clients in turn in this process: no start-up, least memory, and the same bits as every deployment.
-`processes` (ours) and `ray` (Flower's) spread them over the processors, with the same bits. `cohort` computes all
-clients of a phase at once, equal to the others up to rounding. `auto` chooses between `cohort` and `local`."""
+`processes` and `ray` spread them over the processors of this machine, or of a cluster, with the same bits. `cohort`
+computes all clients of a phase at once, equal to the others up to rounding. `auto` chooses between `cohort` and `local`."""
 
 
 def _server_app(config: RunConfig, options: ServerOptions, engine: str) -> ServerApp:

@@ -4,6 +4,7 @@ A client's reply depends on its message, its configuration and the threads of it
 which the workers share with the engine `local`; so the two leave the same run, bit for bit.
 """
 
+import math
 import os
 import socket
 import subprocess
@@ -19,10 +20,11 @@ from flwr.app import Message
 from flwr.serverapp import ServerApp
 
 from nufed.common.config import Scalar
-from nufed.common.errors import NufedError, RunError
+from nufed.common.errors import ConfigError, NufedError, RunError
 from nufed.common.settings import process_settings
 from nufed.deploy.simulation.actor_turns import Done, Job, Portions
 from nufed.deploy.simulation.cohort import check_own
+from nufed.deploy.simulation.engine_options import EngineOptions
 from nufed.deploy.simulation.process_worker import TOGETHER, load_client_app
 from nufed.deploy.simulation.simulated_grid import ClientTurn, SimulatedGrid
 
@@ -77,14 +79,14 @@ class ProcessGrid(SimulatedGrid):
             self._abandoned.update(running)
 
 
-def simulate_in_processes(  # noqa: PLR0913 - all but the apps by name
+def simulate_in_processes(  # noqa: PLR0913 - all by name
     server_app: ServerApp,
     client_app: str,
     *,
     num_nodes: int,
     run_config: Mapping[str, Scalar],
     num_processes: int | None = None,
-    clients_per_actor: int = 1,
+    options: EngineOptions | None = None,
 ) -> None:
     """Run a ServerApp in this process and `num_nodes` clients in worker processes.
 
@@ -97,19 +99,23 @@ def simulate_in_processes(  # noqa: PLR0913 - all but the apps by name
         num_nodes: clients.
         run_config: the run's options.
         num_processes: workers; None is as many as the processors can run with `NUFED_NUM_THREADS` threads each.
-        clients_per_actor: clients that a worker computes at once, up to rounding; 1 is one after another.
+        options: what each worker is given of processors, GPUs and clients.
 
     Raises:
         NufedError: raised by either app.
+        ConfigError: workers are to share GPUs, but there is none, or the processors are too few for one worker.
         RunError: there is no node, a worker died, or several clients of another app than NuFed's are to be computed at
             once.
     """
+    options = options or EngineOptions()
     app = load_client_app(client_app)  # what is wrong with it is said here, before anything starts
-    if together := clients_per_actor > 1:
+    if together := options.clients_per_actor > 1:
         check_own(app)
-    wanted = num_default_processes() if num_processes is None else num_processes
-    with _workers(min(wanted, num_nodes), client_app, together=together) as workers:
-        grid = ProcessGrid(workers, num_nodes=num_nodes, run_config=run_config, clients_per_actor=clients_per_actor)
+    devices = worker_devices(options, num_processes)[: math.ceil(num_nodes / options.clients_per_actor)]
+    with _workers(devices, client_app, together=together) as workers:
+        grid = ProcessGrid(
+            workers, num_nodes=num_nodes, run_config=run_config, clients_per_actor=options.clients_per_actor
+        )
         server_app(grid=grid, context=grid.server_context())
 
 
@@ -118,14 +124,49 @@ def num_default_processes() -> int:
     return max(1, len(os.sched_getaffinity(0)) // process_settings().num_threads)
 
 
+def worker_devices(options: EngineOptions, num_processes: int | None = None) -> list[str | None]:
+    """Return the device of each worker process, GPUs in turn; None for the one that `NUFED_DEVICE` names.
+
+    Args:
+        options: what each worker is given.
+        num_processes: workers at most; None is as many as the processors can run.
+
+    Raises:
+        ConfigError: there is no GPU, or there are fewer processors than one worker is given.
+    """
+    most = num_default_processes() if num_processes is None else num_processes
+    if options.cpus_per_client is not None:
+        num_cpus = len(os.sched_getaffinity(0))
+        if options.cpus_per_client > num_cpus:
+            raise ConfigError(
+                f"--cpus-per-client={options.cpus_per_client:g} is more than this machine's {num_cpus} processors. "
+                "Give each client fewer."
+            )
+        most = int(num_cpus / options.cpus_per_client + 1e-9)
+    if not options.gpus_per_client:
+        return [None] * most
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    if num_gpus == 0:
+        raise ConfigError(
+            f"--gpus-per-client={options.gpus_per_client:g} needs a GPU that torch can use, but this machine has none "
+            f"of those, and {len(os.sched_getaffinity(0))} processors. Leave it out."
+        )
+    room = num_gpus * int(1 / options.gpus_per_client + 1e-9)
+    return [f"cuda:{index % num_gpus}" for index in range(min(most, room))]
+
+
 @contextmanager
-def _workers(count: int, client_app: str, *, together: bool = False) -> Iterator[list[Connection]]:
+def _workers(
+    devices: Sequence[str | None], client_app: str, *, together: bool = False
+) -> Iterator[list[Connection]]:
     """Start worker processes and yield the connections to them; inside the block they live, after it they are gone."""
     processes: list[subprocess.Popen[bytes]] = []
     connections: list[Connection] = []
     try:
-        for _ in range(count):
-            process, connection = _start(client_app, together=together)
+        for device in devices:
+            process, connection = _start(client_app, device, together=together)
             processes.append(process)
             connections.append(connection)
         yield connections
@@ -140,12 +181,13 @@ def _workers(count: int, client_app: str, *, together: bool = False) -> Iterator
                 process.wait()
 
 
-def _start(client_app: str, *, together: bool) -> tuple["subprocess.Popen[bytes]", Connection]:
+def _start(client_app: str, device: str | None, *, together: bool) -> tuple["subprocess.Popen[bytes]", Connection]:
     ours, theirs = socket.socketpair()
     with theirs:
         module = "nufed.deploy.simulation.process_worker"
         command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), client_app, *TOGETHER[: int(together)]]
-        environment = {**os.environ, "PYTHONPATH": _import_path()}
+        own = {} if device is None else {"NUFED_DEVICE": device}
+        environment = {**os.environ, **own, "PYTHONPATH": _import_path()}
         # In a session of its own, so that Ctrl-C reaches this process alone, which then writes down what there is.
         process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], start_new_session=True)
     return process, Connection(ours.detach())

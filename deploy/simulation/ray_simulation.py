@@ -1,171 +1,205 @@
-"""Simulation in several processes: Flower's pool of Ray actors, fed directly instead of through a SuperLink.
+"""Simulation in Ray's actors, on this machine or on all nodes of a cluster.
 
-Actors, their pool and their resources are Flower's own (`flwr.simulation.ray_transport`). What feeds them is our
-grid, because Flower's loop between ServerApp and actors polls every 0.1 s, gives both apps an empty run configuration
-when it is started from Python, and turns what a client says is wrong into one of many failed replies.
+A client's reply depends on its message, its configuration and the threads of its process (`NUFED_NUM_THREADS`), so that
+the run is that of the engine `local`, bit for bit, whichever actor has taken whose turn. A turn that was lost with its
+actor is taken again from the same state.
 """
 
-import logging
-import os
-import signal
-import sys
-import threading
+import copy
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import ServerApp
 
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
-from nufed.common.settings import environment
-from nufed.deploy.flower_runtime.words import PARTITION_ID_KEY
-from nufed.deploy.simulation.simulated_grid import ClientTurn, SimulatedGrid, take_turn
+from nufed.common.settings import process_settings
+from nufed.deploy.simulation.engine_options import EngineOptions
+from nufed.deploy.simulation.process_worker import load_client_app
+from nufed.deploy.simulation.ray_actors import Packed, Setup
+from nufed.deploy.simulation.ray_cluster import RayCluster, ray_cluster
+from nufed.deploy.simulation.ray_pool import LOOK, TRIES, Actor, ActorPool, first_line
+from nufed.deploy.simulation.simulated_grid import FIRST_NODE_ID, ClientTurn, SimulatedGrid
 
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""No usage report to Ray's makers; actors without a GPU of their own see CUDA_VISIBLE_DEVICES as the user set it."""
 
+@dataclass(frozen=True)
+class _Turn:
+    """A turn that is to be taken, or under way."""
 
-class TurnTaker:
-    """Stands in for the ClientApp inside an actor: returns errors as values, since Ray would rewrite exceptions."""
-
-    def __init__(self, client_app: ClientApp) -> None:
-        """Wrap the app."""
-        self._client_app = client_app
-
-    def __call__(self, message: Message, context: Context) -> ClientTurn | NufedError:
-        """Return the app's turn, or its own explanation of what is wrong."""
-        try:
-            turn = take_turn(self._client_app, message, context)
-        except NufedError as error:
-            return error
-        context.state = RecordDict()  # travels back beside the turn, which has the new one
-        return turn
+    message: Message
+    tries: int = 0
+    reasons: tuple[str, ...] = ()
 
 
 class RayGrid(SimulatedGrid):
-    """A Grid that runs each message's client in an idle actor; holds the pool of actors and the clients' states."""
+    """A Grid that runs each message's client in an idle actor; holds who is busy with what.
 
-    def __init__(self, pool: Any, client_app: ClientApp, *, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
-        """Serve `num_nodes` clients with Flower's `BasicActorPool`.
+    Attributes:
+        name_of: partition id -> the client's name, for messages.
+    """
+
+    def __init__(self, pool: ActorPool, *, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
+        """Serve `num_nodes` clients with the pool's actors.
 
         Raises:
             RunError: there is no node.
         """
-        import ray
-
         super().__init__(num_nodes, run_config)
+        self.name_of: Callable[[int], str] = lambda partition: f"of partition {partition}"
         self._pool = pool
-        self._abandoned: set[Any] = set()
-        taker = TurnTaker(client_app)
-        self._app_fn = ray.put(lambda: taker)  # serialized once; an actor receives what the reference stands for
+        self._running: dict[Any, tuple[Actor, _Turn | None]] = {}  # None: nobody waits for what comes of it
 
     def _turns(self, messages: list[Message]) -> Iterator[tuple[Message, ClientTurn]]:
-        import ray
-
-        waiting, running = deque(messages), dict[Any, Message]()
+        waiting, mail = deque(map(_Turn, messages)), _Mail()
+        num_left = len(messages)
         try:
-            while waiting or running:
-                while waiting and self._pool.is_actor_available():
-                    message = waiting.popleft()
-                    running[self._submit(message)] = message
-                [future], _ = ray.wait([*running, *self._abandoned], num_returns=1)
-                if future in self._abandoned:
-                    self._abandoned.remove(future)
-                    self._pool.add_actor_back_to_pool(future)
-                else:
-                    yield running.pop(future), self._turn(future)
+            while num_left:
+                self._pool.look()
+                while waiting and (actor := self._pool.take()):
+                    self._submit(actor, waiting.popleft(), mail)
+                for turn, answer in self._finished():
+                    if isinstance(answer, ClientTurn):
+                        num_left -= 1
+                        yield turn.message, answer
+                    else:
+                        waiting.appendleft(self._again(turn, answer))
         finally:
             # The caller may stop early; these actors are busy until then, and nobody waits for what they make.
-            self._abandoned.update(running)
+            self._running.update({reference: (actor, None) for reference, (actor, _) in self._running.items()})
 
-    def _submit(self, message: Message) -> Any:
-        context = self._context(message.metadata.dst_node_id)
-        job = self._app_fn, message, str(context.node_config[PARTITION_ID_KEY]), context
-        return self._pool.submit(lambda actor, *arguments: actor.run.remote(*arguments), job)
+    def _submit(self, actor: Actor, turn: _Turn, mail: "_Mail") -> None:
+        context = self._context(turn.message.metadata.dst_node_id)
+        letter, shared = mail.of(turn.message)
+        self._running[actor.handle.take_turn.remote(letter, context, *shared)] = actor, turn
 
-    def _turn(self, future: Any) -> ClientTurn:
+    def _finished(self) -> Iterator[tuple[_Turn, ClientTurn | Exception]]:
+        """Wait a little and yield turns that have ended, each with its result or with what its actor died of."""
         import ray
 
-        try:
-            turn, _ = self._pool.fetch_result_and_return_actor_to_pool(future)
-        except ray.exceptions.RayActorError as error:
+        asked = [*self._running, *self._pool.starting]
+        ready, _ = ray.wait(asked, num_returns=1, timeout=LOOK) if asked else ([], [])
+        if not ready:
+            self._pool.tell_of_waiting()
+        for reference in ready:
+            if reference in self._pool.starting:
+                self._pool.started(reference)
+                continue
+            actor, turn = self._running.pop(reference)
+            try:
+                answer = ray.get(reference)
+            except ray.exceptions.RayTaskError as error:  # raised by our own code there
+                raise RunError(f"Expected an actor to take a turn, but on node {actor.node.host} {error}") from error
+            except ray.exceptions.RayError as error:  # the actor, its node or what it made is gone
+                self._pool.lose(actor)
+                if turn:
+                    yield turn, error
+                continue
+            self._pool.give_back(actor)
+            if turn and isinstance(answer, NufedError):
+                raise answer
+            if turn:
+                yield turn, cast("ClientTurn", answer)
+
+    def _again(self, turn: _Turn, error: Exception) -> _Turn:
+        """Return a lost turn to be taken anew.
+
+        Raises:
+            RunError: it was lost too often.
+        """
+        tries, reasons = turn.tries + 1, dict.fromkeys((*turn.reasons, first_line(error)))
+        if tries >= TRIES:
+            name = self.name_of(turn.message.metadata.dst_node_id - FIRST_NODE_ID)
             raise RunError(
-                "Expected the simulation's worker processes to last as long as the run, but one ended while a client "
-                "ran in it, often for want of memory. Use --engine local, which needs the memory of one client."
+                f"Expected client {name} to take its turn, but {tries} actors have ended in it, often for want of "
+                f"memory ({'; '.join(reasons)}). Give each client more with --cpus-per-client, which leaves fewer "
+                "actors on a node, or use --engine local, which needs the memory of one client."
             ) from error
-        if isinstance(turn, NufedError):
-            raise turn
-        return cast("ClientTurn", turn)
+        return _Turn(turn.message, tries, tuple(reasons))
 
 
-def simulate_with_ray(
+class _Mail:
+    """The messages of one phase; holds what several of them have in common, which is put into Ray's store once."""
+
+    def __init__(self) -> None:
+        self._put: dict[tuple[int, ...], tuple[ArrayRecord, Any]] = {}
+
+    def of(self, message: Message) -> tuple[tuple[Any, list[tuple[str, Any]]], list[Any]]:
+        """Return the message, with a number for each record of arrays, and references to these records."""
+        import ray
+
+        records: list[tuple[str, Any]] = []
+        shared: list[Any] = []
+        for name, record in message.content.items():
+            if not isinstance(record, ArrayRecord):
+                records.append((name, record))
+                continue
+            same = tuple(map(id, record.values()))  # messages of a phase have records of their own, of the same arrays
+            if same not in self._put:
+                self._put[same] = record, ray.put(record)
+            records.append((name, len(shared)))
+            shared.append(self._put[same][1])
+        return (copy.copy(message.metadata), records), shared
+
+
+def simulate_with_ray(  # noqa: PLR0913 - all by name
     server_app: ServerApp,
-    client_app: ClientApp,
+    client_app: str,
     *,
     num_nodes: int,
     run_config: Mapping[str, Scalar],
-    num_cpus_per_client: float = 1,
+    options: EngineOptions | None = None,
+    data: Callable[[], object] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    name_of: Callable[[int], str] | None = None,
 ) -> None:
-    """Run a ServerApp in this process and `num_nodes` clients in as many actors as the CPUs allow.
+    """Run a ServerApp in this process and `num_nodes` clients in as many actors as nodes and processors allow.
 
-    Both apps find `run_config` in their Context; client i has `partition-id` i in its node config. Actors inherit the
-    environment and the import path. Ray's processes end with the run.
+    Both apps find `run_config` in their Context; client i has `partition-id` i in its node config. Of a Ray that was
+    started here, actors inherit environment and import path, and its processes end with the run.
+
+    Args:
+        server_app: the server.
+        client_app: `module:name` of the ClientApp.
+        num_nodes: clients.
+        run_config: the run's options.
+        options: which Ray, and what each client is given.
+        data: called in each actor before its first turn; arrays that it refers to are on each node once.
+        say: told of nodes and actors.
+        name_of: partition id -> name of the client, for messages.
 
     Raises:
         NufedError: raised by either app.
-        RunError: there is no node, not enough CPUs, a Ray in this process already, or an actor died.
+        RunError: there is no client, no Ray or too little of what a client takes, or a client's actors always die.
     """
-    with _actors(num_nodes, num_cpus_per_client) as pool:
-        grid = RayGrid(pool, client_app, num_nodes=num_nodes, run_config=run_config)
+    import ray
+
+    options = options or EngineOptions()
+    if num_nodes < 1:
+        raise RunError(f"Expected at least one simulated client, got {num_nodes}. Raise data.num-clients.")
+    load_client_app(client_app)  # what is wrong with it is said here, before anything starts
+    with ray_cluster(options.ray_address) as cluster:
+        setup = Setup(client_app, options.variables(), _given(cluster), None if data is None else Packed.of(data))
+        pool = ActorPool(cluster, ray.put(setup), _per_client(cluster, options), num_nodes, say)
+        grid = RayGrid(pool, num_nodes=num_nodes, run_config=run_config)
+        grid.name_of = name_of or grid.name_of
         server_app(grid=grid, context=grid.server_context())
 
 
-@contextmanager
-def _actors(num_nodes: int, num_cpus_per_client: float) -> Iterator[Any]:
-    """Start Ray on this machine alone and yield Flower's pool of at most `num_nodes` actors."""
-    import ray
-
-    from nufed.deploy.flower_runtime.ray_actors import BasicActorPool, ClientAppActor
-
-    if ray.is_initialized():
-        raise RunError("Expected no Ray in this process, but it is running. Call ray.shutdown() first.")
-    with environment({**_QUIET, "PYTHONPATH": _import_path()}), _same_sigterm_handler_afterwards():
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        try:
-            if (num_cpus := _num_cpus()) < num_cpus_per_client:
-                raise RunError(
-                    f"Expected at least {num_cpus_per_client:g} CPUs, as many as each simulated client is given, but "
-                    f"this machine offers {num_cpus:g}. Give each client fewer, or use --engine local."
-                )
-            pool = BasicActorPool(ClientAppActor, {"num_cpus": num_cpus_per_client}, {})
-            pool.add_actors_to_pool(min(pool.actors_capacity, num_nodes))
-            yield pool
-        finally:
-            ray.shutdown()
+def _per_client(cluster: RayCluster, options: EngineOptions) -> dict[str, float]:
+    """Return what each actor takes of Ray's resources: processors for its threads, as far as a node has as many."""
+    cpus = options.cpus_per_client
+    if cpus is None:
+        most = max((dict(node.resources).get("CPU", 1.0) for node in cluster.nodes()), default=1.0)
+        cpus = min(float(process_settings().num_threads), most)
+    return {"CPU": cpus, "GPU": options.gpus_per_client or 0.0, **options.ray_resources}
 
 
-def _num_cpus() -> float:
-    import ray
-
-    return float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
-
-
-def _import_path() -> str:
-    """Return what lets an actor import all that this process can."""
-    return os.pathsep.join(dict.fromkeys(path or str(Path.cwd()) for path in sys.path))
-
-
-@contextmanager
-def _same_sigterm_handler_afterwards() -> Iterator[None]:
-    """Take back Ray's handler of SIGTERM, which ends Ray's processes and this one, when Ray has ended."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+def _given(cluster: RayCluster) -> dict[str, bytes]:
+    """Return the files of what was given in Python, for nodes that do not see this machine's."""
+    folder = process_settings().given
+    if cluster.is_own or folder is None:
+        return {}
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}

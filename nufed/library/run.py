@@ -24,6 +24,7 @@ from nufed.common.models.frozen import check_frozen, frozen_hash
 from nufed.common.privacy.ledger import LEDGER, PrivacyLedger
 from nufed.common.privacy.publishing import Publication
 from nufed.common.settings import process_settings
+from nufed.deploy.simulation.engine_options import EngineOptions, split_engine_options
 from nufed.library.arguments import as_attack, as_folder
 from nufed.library.given_task import names_by_argument, read_judging
 from nufed.library.personal import remember_fine_tuning
@@ -60,12 +61,14 @@ class Origin:
         engine: what runs the clients.
         machine: options of the machine.
         attack: name and number of attackers; None for an honest federation.
+        engine_options: what the engine is told.
     """
 
     objects: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "local"
     machine: Mapping[str, Any] = field(default_factory=dict)
     attack: tuple[str, int] | None = None
+    engine_options: EngineOptions = field(default_factory=EngineOptions)
 
 
 class TemporaryFolder:
@@ -256,7 +259,8 @@ class Run:
             attack: None is the run's own, as its environment.json has it; another one is refused.
             attackers: likewise.
             progress: show a bar.
-            **tables: `new_clients` and columns, as they were given.
+            **tables: `new_clients` and columns, as they were given; and what an engine is told, as `nufed.simulate`
+                takes it, where that changes.
 
         Raises:
             NufedError: nothing is left to do, or data, model, task, metrics or attack are not those of the run.
@@ -267,6 +271,9 @@ class Run:
         if num_rounds is not None:
             config = config.updated({"federation.num-rounds": num_rounds})
         said = read_judging(task, metrics, primary_metric)
+        tables, told = split_engine_options(tables)
+        if told == EngineOptions() and engine in (None, self.origin.engine):
+            told = self.origin.engine_options
         objects = {**self.origin.objects, **given_again(self.config, said, dataset, model, **tables)}
         for name, what in names_by_argument(config):
             if is_given(name) and name not in objects:
@@ -274,7 +281,7 @@ class Run:
                     f"{what} is missing: the run was given it in Python. Give the same again: run.resume({what}=...)."
                 )
         chosen = as_attack(attack, attackers) or attack_of(self.path)
-        origin = Origin(objects, engine or self.origin.engine, self.origin.machine, chosen)
+        origin = Origin(objects, engine or self.origin.engine, self.origin.machine, chosen, told)
         return conduct(config, origin, self, shown=progress)
 
     def save(self, path: "str | Path") -> "Run":

@@ -16,6 +16,7 @@ from nufed.common.events import Event, EventStream, Started
 from nufed.common.given import given_file
 from nufed.common.settings import exported, process_settings
 from nufed.deploy.monitoring.tracking import check_tracking, tracked
+from nufed.deploy.simulation.engine_options import split_engine_options
 from nufed.deploy.simulation.engines import find_engine, simulate_checked
 from nufed.library.arguments import as_attack, as_config, as_folder, as_name
 from nufed.library.given_data import GivenData, read_dataset
@@ -108,7 +109,8 @@ def simulate(  # noqa: PLR0913 - all by name
         track: tools that record the run: `"tensorboard"`, `"mlflow"`, `"mlflow:URI"` or `"wandb"`, or several.
         **options: options of the run by their field names, e.g. `num_inner_steps=3, inner_lr=0.05, num_rounds=60`
             (`nufed options` lists them with their defaults), and of the machine: `device`, `num_threads`,
-            `data_root`, `download`.
+            `data_root`, `download`; and what engines are told of machines (docs/cluster.md): `ray_address`,
+            `ray_resources`, `cpus_per_client`, `gpus_per_client`.
 
     Returns:
         The run, with its model, curves and summary.
@@ -134,6 +136,7 @@ def simulate(  # noqa: PLR0913 - all by name
     trackers = check_tracking([track] if isinstance(track, str) else list(track))
     columns = Columns(client_column, input_columns, target_column, group)
     said = read_judging(task, metrics, primary_metric)
+    options, told = split_engine_options(options)
     values, machine = split_machine(options)
     find_engine(as_name(engine, "engine"))
     chosen = as_attack(attack, attackers)
@@ -151,7 +154,8 @@ def simulate(  # noqa: PLR0913 - all by name
     settled, notes = config_and_notes(as_config(config), method, values, _sizes(data))
     with private(machine):
         settled, origin = _named(settled.updated(said.options), said, dataset, data, model)
-        made_of = Origin(origin, engine, machine, chosen)
+        told.check(engine)
+        made_of = Origin(origin, engine, machine, chosen, told)
         return conduct(settled, made_of, folder, shown=progress, told=Told(notes, trackers))
 
 
@@ -191,7 +195,8 @@ def conduct(
         events.attach(ObserverSink(bar, "the bar"), patience=None)
         events.listen(folder)
         options = ServerOptions(out=out, resume=resumed.path if resumed else None, events=events)
-        simulate_checked(config, options, engine=origin.engine, attack=origin.attack)
+        engine, spread = origin.engine, origin.engine_options
+        simulate_checked(config, options, engine=engine, engine_options=spread, attack=origin.attack)
     if folder.path is None:
         raise AssertionError("the run has no folder")
     return Run(folder.path, origin, temporary=temporary)

@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from nufed.common.errors import DataError, NufedError
+from nufed.deploy.simulation.engine_options import EngineOptions
 from nufed.deploy.simulation.in_process import simulate_in_process
 from nufed.deploy.simulation.ray_simulation import simulate_with_ray
 from tests.system.process_tree import descendants
@@ -105,7 +106,8 @@ def run(engine, main, num_nodes=NUM_NODES, **options):
     """Return what `main` returns in a run of the toy ClientApp on an engine."""
     server_app, results = ServerApp(), []
     server_app.main()(lambda grid, context: results.append(main(grid, context)))
-    engine(server_app, client_app, num_nodes=num_nodes, run_config=RUN_CONFIG, **options)
+    app = "tests.system.ray_toy:client_app" if engine is simulate_with_ray else client_app
+    engine(server_app, app, num_nodes=num_nodes, run_config=RUN_CONFIG, **options)
     return results[0]
 
 
@@ -123,7 +125,7 @@ def record(path):
 
 def fail():
     """Print the errors that runs end with, one a line."""
-    greedy = {"num_cpus_per_client": 4096}
+    greedy = {"options": EngineOptions(cpus_per_client=4096)}
     for main, options in ((ask_for_an_explanation, {}), (start_another, {}), (let_a_client_die, {}), (observe, greedy)):
         try:
             run(simulate_with_ray, main, 2, **options)

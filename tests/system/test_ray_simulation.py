@@ -91,8 +91,8 @@ def test_errors_say_what_they_said_where_they_were_raised():
     client, server, death, greed = said
     assert client == "DataError: client-003 has no examples; lower data.num-clients"
     assert server == "RunError: Expected no Ray in this process, but it is running. Call ray.shutdown() first."
-    assert death.startswith("RunError: Expected the simulation's worker processes to last")
-    assert greed.startswith("RunError: Expected at least 4096 CPUs")
+    assert death.startswith("RunError: Expected client of partition 0 to take its turn, but 4 actors have ended in it")
+    assert greed.startswith("RunError: Expected this machine with at least 4096 CPU")
     assert greed.endswith("or use --engine local.")
     assert done.stderr == ""
 
