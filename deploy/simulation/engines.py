@@ -288,7 +288,8 @@ def _with_ray(config: RunConfig, options: ServerOptions, told: EngineOptions) ->
 ENGINES = {"auto": _auto, "local": _in_process, "cohort": _as_cohort, "processes": _in_processes, "ray": _with_ray}
 """`local` runs the clients in turn in this process: no start-up, least memory, and the same bits as every deployment.
 `processes` and `ray` spread them over the processors of this machine, or of a cluster, with the same bits. `cohort`
-computes all clients of a phase at once, equal to the others up to rounding. `auto` chooses between `cohort` and `local`."""
+computes all clients of a phase at once, equal to the others up to rounding. `auto` chooses between `cohort` and
+`local`."""
 
 
 def _server_app(config: RunConfig, options: ServerOptions, engine: str) -> ServerApp:

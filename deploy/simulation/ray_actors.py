@@ -20,7 +20,8 @@ import torch
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.clientapp import ClientApp
 
-from nufed.common.errors import NufedError
+from nufed.common.errors import ConfigError, NufedError
+from nufed.common.settings import process_settings
 from nufed.deploy.flower_runtime.wire import make_message
 from nufed.deploy.simulation.process_worker import load_client_app
 from nufed.deploy.simulation.simulated_grid import ClientTurn, take_turn
@@ -100,6 +101,7 @@ class ClientActor:
         try:
             if setup.given:
                 os.environ["NUFED_GIVEN"] = str(_written(setup.given))
+            _check_device(process_settings().device)
             self._app = load_client_app(setup.client_app)
             if setup.data is not None:
                 setup.data.value()()
@@ -128,6 +130,16 @@ class ClientActor:
             return take_turn(app, make_message(metadata, content), context)
         except NufedError as error:
             return _on_this_node(error)
+
+
+def _check_device(device: str) -> None:
+    num_gpus = torch.cuda.device_count() if device != "cpu" else 0
+    kind, _, index = device.partition(":")
+    if device != "cpu" and (kind != "cuda" or int(index or 0) >= num_gpus):
+        raise ConfigError(
+            f"Expected the device {device!r} where a client computes, but torch finds {num_gpus} GPUs there. Give each "
+            "client a GPU with --gpus-per-client, or take --device cpu."
+        )
 
 
 def _written(files: Mapping[str, bytes]) -> Path:

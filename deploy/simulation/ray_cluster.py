@@ -70,19 +70,27 @@ class RayCluster:
     is_own: bool
     variables: Mapping[str, str]
     _fit: set[str] = field(default_factory=set)
+    _asked: dict[RayNode, Any] = field(default_factory=dict)
 
     def nodes(self) -> list[RayNode]:
         """Return the nodes that are alive, have processors and have what NuFed needs; those that are new are examined.
 
+        The first look waits for what they answer; nodes that join later are left out until they have.
+
         Raises:
             RunError: a node lacks a package, has another version of it, or does not answer.
         """
+        import ray
+
         alive = _with_cpus()
         if self.is_own:
             return alive
-        asked = {node: _described(node) for node in alive if node.node_id not in self._fit}
-        for node, reference in asked.items():
-            problem = _problem(reference)
+        new = [node for node in alive if node.node_id not in self._fit and node not in self._asked]
+        self._asked |= {node: _described(node) for node in new}
+        for node, reference in list(self._asked.items()):
+            if self._fit and not ray.wait([reference], timeout=0)[0]:
+                continue
+            problem = _problem(self._asked.pop(node))
             if not problem:
                 self._fit.add(node.node_id)
             elif node in _with_cpus():  # it may have left in the meantime

@@ -38,7 +38,7 @@ def copy_code(target: Path, working_folder: Path) -> None:
         for path in paths:
             room.copy_top(path, target / (path.name if path.is_file() else name), code_only=False)
     for path in sorted(working_folder.iterdir()):
-        if path.stem not in loaded and not _is_taken(path.stem) and _is_module(path):
+        if path.name[0] != "." and path.stem not in loaded and not _is_taken(path.stem) and _is_module(path):
             room.copy_top(path, target / path.name, code_only=True)
 
 

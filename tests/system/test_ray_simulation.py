@@ -66,7 +66,7 @@ def test_phases_cut_short_do_not_disturb_the_next(seen):
     partitions = sorted(context["partition-id"] for context in seen["ray"]["after phases cut short"])
 
     assert partitions == list(range(NUM_NODES))
-    assert seen["ray"]["actors after phases cut short"] == {context["pid"] for context in seen["ray"]["contexts"]}
+    assert seen["ray"]["actors after phases cut short"] >= {context["pid"] for context in seen["ray"]["contexts"]}
 
 
 def test_no_process_stays_behind(seen):
