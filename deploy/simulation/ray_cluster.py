@@ -85,10 +85,11 @@ class RayCluster:
         alive = _with_cpus()
         if self.is_own:
             return alive
+        is_first = not self._fit
         new = [node for node in alive if node.node_id not in self._fit and node not in self._asked]
         self._asked |= {node: _described(node) for node in new}
         for node, reference in list(self._asked.items()):
-            if self._fit and not ray.wait([reference], timeout=0)[0]:
+            if not is_first and not ray.wait([reference], timeout=0)[0]:
                 continue
             problem = _problem(self._asked.pop(node))
             if not problem:
