@@ -158,9 +158,7 @@ def worker_devices(options: EngineOptions, num_processes: int | None = None) -> 
 
 
 @contextmanager
-def _workers(
-    devices: Sequence[str | None], client_app: str, *, together: bool = False
-) -> Iterator[list[Connection]]:
+def _workers(devices: Sequence[str | None], client_app: str, *, together: bool = False) -> Iterator[list[Connection]]:
     """Start worker processes and yield the connections to them; inside the block they live, after it they are gone."""
     processes: list[subprocess.Popen[bytes]] = []
     connections: list[Connection] = []

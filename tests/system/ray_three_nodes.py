@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, in a process of its own that is told what to do line by line.
 
-`python -m tests.system.ray_three_nodes PORT`: prints the address; `add`, `remove` and `end` each print one line when done.
+`python -m tests.system.ray_three_nodes`: prints the address; `add`, `remove` and `end` each print a line when done.
 """
 
 import contextlib
