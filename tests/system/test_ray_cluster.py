@@ -75,9 +75,10 @@ def command(*options):
     ]
 
 
-def started(folder, *options, gate=""):
+def started(folder, *options, gate="", cluster=""):
     """Start a simulation whose clients take no turn while there is no file `gate`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NUFED_TEST_PRIVACY_KEY": str(gate)}
+    environment |= {"RAY_ADDRESS": cluster} if cluster else {}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command(*options), cwd=folder, env=environment, **pipes)
 
@@ -156,7 +157,8 @@ def test_nothing_stays_when_the_program_is_killed_and_the_run_goes_on(folder, no
     """The actors end with the program, and its checkpoint is what any engine goes on from."""
     gate = folder / "gate"
     gate.touch()
-    process = started(folder, *OPTIONS, "--engine", "ray", "--ray-address", "auto", "--out", "killed", gate=gate)
+    where = ["--engine", "ray", "--ray-address", "auto", "--out", "killed"]
+    process = started(folder, *OPTIONS, *where, gate=gate, cluster=nodes.address)
     said_until(process, "round 1/3")
     gate.unlink()
     before = actors(nodes)
