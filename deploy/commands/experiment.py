@@ -20,6 +20,9 @@ from nufed.deploy.commands.run_options import RunOptions, complete_assignment
 from nufed.deploy.commands.terminal import stdout_console
 from nufed.deploy.commands.watch_options import Track
 
+COMPARISON = "comparison.html"
+"""The report of several runs, beside the first."""
+
 _Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -151,7 +154,12 @@ def report_command(
         list[Path], typer.Argument(help="folders of experiments, or of single runs", metavar="RUN_OR_SUITE...")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="HTML file (default: report.html in the folder, written anew)", metavar="FILE")
+        Path | None,
+        typer.Option(
+            help="HTML file (default, written anew: report.html in the folder; of several runs, comparison.html beside "
+            "the first)",
+            metavar="FILE",
+        ),
     ] = None,
     markdown: Annotated[
         Path | None,
@@ -163,29 +171,38 @@ def report_command(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Write a report of an experiment or a run: one HTML file that needs no network, and its figures beside it."""
+    """Write a report of an experiment or a run: one HTML file that needs no network, and its figures beside it.
+
+    Several run folders make one comparison; several experiments, a report each.
+    """
     from nufed.common.durable_file import write_text
     from nufed.deploy.experiments.report import write_report
     from nufed.deploy.experiments.report_markdown import with_sections
-    from nufed.deploy.experiments.story import read_story
+    from nufed.deploy.experiments.story import is_run, read_story, story_of_runs
 
-    if out and len(folders) > 1:
-        raise ConfigError("--out is one file, and there are several folders. Leave it out, or report one at a time.")
     names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
+    are_compared = len(folders) > 1 and all(map(is_run, folders))
+    if out and len(folders) > 1 and not are_compared:
+        raise ConfigError("--out is one file, and there are several folders. Leave it out, or report one at a time.")
+    if len({folder.resolve() for folder in folders} if are_compared else set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"There are two folders named {twice!r}, and sections are named like them. Rename one.")
     if out:
         check_report(out, folders, force=force)
     document = _document(markdown) if markdown else ""
     with while_working("reporting"):
-        stories = [read_story(folder) for folder in folders]
-        for folder, story in zip(folders, stories, strict=True):
-            target = out or folder / "report.html"
+        if are_compared:
+            beside = folders[0].resolve().parent / COMPARISON
+            stories = {beside.stem: (story_of_runs(folders), out or beside)}
+        else:
+            targets = [out or folder / "report.html" for folder in folders]
+            told = [read_story(folder) for folder in folders]
+            stories = dict(zip(names, zip(told, targets, strict=True), strict=True))
+        for story, target in stories.values():
             write_report(story, target)
             typer.echo(str(target))
         if markdown:
-            write_text(markdown, with_sections(document, dict(zip(names, stories, strict=True))))
+            write_text(markdown, with_sections(document, {name: story for name, (story, _) in stories.items()}))
             typer.echo(str(markdown))
 
 

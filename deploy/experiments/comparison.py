@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,20 @@ from nufed.server.adaptation_curves import rounds_to_target
 TARGET_SHARES = (0.90, 0.95)
 ACCURACY_OF_FLOATS = 1e-6
 """Part of a number that means of float32 losses may differ by though nothing else does."""
+
+
+class Reached(NamedTuple):
+    """What a method's runs took to a target, by seed; None for a run that did not reach it.
+
+    Attributes:
+        rounds: until then.
+        gradients: gradient equivalents of one client in every round.
+        num_bytes: sent and received by the server.
+    """
+
+    rounds: dict[int, int | None]
+    gradients: dict[int, float | None]
+    num_bytes: dict[int, float | None]
 
 
 @dataclass(frozen=True)
@@ -214,10 +229,11 @@ class Comparison:
             targets["absolute"] = self.target
         return targets
 
-    def to_target(self, method: str, target: float) -> tuple[dict[int, int | None], dict[int, float | None]]:
-        """Return seed -> rounds until A(s*) of the participating clients reaches the target, and gradients likewise."""
+    def to_target(self, method: str, target: float) -> Reached:
+        """Return seed -> rounds until A(s*) of the participating clients reaches the target; costs likewise."""
         rounds: dict[int, int | None] = {}
         gradients: dict[int, float | None] = {}
+        num_bytes: dict[int, float | None] = {}
         for seed, run in sorted(self.runs[method].items()):
             progress = run.progress
             at_step = (
@@ -230,20 +246,29 @@ class Comparison:
             )
             reached = rounds_to_target(at_step, self.sign * target)
             rounds[seed] = reached
-            gradients[seed] = None if reached is None else float(progress.gradients[progress.rounds == reached][0])
-        return rounds, gradients
+            then = None if reached is None else progress.rounds == reached
+            gradients[seed] = None if then is None else float(progress.gradients[then][0])
+            num_bytes[seed] = None if then is None else float(progress.num_bytes[then][0])
+        return Reached(rounds, gradients, num_bytes)
 
-    def censored_to_target(self, method: str, target: float) -> tuple[Censored, Censored]:
-        """Return the medians of `to_target` over seeds: rounds, and gradient equivalents."""
-        rounds, gradients = self.to_target(method, target)
-        return censored_median(list(rounds.values())), censored_median(list(gradients.values()))
+    def censored_to_target(self, method: str, target: float) -> tuple[Censored, Censored, Censored]:
+        """Return the medians of `to_target` over seeds: rounds, gradient equivalents, and megabytes."""
+        reached = self.to_target(method, target)
+        sent = [None if value is None else value / 1e6 for value in reached.num_bytes.values()]
+        return (
+            censored_median(list(reached.rounds.values())),
+            censored_median(list(reached.gradients.values())),
+            censored_median(sent),
+        )
 
-    def limits(self, method: str) -> tuple[float, float]:
-        """Return how long a method's runs were: rounds, and gradient equivalents."""
+    def limits(self, method: str) -> tuple[float, float, float]:
+        """Return how long a method's runs were: rounds, gradient equivalents, and megabytes."""
         longest = [run.progress for run in self.runs[method].values() if len(run.progress.rounds)]
         if not longest:
-            return 0.0, 0.0
-        return max(float(each.rounds[-1]) for each in longest), max(float(each.gradients[-1]) for each in longest)
+            return 0.0, 0.0, 0.0
+        ends = [(float(each.rounds[-1]), float(each.gradients[-1]), each.num_bytes[-1] / 1e6) for each in longest]
+        rounds, gradients, sent = (max(column) for column in zip(*ends, strict=True))
+        return rounds, gradients, float(sent)
 
     def _all(self) -> list[FinishedRun]:
         return [run for runs in self.runs.values() for run in runs.values()]

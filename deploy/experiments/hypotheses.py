@@ -281,7 +281,7 @@ def _rounds(comparison: Comparison, method: str, target: float) -> dict[int, flo
         seed: float(runs[seed].config.federation.num_rounds + runs[seed].config.evaluation.interval)
         if reached is None
         else float(reached)
-        for seed, reached in comparison.to_target(method, target)[0].items()
+        for seed, reached in comparison.to_target(method, target).rounds.items()
     }
 
 

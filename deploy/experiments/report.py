@@ -4,7 +4,7 @@ The order is that of a reader's questions: who won, how sure is that, what does 
 it done.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -13,7 +13,10 @@ from string import Template
 from matplotlib.figure import Figure
 
 from nufed.common.durable_file import write_bytes, write_text, writing
+from nufed.common.examples import Group
+from nufed.deploy.experiments import report_words as words
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
+from nufed.deploy.experiments.measures import shots_table, worse_off_table, worst_table
 from nufed.deploy.experiments.privacy_figure import levels_of, privacy_figure, privacy_table, spent_lines
 from nufed.deploy.experiments.report_figures import (
     adaptation_figure,
@@ -22,12 +25,14 @@ from nufed.deploy.experiments.report_figures import (
     draw,
     progress_figure,
 )
+from nufed.deploy.experiments.report_page import Drawn, Section, contents, figures_html, section_html, table_html
 from nufed.deploy.experiments.report_style import PAGE, STYLE
 from nufed.deploy.experiments.report_tables import (
     TextTable,
     clients_table,
     differences_table,
     evidence_table,
+    left_out_clients,
     matrix_table,
     metrics_table,
     settings_table,
@@ -36,10 +41,9 @@ from nufed.deploy.experiments.report_tables import (
     tuning_table,
 )
 from nufed.deploy.experiments.robustness import NOTE, robustness_tables
+from nufed.deploy.experiments.statistics import MIN_SEEDS
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
 from nufed.deploy.experiments.wording import left_out
-
-Drawn = Mapping[str, tuple[str, bytes]]
 
 
 def write_report(story: Story, path: Path) -> None:
@@ -72,7 +76,7 @@ def figures_of(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
         for against in ("rounds", "gradients", "bytes"):
             figures[f"progress-{against}"] = partial(progress_figure, comparison, against)
     figures["clients"] = partial(clients_figure, comparison, comparison.groups[0])
-    if (other := baseline_of(comparison)) and len(comparison.seeds) > 1:
+    if (other := baseline_of(comparison)) and len(comparison.seeds) >= MIN_SEEDS:
         figures["differences"] = partial(differences_figure, comparison, other)
     return figures
 
@@ -92,180 +96,126 @@ def baseline_of(comparison: Comparison) -> str:
 
 def page(story: Story, drawn: Drawn) -> str:
     """Return the whole page."""
-    main, parts = story.main, [_verdict(story)]
-    if levels := levels_of(story.settings):
-        tables = "".join(
-            f"<h3>{GROUP_NAMES[group].capitalize()}</h3>{_table(privacy_table(levels, group))}" for group in main.groups
-        )
-        parts.append(_pictures("What privacy costs", drawn, "privacy", _PRIVACY) + _section("In numbers", tables, ""))
-    parts += [_pictures("How the server's model adapts", drawn, "adaptation", _ADAPTATION)]
+    sections = list(_sections(story, drawn))
+    body = [_verdict(story), contents(sections), *map(section_html, sections)]
+    return Template(PAGE).substitute(title=escape(story.title), style=STYLE, body="\n".join(body))
+
+
+def _sections(story: Story, drawn: Drawn) -> Iterator[Section]:
+    main, captions = story.main, {name: words.caption(name, is_single=story.is_single) for name in drawn}
+    yield from _standings(story)
+    yield from _privacy(story, drawn, captions)
+    yield Section("How the server's model adapts", figures_html(drawn, "adaptation", captions), words.ADAPTATION)
+    if shots := {group: table for group in main.groups if (table := shots_table(main, group))}:
+        yield Section("Few examples", _by_group(shots), words.SHOTS)
     if any(name.startswith("progress") for name in drawn):
-        parts.append(_pictures("What it took", drawn, "progress", _PROGRESS))
+        yield Section("What it took", figures_html(drawn, "progress", captions), words.PROGRESS)
     if len(exact_methods(main)) > 1:
-        parts += [_matrix(main)]
-    parts.append(_pictures(f"How {GROUP_NAMES[main.groups[0]]} differ", drawn, "clients", _CLIENTS))
+        tables = {group: matrix_table(main, group) for group in main.groups}
+        yield Section("Trained for ν steps, tested after s", _by_group(tables), words.MATRIX)
+    yield Section(f"How {GROUP_NAMES[main.groups[0]]} differ", figures_html(drawn, "clients", captions), words.CLIENTS)
+    yield Section("The worst served", _by_group({group: worst_table(main, group) for group in main.groups}))
+    yield from _worse_off(main)
     if main.targets():
-        parts.append(_section("Rounds and gradients to target", _table(target_table(main)), _TARGETS))
+        yield Section("To target", table_html(target_table(main), "To target"), words.TARGETS)
     if other := baseline_of(main):
-        figure = _figures(drawn, "differences")
-        content = figure + _table(differences_table(main, other))
-        parts.append(_section(f"Differences to {main.labels[other]}, paired over seeds", content, _DIFFERENCES))
-    parts += [_findings(story)] if story.findings else []
+        title = f"Differences to {main.labels[other]}, paired by seed"
+        content = figures_html(drawn, "differences", captions) + table_html(differences_table(main, other), title)
+        yield Section(title, content, words.DIFFERENCES)
+    if story.findings:
+        yield _findings(story)
     if story.is_attacked:
-        tables = "".join(f"<h3>{escape(title)}</h3>{_table(table)}" for title, table in robustness_tables(story))
-        parts.append(_section("Under attack", tables, NOTE))
+        tables_by_title = dict(robustness_tables(story))
+        yield Section("Under attack", _titled(tables_by_title), NOTE)
     elif len(story.settings) > 1:
-        parts.append(_other_settings(story))
-    parts.append(_how(story))
-    return Template(PAGE).substitute(title=escape(story.title), style=STYLE, body="\n".join(parts))
+        yield _other_settings(story)
+    yield _how(story)
+
+
+def _privacy(story: Story, drawn: Drawn, captions: Mapping[str, str]) -> Iterator[Section]:
+    if levels := levels_of(story.settings):
+        tables = {group: privacy_table(levels, group) for group in story.main.groups}
+        content = figures_html(drawn, "privacy", captions) + _by_group(tables)
+        yield Section("What privacy costs", content, words.PRIVACY)
+
+
+def _worse_off(comparison: Comparison) -> Iterator[Section]:
+    if worse := {group: table for group in comparison.groups if (table := worse_off_table(comparison, group))}:
+        yield Section("Who is worse off", _by_group(worse), words.WORSE_OFF)
+
+
+def _standings(story: Story) -> Iterator[Section]:
+    main = story.main
+    if len(main.runs) > 1:
+        tables = {group: standing_table(main, group) for group in main.groups}
+        yield Section("How the methods stand", _by_group(tables), words.STANDING)
+    yield Section("All metrics", _by_group({group: metrics_table(main, group) for group in main.groups}), words.METRICS)
+    if each := clients_table(main):
+        note = f"{words.CLIENTS_TABLE} {left_out_clients(main)}".strip()
+        yield Section("Each client", table_html(each, "Each client"), note)
 
 
 def _verdict(story: Story) -> str:
-    main = story.main
+    main, single = story.main, story.is_single
     name = story.settings[-1].name
     about = f"<p class=about>{escape(story.about)}</p>" if story.about else ""
     where = f"<p>Setting <strong>{escape(name)}</strong>; the others are below.</p>" if name else ""
     parts = [f"<header><h1>{escape(story.title)}</h1>{about}</header><section class=verdict>{where}"]
+    explained = [f"<p class=note>{escape(' '.join(words.glossary(main.labels.values(), is_single=single)))}</p>"]
     for group in main.groups:
         lines = verdict_on(main, group)
         parts.append(f"<p class=lead>{escape(lines[0])}</p>")
         parts += [f"<p>{escape(line)}</p>" for line in lines[1:]]
+        parts += explained if explained != ["<p class=note></p>"] else []
+        explained = []
     parts += [f"<p>{escape(line)}</p>" for line in spent_lines(main)]
-    seeds = f"{len(main.seeds)} seed{'s' if len(main.seeds) > 1 else ''}"
-    signs = "" if main.sign > 0 else f" Differences of {main.measure} are signed so that + is better: less of it."
-    parts.append(
-        f"<p class=note>{seeds}; ± and [ ] are 95 % intervals over seeds, differences paired and Holm-corrected. "
-        f"“Better” only where the interval excludes 0.{signs}</p></section>"
-    )
+    parts.append(f"<p class=note>{escape(words.ONE_RUN if single else words.how_sure(main))}</p></section>")
     if story.diverged:
         parts.append(f"<p class=warning>{escape(left_out(story.diverged))}</p>")
-    if len(main.runs) > 1:
-        for group in main.groups:
-            parts.append(_section(GROUP_NAMES[group].capitalize(), _table(standing_table(main, group)), _STANDING))
-    for group in main.groups:
-        parts.append(
-            _section(f"{GROUP_NAMES[group].capitalize()}: all metrics", _table(metrics_table(main, group)), _METRICS)
-        )
-    if each := clients_table(main):
-        parts.append(_section("Each client", _table(each), _CLIENTS_TABLE))
     return "\n".join(parts)
 
 
-def _matrix(comparison: Comparison) -> str:
-    content = "".join(
-        f"<h3>{GROUP_NAMES[group].capitalize()}</h3>{_table(matrix_table(comparison, group))}"
-        for group in comparison.groups
-    )
-    return _section("Trained for ν steps, tested after s", content, _MATRIX)
-
-
-def _findings(story: Story) -> str:
+def _findings(story: Story) -> Section:
     parts = []
     for finding in story.findings:
         badge = f"<span class='badge {finding.verdict.split()[0]}'>{finding.verdict}</span>"
         head = f"<summary>{badge} <strong>{finding.name}</strong> {escape(finding.statement)}</summary>"
         note = f"<p class=note>{escape(finding.note)}</p>" if finding.note else ""
-        evidence = _table(evidence_table(finding, story.main)) if finding.evidence else ""
+        evidence = table_html(evidence_table(finding, story.main), finding.name) if finding.evidence else ""
         parts.append(f"<details>{head}{note}{evidence}</details>")
-    return _section("Statements tested", "".join(parts), _FINDINGS)
+    return Section("Statements tested", "".join(parts), words.FINDINGS)
 
 
-def _other_settings(story: Story) -> str:
+def _other_settings(story: Story) -> Section:
     parts = []
     for graded in story.settings[:-1]:
         parts.append(f"<h3>{escape(graded.name)}</h3>")
         for group in graded.comparison.groups:
             parts += [f"<p>{escape(line)}</p>" for line in verdict_on(graded.comparison, group)]
-            parts.append(_table(standing_table(graded.comparison, group)))
-    return _section("Other settings", "".join(parts), "")
+            parts.append(table_html(standing_table(graded.comparison, group), f"{graded.name}, {group}"))
+    return Section("Other settings", "".join(parts))
 
 
-def _how(story: Story) -> str:
+def _how(story: Story) -> Section:
     parts = []
     if story.choices:
-        parts.append(f"<h3>Step sizes</h3><p>{_TUNING}</p>{_table(tuning_table(story))}")
+        parts.append(f"<h3>Step sizes</h3><p>{words.TUNING}</p>{table_html(tuning_table(story), 'Step sizes')}")
     different, shared = settings_table(story.configs(), story.main.labels)
     if len(different.header) > 1:
-        parts.append(f"<h3>Options that differ</h3>{_table(different)}")
-    parts.append(f"<h3>Options in common</h3>{_table(shared)}")
-    record = TextTable(
-        ["what", "value"], [[key.replace("_", " "), _plain(value)] for key, value in story.record.items()]
-    )
-    parts.append(f"<h3>Machine and command</h3>{_table(record)}")
-    return _section("How it was done", f"<details><summary>Show all</summary>{''.join(parts)}</details>", "")
+        parts.append(f"<h3>Options that differ</h3>{table_html(different, 'Options that differ')}")
+    parts.append(f"<h3>Options in common</h3>{table_html(shared, 'Options in common')}")
+    rows = [[key.replace("_", " "), _plain(value)] for key, value in story.record.items()]
+    parts.append(f"<h3>Machine and command</h3>{table_html(TextTable(['what', 'value'], rows), 'Machine and command')}")
+    return Section("How it was done", f"<details><summary>Show all</summary>{''.join(parts)}</details>")
+
+
+def _by_group(tables: Mapping[Group, TextTable]) -> str:
+    return _titled({GROUP_NAMES[group].capitalize(): table for group, table in tables.items()})
+
+
+def _titled(tables: Mapping[str, TextTable]) -> str:
+    return "".join(f"<h3>{escape(title)}</h3>{table_html(table, title)}" for title, table in tables.items())
 
 
 def _plain(value: object) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-
-def _section(title: str, content: str, note: str) -> str:
-    said = f"<p class=note>{note}</p>" if note else ""
-    return f"<section><h2>{escape(title)}</h2>{said}{content}</section>"
-
-
-def _pictures(title: str, drawn: Drawn, prefix: str, note: str) -> str:
-    return _section(title, f"<div class=figures>{_figures(drawn, prefix)}</div>", note)
-
-
-def _figures(drawn: Drawn, prefix: str) -> str:
-    return "".join(
-        f"<figure>{_named(name, svg)}<figcaption>{escape(_CAPTIONS[name])}</figcaption></figure>"
-        for name, (svg, _) in drawn.items()
-        if name.startswith(prefix)
-    )
-
-
-def _named(name: str, svg: str) -> str:
-    """Return the markup with a name for those who do not see it."""
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(_CAPTIONS[name])}" ', 1)
-
-
-def _table(table: TextTable) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.header)
-    rows = []
-    for index, row in enumerate(table.rows):
-        cells = "".join(f"<td{_shade(table, index, column)}>{escape(cell)}</td>" for column, cell in enumerate(row))
-        rows.append(f"<tr class=strong>{cells}</tr>" if index in table.strong else f"<tr>{cells}</tr>")
-    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-
-
-def _shade(table: TextTable, row: int, column: int) -> str:
-    shade = table.shades.get((row, column))
-    if shade is None:
-        return ""
-    weight = ";font-weight:700" if shade == 1 else ""
-    return f" style='background:rgba(0,114,178,{0.45 * shade:.2f}){weight}'"
-
-
-_CAPTIONS = {
-    "adaptation-new": "New clients, never in training. Band: 95 % interval over seeds, for up to six methods.",
-    "adaptation-participating": "Participating clients. Band: 95 % interval over seeds, for up to six methods.",
-    "privacy-new": "New clients after s* steps, against ε. Bars: lowest and highest seed.",
-    "privacy-participating": "Participating clients after s* steps, against ε. Bars: lowest and highest seed.",
-    "progress-rounds": "Participating clients after s* steps, against rounds: what communication costs.",
-    "progress-gradients": "The same against computation (logarithmic): larger ν costs more for each round.",
-    "progress-bytes": "The same against bytes.",
-    "clients": "All clients of all seeds after s* steps. Box: middle half; whiskers: 5 and 95 %; line: median.",
-    "differences": "Paired differences after s* steps, with Holm-corrected 95 % intervals.",
-}
-_STANDING = (
-    "Best first. Against the best: paired, Holm-corrected. Worst tenth and sd: bootstrap over seeds and clients."
-)
-_METRICS = (
-    "Means over clients and seeds after s* steps. The same answer: the commonest of each client's support split, or "
-    "its mean, given to every test example; a model that is no better has learned nothing that helps."
-)
-_CLIENTS_TABLE = "After s* steps; [ ]: 95 % interval, where a client was judged on fewer than 100 examples."
-_ADAPTATION = "Each client starts from the same model and takes s full steps on its own support data."
-_PROGRESS = "Mean over seeds and participating clients."
-_PRIVACY = "Each setting with its own ε; none: the same run without clipping and noise."
-_MATRIX = "Exact methods (ν = 0 is FedAvg). Darker is better within a column; the best of each column is bold."
-_CLIENTS = "A mean can hide clients that are served badly."
-_TARGETS = "Median over seeds (range). “>” means not reached within the run. Gradients: equivalents of one client."
-_DIFFERENCES = "Positive is better."
-_FINDINGS = "Positive differences speak for a statement. Open one to see its comparisons."
-_TUNING = (
-    "Chosen on validation data of participating clients with seeds of their own; every method had as many points, "
-    "but those that take over another method's inner step size."
-)

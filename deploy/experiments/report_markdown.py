@@ -6,6 +6,7 @@ from nufed.common.errors import RunError
 from nufed.common.examples import Group
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
 from nufed.deploy.experiments.hypotheses import Finding
+from nufed.deploy.experiments.measures import shots_table, worse_off_table, worst_table
 from nufed.deploy.experiments.privacy_figure import levels_of, privacy_table, spent_lines
 from nufed.deploy.experiments.report import baseline_of
 from nufed.deploy.experiments.report_tables import (
@@ -18,6 +19,7 @@ from nufed.deploy.experiments.report_tables import (
     target_table,
     tuning_table,
 )
+from nufed.deploy.experiments.report_words import ONE_RUN, glossary, how_sure
 from nufed.deploy.experiments.robustness import NOTE, robustness_tables
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
 from nufed.deploy.experiments.wording import estimate, left_out, steps
@@ -35,8 +37,6 @@ def markdown_report(story: Story, *, level: int = 2) -> str:
     """
     heading, small = "#" * level, "#" * (level + 1)
     parts = [f"{heading} {story.title}", story.about, _provenance(story)]
-    if story.main.sign < 0:
-        parts.append(f"Differences of {story.main.measure} are signed so that + is better: less of it.")
     parts += _against_epsilon(story)
     parts += _under_attack(story, small) if story.is_attacked else _in_settings(story, small)
     parts += [_findings(story)] if story.findings else []
@@ -69,9 +69,13 @@ def _in_settings(story: Story, heading: str) -> Iterator[str]:
         yield from spent_lines(comparison)
         for group in comparison.groups:
             yield from verdict_on(comparison, group)
+            if graded is story.settings[0] and group == comparison.groups[0]:
+                yield " ".join(glossary(comparison.labels.values(), is_single=story.is_single))
+                yield ONE_RUN if story.is_single else how_sure(comparison)
             if len(comparison.runs) > 1:
                 yield from (f"{GROUP_NAMES[group].capitalize()}:", markdown_table(standing_table(comparison, group)))
             yield from _all_metrics(comparison, group)
+            yield from _further(comparison, group)
             if len(exact_methods(comparison)) > 1:
                 yield from ("Trained for ν steps, tested after s:", markdown_table(matrix_table(comparison, group)))
         if other := baseline_of(comparison):
@@ -79,6 +83,15 @@ def _in_settings(story: Story, heading: str) -> Iterator[str]:
             yield markdown_table(differences_table(comparison, other))
         if comparison.targets():
             yield from ("To target (median over seeds, range):", markdown_table(target_table(comparison)))
+
+
+def _further(comparison: Comparison, group: Group) -> Iterator[str]:
+    """Yield what else a group is judged by: few examples, who is served worst, and who is worse off."""
+    if shots := shots_table(comparison, group):
+        yield from ("Few examples:", markdown_table(shots))
+    yield from ("The worst served:", markdown_table(worst_table(comparison, group)))
+    if worse := worse_off_table(comparison, group):
+        yield from ("Clients worse off (share; ties are not worse):", markdown_table(worse))
 
 
 def _all_metrics(comparison: Comparison, group: Group) -> list[str]:

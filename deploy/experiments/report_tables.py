@@ -13,8 +13,12 @@ from nufed.deploy.experiments.statistics import Corrected
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, winner
 from nufed.deploy.experiments.tuning import Choice
 from nufed.deploy.experiments.wording import difference, estimate, judgement, number, p_value, span
+from nufed.server.client_curves import ClientCurves
 
 MOST_CLIENTS = 50
+"""Rows of a table of clients."""
+FEW_BEST = 10
+"""How many of them are the best clients, where there are more."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,15 @@ def standing_table(comparison: Comparison, group: Group) -> TextTable:
                 span(comparison.spread(name, group), measure),
             ]
         )
-    header = ["method", f"{measure}, s = {step}", "against the best", "Holm", "s = 0", "worst tenth", "sd over clients"]
+    header = [
+        "method",
+        f"{measure}, s = {step}",
+        "against the best",
+        "p (Holm)",
+        "s = 0",
+        "worst tenth",
+        "sd over clients",
+    ]
     return TextTable(header, rows, frozenset({0}))
 
 
@@ -85,22 +97,50 @@ def metrics_table(comparison: Comparison, group: Group) -> TextTable:
 
 
 def clients_table(comparison: Comparison) -> TextTable | None:
-    """Return each client's numbers at s* with 95 % intervals, of a single run of few clients; else None."""
+    """Return each client's numbers before and at s* with 95 % intervals, worst first, of a single run; else None.
+
+    Of many clients, the worst and a few of the best.
+    """
     run, step = comparison.first, comparison.primary_step
-    clients = [client for table in run.groups.values() for client in table.clients]
-    if len(comparison.runs) > 1 or len(comparison.seeds) > 1 or not 0 < len(clients) <= MOST_CLIENTS:
+    if len(comparison.runs) > 1 or len(comparison.seeds) > 1:
         return None
+    clients = _ordered_clients(comparison)
+    shown = clients if len(clients) <= MOST_CLIENTS else clients[: MOST_CLIENTS - FEW_BEST] + clients[-FEW_BEST:]
     names, rows = [run.measure, *run.metrics], []
-    for client in clients:
-        cells = []
+    for client in shown:
+        before, cells = client.curve(run.measure), []
         for name in names:
             curve, ends = client.curve(name), client.intervals.get(name)
             interval = f" [{number(ends[0], name)}, {number(ends[1], name)}]" if ends else ""
             cells.append(number(curve[step], name) + interval if curve else "")
         baseline = client.baselines.get(run.measure, math.nan)
         same = number(baseline, run.measure) if math.isfinite(baseline) else ""
-        rows.append([client.client_id, client.group, str(client.num_test), *cells, same])
-    return TextTable(["client", "group", "test examples", *names, "the same answer"], rows)
+        first = number(before[0], run.measure) if before else ""
+        rows.append([client.client_id, client.group, str(client.num_test), first, *cells, same])
+    header = ["client", "group", "test examples", f"{run.measure}, s = 0"]
+    header += [f"{name}, s = {step}" for name in names]
+    return TextTable([*header, "the same answer"], rows)
+
+
+def left_out_clients(comparison: Comparison) -> str:
+    """Return that a table of a single run's clients does not show all of them, and where they are; empty if it does."""
+    total = sum(len(table.clients) for table in comparison.first.groups.values())
+    if total <= MOST_CLIENTS:
+        return ""
+    worst = MOST_CLIENTS - FEW_BEST
+    return f"Of {total} clients the {worst} worst and the {FEW_BEST} best; all are in clients.csv."
+
+
+def _ordered_clients(comparison: Comparison) -> list[ClientCurves]:
+    """Return the first run's clients, the worst first: those that diverged, then by the measure at s*."""
+    run, step = comparison.first, comparison.primary_step
+
+    def rank(client: ClientCurves) -> tuple[float, str]:
+        curve = client.curve(run.measure)
+        value = comparison.sign * curve[step] if curve else math.nan
+        return (value if math.isfinite(value) else -math.inf, client.client_id)
+
+    return sorted((client for table in run.groups.values() for client in table.clients), key=rank)
 
 
 def matrix_table(comparison: Comparison, group: Group) -> TextTable:
@@ -120,18 +160,19 @@ def matrix_table(comparison: Comparison, group: Group) -> TextTable:
 
 
 def target_table(comparison: Comparison) -> TextTable:
-    """Return rounds and gradient equivalents to each target: median over seeds, with range."""
+    """Return rounds, gradient equivalents and megabytes to each target: median over seeds, with range."""
     targets, measure = comparison.targets(), comparison.measure
     header = ["method"]
     for name, value in targets.items():
-        header += [f"rounds to {number(value, measure)} ({name})", "gradients"]
+        header += [f"rounds to {number(value, measure)} ({name})", "gradients", "MB"]
     rows = []
     for method in comparison.runs:
-        row, (max_rounds, max_gradients) = [comparison.labels[method]], comparison.limits(method)
+        row, limits = [comparison.labels[method]], comparison.limits(method)
         for value in targets.values():
-            rounds, gradients = comparison.censored_to_target(method, value)
-            shown = [rounds.text(max_rounds), gradients.text(max_gradients, "{:,.0f}")]
-            row += shown if max_rounds else ["no rounds", ""]
+            found = comparison.censored_to_target(method, value)
+            forms = ("{:.0f}", "{:,.0f}", "{:,.3g}")
+            shown = [each.text(limit, form) for each, limit, form in zip(found, limits, forms, strict=True)]
+            row += shown if limits[0] else ["no rounds", "", ""]
         rows.append(row)
     return TextTable(header, rows)
 
@@ -141,7 +182,7 @@ def differences_table(comparison: Comparison, other: str) -> TextTable:
     found = {group: comparison.against(other, group, comparison.primary_step) for group in comparison.groups}
     header = ["method"]
     for group in found:
-        header += [GROUP_NAMES[group], "Holm", ""]
+        header += [GROUP_NAMES[group], "p (Holm)", "verdict"]
     rows = []
     for method in comparison.runs:
         if method == other:
@@ -164,7 +205,7 @@ def evidence_table(finding: Finding, comparison: Comparison) -> TextTable:
         [name, _evidence(finding, corrected, comparison), p_value(corrected.p_adjusted)]
         for name, corrected in finding.evidence.items()
     ]
-    return TextTable(["comparison", "difference", "Holm"], rows)
+    return TextTable(["comparison", "difference", "p (Holm)"], rows)
 
 
 def tuning_table(story: Story) -> TextTable:

@@ -23,7 +23,7 @@ TOLERANCE = 0.03
 NOTE = (
     "Each cell: honest clients / new clients after s* steps, mean over clients and seeds (± standard deviation over "
     "seeds). Bold: a rule that holds, under which honest clients lose at most three points against the plain mean "
-    "without attackers, judged on the same clients."
+    "without attackers, judged on the same clients. This is what was measured, and no test of significance."
 )
 
 _GROUPS: tuple[Group, ...] = ("participating", "new")

@@ -14,6 +14,7 @@ from nufed.deploy.experiments.comparison import Comparison, compare, exact_metho
 from nufed.deploy.experiments.conduct import RECORD, Experiment, read_experiment
 from nufed.deploy.experiments.finished import FinishedRun, read_run
 from nufed.deploy.experiments.hypotheses import Attacked, Finding, Graded, judge
+from nufed.deploy.experiments.side_by_side import data_words, method_words, side_by_side
 from nufed.deploy.experiments.statistics import MIN_SEEDS, Corrected, holm
 from nufed.deploy.experiments.tuning import Choice
 from nufed.deploy.experiments.wording import difference, estimate, judgement, number, p_value, steps
@@ -63,6 +64,11 @@ class Story:
     def main(self) -> Comparison:
         """Return the comparison that the verdict is about."""
         return self.settings[-1].comparison
+
+    @property
+    def is_single(self) -> bool:
+        """Return whether this is about one run."""
+        return len(self.settings) == 1 and len(self.main.runs) == 1 and len(self.main.seeds) == 1
 
     @cached_property
     def findings(self) -> list[Finding]:
@@ -119,6 +125,29 @@ def read_story(folder: Path) -> Story:
             "experiment` or a run has left."
         )
     return _story_of_run(read_run(folder))
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run's, and no experiment's."""
+    return (folder / CONFIG).is_file() and not (folder / RECORD).is_file() and not (folder / CELLS).is_dir()
+
+
+def story_of_runs(folders: Sequence[Path]) -> Story:
+    """Return the story of several runs side by side: equal options but for the seed are one method.
+
+    Raises:
+        RunError: one is no folder of a run, or they cannot be compared.
+    """
+    sides = side_by_side([read_run(folder) for folder in folders])
+    fedavg = next((name for name, run in sides.items() if run.config.method.num_inner_steps == 0), "")
+    return Story(
+        f"{len(sides.runs)} runs side by side, on {data_words(sides.runs[0].config)}",
+        "Runs whose options differ in nothing but the seed are one method; differences are paired by seed.",
+        [Graded("", 0.0, compare(sides.runs, sides.labels, reference=fedavg))],
+        {},
+        {},
+        {"folders": ", ".join(folder.name for folder in folders)},
+    )
 
 
 def story_of(experiment: Experiment) -> Story:
@@ -210,4 +239,5 @@ def _on_nu(comparison: Comparison, group: Group, said: set[tuple[str, str]]) -> 
 def _story_of_run(run: FinishedRun) -> Story:
     record = {"folder": run.folder.name, "status": run.summary["status"], "seconds": run.summary["seconds"]}
     comparison = compare([run], {}, target=run.config.evaluation.target(run.measure))
-    return Story(f"Run {run.config.name}", "", [Graded("", 0.0, comparison)], {}, {}, record)
+    title = f"Run {run.config.name}: {method_words(run.config)}, on {data_words(run.config)}"
+    return Story(title, "", [Graded("", 0.0, comparison)], {}, {}, record)

@@ -47,6 +47,7 @@ def result_rows(run: FinishedRun) -> Iterator[Row]:
                 "s": step,
                 "num_clients": len(table.client_ids),
                 **_means(table, step),
+                "worst_client": sign * float((sign * judged).min()),
                 "worst_decile": sign * float(worst_decile(sign * judged)),
                 "spread": float(spread(judged)),
             }

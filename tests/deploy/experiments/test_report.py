@@ -2,7 +2,9 @@
 
 import csv
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +16,21 @@ from nufed.deploy.experiments.comparison import compare
 from nufed.deploy.experiments.hypotheses import Graded
 from nufed.deploy.experiments.report import write_report
 from nufed.deploy.experiments.report_markdown import markdown_report, markdown_table, with_section, with_sections
-from nufed.deploy.experiments.report_tables import TextTable, matrix_table, settings_table, target_table
+from nufed.deploy.experiments.report_tables import (
+    TextTable,
+    clients_table,
+    left_out_clients,
+    matrix_table,
+    settings_table,
+    target_table,
+)
+from nufed.deploy.experiments.side_by_side import side_by_side
 from nufed.deploy.experiments.statistics import Interval
 from nufed.deploy.experiments.story import Story, read_story
 from nufed.deploy.experiments.tables import client_rows, result_rows, round_rows, write_tables
 from nufed.deploy.experiments.tuning import Choice, Scored
 from nufed.deploy.experiments.wording import difference, estimate, number
+from nufed.server.client_curves import ClientCurves
 from tests.deploy.experiments.made_runs import LABELS, NUM_STEPS, OPTIONS, made_comparison, made_run
 
 CURVES = {
@@ -62,6 +73,45 @@ def test_the_verdict_comes_before_every_figure_and_table(page):
     text = page.read_text(encoding="utf-8")
 
     assert text.index("has the best accuracy") < min(text.index("<svg "), text.index("<table"))
+
+
+def test_the_contents_lead_to_every_section(page):
+    text = page.read_text(encoding="utf-8")
+
+    links, places = re.findall(r"href='#([^']+)'", text), re.findall(r"<section id='([^']+)'", text)
+
+    assert links == places
+    assert len(set(places)) == len(places) > 8
+
+
+def test_a_report_explains_its_words_before_the_second_verdict(page):
+    text = page.read_text(encoding="utf-8")
+
+    first, second = (match.start() for match in re.finditer("<p class=lead>", text))
+    for word in ("FO(ν): first order", "Holm: p-values"):
+        assert first < text.index(word) < second
+        assert word in markdown_report(story())
+
+
+def test_figures_and_page_follow_the_readers_theme(page):
+    text = page.read_text(encoding="utf-8")
+
+    used = set(re.findall(r"var\(--([a-z]+)", text))
+    light, dark = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)
+    assert used <= set(re.findall(r"--([a-z]+):", light))
+    assert used <= set(re.findall(r"--([a-z]+):", dark))
+    figures = "".join(re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL))
+    assert not re.search(r"(?:fill|stroke): #(?:000000|ffffff|e6e6e6)", figures)
+    plain = (page.parent / "report-figures" / "clients.svg").read_text(encoding="utf-8")
+    assert "var(" not in plain  # a file by itself has no style sheet
+
+
+def test_tables_that_a_telephone_cuts_say_so(page):
+    text = page.read_text(encoding="utf-8")
+
+    for hint, table in re.findall(r"(<p class='hint[^>]*>[^<]*</p>)?<div class=scroll[^>]*>(.*?)</table>", text):
+        columns = table.count("<th ")
+        assert (f"{columns} columns: scroll sideways" in hint) == (columns > 4)
 
 
 def test_the_figures_lie_beside_the_page_as_svg_and_png(page):
@@ -211,12 +261,69 @@ def test_a_single_run_has_a_report(tmp_path, capsys):
     code = main(["report", str(folder), "--markdown", str(tmp_path / "run.md")])
 
     assert code == 0
-    assert "New clients after 5 steps: accuracy" in (folder / "report.html").read_text(encoding="utf-8")
-    assert "## Run run" in (tmp_path / "run.md").read_text(encoding="utf-8")
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "New clients after 5 steps: accuracy" in text
+    assert "<h1>Run run: ν = 3, exact, on digits (classes)</h1>" in text
+    assert "One run. Nothing here says" in text
+    assert "Holm" not in text
+    assert len(set(re.findall(r"<td>(client-\d+)</td>", text))) == 6
+    assert "## Run run: ν = 3" in (tmp_path / "run.md").read_text(encoding="utf-8")
+    shutil.copytree(folder, tmp_path / "again")
+    assert main(["report", str(folder), str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "comparison.html")
+    compared = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "<h1>2 runs side by side, on digits (classes)</h1>" in compared
+    assert "New clients after 5 steps: no verdict, for which 3 seeds are needed." in compared
     for damage in ("[]", "[" * 100_000, '{"status": "complete"}', '{"status": "complete", "rounds": [], "seconds": 0}'):
         (folder / "summary.json").write_text(damage, encoding="utf-8")
         assert main(["report", str(folder), "--force"]) == RunError.exit_code
         assert capsys.readouterr().err.startswith("nufed: Expected ")
+
+
+def test_of_many_clients_a_single_run_shows_the_worst_and_a_few_of_the_best():
+    run = made_run("meta-2", 0, CURVES["meta-2"], clients=60)
+    for group, table in run.groups.items():
+        curves = [
+            ClientCurves(client_id=name, group=group, num_support=9, num_test=9, test_loss=row, test_accuracy=row)
+            for name, row in zip(table.client_ids, map(tuple, table.measures["accuracy"]), strict=True)
+        ]
+        run = replace(run, groups={**run.groups, group: replace(table, clients=tuple(curves))})
+    comparison = compare([run], LABELS)
+
+    rows = clients_table(comparison).rows
+
+    assert [len(rows), rows[0][0], rows[-1][0]] == [50, "client-0", "client-59"]
+    assert left_out_clients(comparison) == "Of 120 clients the 40 worst and the 10 best; all are in clients.csv."
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_method_and_others_are_named_by_what_differs():
+    options = [{"method.num-inner-steps": 0}, {"method.num-inner-steps": 2}, {"method.num-inner-steps": 2}]
+    runs = [
+        made_run("run", seed, CURVES["meta-2"], config=option) for seed, option in zip((0, 0, 1), options, strict=True)
+    ]
+    longer = made_run("run", 0, CURVES["meta-2"], config={**options[1], "method.inner-lr": 0.7})
+
+    sides = side_by_side([*runs, longer])
+
+    assert [run.method for run in sides.runs] == [
+        "FedAvg (ν = 0), inner-lr = 0.05",
+        "ν = 2, exact, inner-lr = 0.05",
+        "ν = 2, exact, inner-lr = 0.05",
+        "ν = 2, exact, inner-lr = 0.7",
+    ]
+    again = replace(runs[1], folder=Path("again"))
+    assert {run.method for run in side_by_side([runs[1], again]).runs} == {
+        "ν = 2, exact (nowhere)",
+        "ν = 2, exact (again)",
+    }
+    for option, complaint in (
+        ({"data.num-clients": 7}, "data.num-clients is 20 in nowhere and 7"),
+        ({"evaluation.primary-step": 3}, "evaluation.primary-step is 2"),
+    ):
+        with pytest.raises(RunError, match=complaint):
+            side_by_side([runs[0], made_run("run", 0, CURVES["meta-2"], config=option)])
+    with pytest.raises(RunError, match="by accuracy and nowhere by loss"):
+        side_by_side([runs[0], made_run("run", 0, CURVES["meta-2"], loss=True)])
 
 
 def test_a_document_keeps_what_was_written_around_a_section():
