@@ -266,7 +266,7 @@ def test_a_single_run_has_a_report(tmp_path, capsys):
     assert "<h1>Run run: ν = 3, exact, on digits (classes)</h1>" in text
     assert "One run. Nothing here says" in text
     assert "Holm" not in text
-    assert len(set(re.findall(r"<td>(client-\d+)</td>", text))) == 6
+    assert len(set(re.findall(r"<tr><td>([^<]+)</td><td>(?:new|participating)</td>", text))) == 6
     assert "## Run run: ν = 3" in (tmp_path / "run.md").read_text(encoding="utf-8")
     shutil.copytree(folder, tmp_path / "again")
     assert main(["report", str(folder), str(tmp_path / "again")]) == 0
