@@ -182,11 +182,11 @@ def test_rounds_and_gradients_to_target_follow_the_mean_of_three_evaluations_and
     progress = {"fedavg": [0.1, 0.2, 0.3, 0.4, 0.4], "per-fedavg": [0.1, 0.6, 0.8, 0.9, 0.9]}
     comparison = made_comparison({"fedavg": FEDAVG, "per-fedavg": ONE}, progress=progress)
 
-    rounds, gradients = comparison.censored_to_target("per-fedavg", 0.75)
-    never, _ = comparison.censored_to_target("fedavg", 0.75)
+    rounds, gradients, sent = comparison.censored_to_target("per-fedavg", 0.75)
+    never, _, _ = comparison.censored_to_target("fedavg", 0.75)
 
     # means of three: 0.1, 0.35, 0.5, 0.767 at round 30
-    assert (rounds.median, gradients.median) == (30, 150)
+    assert (rounds.median, gradients.median, sent.median) == (30, 150, pytest.approx(0.003))
     assert math.isinf(never.median)
     assert never.text(comparison.limits("fedavg")[0]) == "> 40"
 
