@@ -7,16 +7,17 @@ aggregation each client does it to its own model, and the server sees no more th
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nufed.common.errors import DivergedError, ModelError
 from nufed.common.params import Params, largest_magnitude
-from nufed.common.wire import check_params
+from nufed.common.wire import check_layout, check_values
 
 DEFAULT_MAX_GROWTH = 1024.0
 """How far beyond max(1, the largest magnitude sent) a reply may go before it counts as diverged."""
@@ -25,7 +26,14 @@ MAX_GROWTH = 2.0**30
 
 _SUM_BITS = 62  # of an int64, one bit short of overflow, which leaves room for the rounding of each value
 _MAX_EXPONENT = 1023  # of a float64
-_BLOCK = 2**17  # elements; the scratch of a block stays in the cache
+_BLOCK = 2**15  # elements; a block and its scratch of 256 KiB stay in the cache of one core
+
+_MAGIC_BITS = 51
+_MAGIC = torch.tensor(1.5 * 2.0**52, dtype=torch.float64)
+"""Added to a float64 of at most 2^51, it leaves the value, rounded half to even, in the low bits of the sum."""
+
+_OFFSET = int(_MAGIC.view(torch.int64))
+"""What the bits of that sum, as an integer, have beyond the value."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,15 @@ Sums = dict[str, Tensor]
 """Flat int64 tensors by the name of the array, of as many elements."""
 
 
+def zero_sums(sizes: Mapping[str, int]) -> Sums:
+    """Return sums of nothing, in one piece of memory.
+
+    NumPy asks the system for large pages there (Linux), with which adding to 80 MB takes a fifth less time.
+    """
+    memory = torch.from_numpy(np.zeros(sum(sizes.values()), np.int64))
+    return dict(zip(sizes, torch.split(memory, list(sizes.values())), strict=True))
+
+
 class Encoding(Protocol):
     """Turns a round's models into integers that can be added up, and their sum into one model.
 
@@ -88,15 +105,13 @@ class Encoding(Protocol):
 
     limits: dict[str, float]
 
-    def check(self, params: Mapping[str, Tensor]) -> None:
-        """Refuse what is not a finite model of the names, shapes and types sent, within the limits.
+    def add(self, sums: Sums, params: Mapping[str, Tensor], weight: int = 1) -> None:
+        """Check a model, and add `weight` times its integers to `sums`, which may be empty, in place.
 
         Raises:
-            WireError: with the first difference.
+            WireError: it is no finite model of the names, shapes and types sent, or beyond the limits; `sums` are then
+                as they were.
         """
-
-    def add(self, sums: Sums, params: Mapping[str, Tensor], weight: int = 1) -> None:
-        """Add `weight` times the integers of a model that was checked to `sums`, which may be empty, in place."""
 
     def mean(self, sums: Sums, weight: int) -> Params:
         """Return the model that a sum of total weight `weight` makes, in the types of w_k."""
@@ -124,16 +139,25 @@ class ModelEncoding:
         self._grids = {name: fixed_point_for(tensor, total_weight, max_growth) for name, tensor in sent.items()}
         self.limits = {name: grid.limit for name, grid in self._grids.items()}
 
-    def check(self, params: Mapping[str, Tensor]) -> None:
-        """Refuse what is not a model; see `Encoding.check`."""
-        check_params(params, self._sent, self.limits)
-
     def add(self, sums: Sums, params: Mapping[str, Tensor], weight: int = 1) -> None:
-        """Add a model that was checked; see `Encoding.add`."""
+        """Check and add a model; see `Encoding.add`. Sums of weight W are W * 0x4338000000000000 above the integers.
+
+        Every element is read once: a block is checked and added while it is in the cache. Integers are exact, so what
+        was added of a model before an element that is refused is taken away again without a trace.
+        """
+        check_layout(params, self._sent)
+        if not sums:
+            sums.update(zero_sums({name: tensor.numel() for name, tensor in self._sent.items()}))
+        scratch = torch.empty(_BLOCK, dtype=torch.float64)
+        done: list[tuple[str, Tensor]] = []
         for name, grid in self._grids.items():
-            if name not in sums:
-                sums[name] = torch.zeros(self._sent[name].numel(), dtype=torch.int64)
-            _add_rounded(sums[name], params[name].detach().reshape(-1), grid.bits, weight)
+            values = params[name].detach().reshape(-1)
+            added = _add_rounded(sums[name], values, grid, weight, scratch)
+            done.append((name, values[:added]))
+            if added < values.numel():
+                for before, part in done:
+                    _add_rounded(sums[before], part, self._grids[before], -weight, scratch)
+                check_values(name, values, grid.limit)
 
     def mean(self, sums: Sums, weight: int) -> Params:
         """Return the mean, computed in float64 and rounded once more to each tensor's type."""
@@ -142,31 +166,60 @@ class ModelEncoding:
     def _mean(self, name: str, sums: Tensor, weight: int) -> Tensor:
         sent, bits = self._sent[name], self._grids[name].bits
         mean = torch.empty(sent.numel(), dtype=sent.dtype)
-        for target, total in _blocks(mean, sums):
-            exact = total.double().div_(weight).mul_(2.0**-bits)
-            target.copy_(exact if sent.is_floating_point() else exact.round_())
+        offset = _signed(weight * _OFFSET)
+        for start in range(0, sums.numel(), _BLOCK):
+            place = slice(start, start + _BLOCK)
+            if sent.is_floating_point():
+                mean[place].copy_((sums[place] - offset).double().div_(weight).mul_(2.0**-bits))
+            else:
+                mean[place].copy_(sums[place].double().div_(weight).mul_(2.0**-bits).round_())
         return mean.reshape(sent.shape)
 
 
-def _add_rounded(total: Tensor, values: Tensor, bits: int, weight: int) -> None:
-    """Add `weight * round(values * 2^bits)` to `total` in place, block by block."""
-    # Scaling by a power of two is exact in float32 and float64 alike; float16 has too small a range for it.
-    dtype = values.dtype if values.dtype in (torch.float32, torch.float64) else torch.float64
-    scaled = torch.empty(min(_BLOCK, values.numel()), dtype=dtype)
-    integers = torch.empty(min(_BLOCK, values.numel()), dtype=torch.int64)
-    for target, block in _blocks(total, values):
-        if not values.is_floating_point():
-            target.add_(block.long(), alpha=weight)
-            continue
+def _add_rounded(total: Tensor, values: Tensor, grid: FixedPoint, weight: int, scratch: Tensor) -> int:
+    """Add `weight * round(values * 2^bits)` to `total` in place, up to the first block that is to be refused.
+
+    Floating-point values are added with the offset of `_MAGIC`, as many times as they weigh.
+
+    Returns:
+        How many elements were added: all, unless one is not finite or beyond the limit.
+    """
+    if not values.is_floating_point():
+        if largest_magnitude(values) > grid.limit:
+            return 0
+        for target, part in zip(torch.split(total, _BLOCK), torch.split(values, _BLOCK), strict=True):
+            target.add_(part.long(), alpha=weight)
+        return values.numel()
+    start, sums, integers = 0, total.numpy(), scratch.view(torch.int64).numpy()
+    small = 2.0 ** min(_MAGIC_BITS - grid.bits, _MAX_EXPONENT)
+    certain = min(grid.limit, small) / 2
+    for block in torch.split(values, _BLOCK):
         size = block.numel()
-        rounded = torch.mul(block.to(dtype), 2.0**bits, out=scaled[:size]).round_()
-        target.add_(integers[:size].copy_(rounded), alpha=weight)
+        scaled = scratch if size == _BLOCK else scratch[:size]
+        scaled.copy_(block)
+        # Four times the sum of squares bounds the square of the largest, whatever it is rounded by; it is a pass of
+        # half the time of looking for the largest itself.
+        largest = 0.0
+        if not float(torch.dot(scaled, scaled)) < certain * certain:
+            largest = largest_magnitude(block)
+            if not largest <= grid.limit:  # NaN neither
+                return start
+        rounded = integers[:size]
+        if largest <= small:
+            torch.add(_MAGIC, scaled, alpha=2.0**grid.bits, out=scaled)
+        else:
+            np.copyto(rounded, scaled.mul_(2.0**grid.bits).round_().numpy(), casting="unsafe")
+            rounded += _OFFSET
+        if weight != 1:
+            rounded *= weight
+        sums[start : start + size] += rounded
+        start += size
+    return start
 
 
-def _blocks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield views of the same elements of two flat tensors."""
-    for start in range(0, first.numel(), _BLOCK):
-        yield first[start : start + _BLOCK], second[start : start + _BLOCK]
+def _signed(value: int) -> int:
+    """Return the number of 64 bits with a sign that is the value modulo 2^64."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def _ceil_log2(value: float) -> int:

@@ -94,6 +94,17 @@ def check_params(
     Raises:
         WireError: with the first difference.
     """
+    check_layout(params, reference)
+    for name in reference:
+        check_values(name, params[name], limit[name] if isinstance(limit, Mapping) else limit)
+
+
+def check_layout(params: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+    """Refuse parameters of other names, shapes or types than the reference's, whatever their values are.
+
+    Raises:
+        WireError: with the first difference.
+    """
     _check_names(params, reference)
     for name, expected in reference.items():
         got = params[name]
@@ -101,11 +112,19 @@ def check_params(
             raise WireError(f"array {name!r} has shape {tuple(got.shape)}, expected {tuple(expected.shape)}")
         if got.dtype != expected.dtype:
             raise WireError(f"array {name!r} has type {got.dtype}, expected {expected.dtype}")
-        largest, allowed = largest_magnitude(got), limit[name] if isinstance(limit, Mapping) else limit
-        if not math.isfinite(largest):
-            raise WireError(f"array {name!r} contains NaN or infinite values")
-        if largest > allowed:
-            raise WireError(f"array {name!r} has an element of magnitude {largest:.3g}, beyond the limit {allowed:.3g}")
+
+
+def check_values(name: str, values: Tensor, allowed: float) -> None:
+    """Refuse an array that is not finite, or beyond the largest magnitude allowed.
+
+    Raises:
+        WireError: it is one of the two.
+    """
+    largest = largest_magnitude(values)
+    if not math.isfinite(largest):
+        raise WireError(f"array {name!r} contains NaN or infinite values")
+    if largest > allowed:
+        raise WireError(f"array {name!r} has an element of magnitude {largest:.3g}, beyond the limit {allowed:.3g}")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,6 @@ class RunningMean:
                 f"Expected a weight from 1 to {self._total_weight - self._weight}, got {weight!r}. "
                 f"Start the mean with the sum of all weights as its bound."
             )
-        self._encoding.check(params)
         self._encoding.add(self._sums, params, weight)
         self._weight += weight
 

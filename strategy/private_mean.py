@@ -8,11 +8,10 @@ Zhang 2018, with the fixed denominator of their estimator f̃_f).
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from nufed.common.errors import RunError
-from nufed.common.fixed_point import Sums
+from nufed.common.fixed_point import Sums, zero_sums
 from nufed.common.params import Params
 from nufed.common.privacy.clipping import ClippedUpdateEncoding
 from nufed.common.privacy.noise import RandomSource
@@ -41,11 +40,7 @@ class PrivateMean:
         self.encoding = ClippedUpdateEncoding(sent, terms.clip, terms.denominator)
         self.limits = self.encoding.limits
         self._terms, self._source = terms, source
-        self._sums: Sums = {
-            name: torch.zeros(tensor.numel(), dtype=torch.int64)
-            for name, tensor in sent.items()
-            if tensor.is_floating_point()
-        }
+        self._sums = zero_sums({name: tensor.numel() for name, tensor in sent.items() if tensor.is_floating_point()})
         self._count, self._is_noised = 0, False
 
     def fold(self, params: Mapping[str, Tensor], weight: int = 1, client_id: str = "") -> None:  # noqa: ARG002
@@ -61,7 +56,6 @@ class PrivateMean:
             RunError: the noise is in the sum, or there are a million clients.
         """
         self._check_open()
-        self.encoding.check(params)
         self.encoding.add(self._sums, params)
         self._count += 1
 

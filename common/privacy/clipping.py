@@ -8,11 +8,12 @@ the errors of a length and of a product come to, and every value is rounded towa
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nufed.common.errors import ConfigError, DivergedError
-from nufed.common.fixed_point import Sums
+from nufed.common.fixed_point import Sums, zero_sums
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.privacy.noise import grid_bits
 from nufed.common.wire import check_params
@@ -49,21 +50,25 @@ class ClippedUpdateEncoding:
         self.bits = grid_bits(clip)
         self.limits = dict.fromkeys(sent, _LARGEST)
 
-    def check(self, params: Mapping[str, Tensor]) -> None:
-        """Refuse what is not a finite model like w_k; see `Encoding.check`."""
-        check_params(params, self._sent, self.limits)
-
     def add(self, sums: Sums, params: Mapping[str, Tensor], weight: int = 1) -> None:  # noqa: ARG002
-        """Add the integers of a clipped update in place; each client counts once, whatever `weight` is."""
+        """Check a model, and add the integers of its clipped update in place; it counts once, whatever `weight` is.
+
+        Raises:
+            WireError: it is no finite model of the names, shapes and types sent; `sums` are then as they were.
+        """
+        check_params(params, self._sent, self.limits)
         length, factor = update_length(self._sent, params), 2.0**self.bits
         if length > self._clip * _SHORTER:
             factor *= self._clip / length * _SHORTER
+        if not sums:
+            sums.update(zero_sums({name: before.numel() for name, before in _floating(self._sent)}))
+        integers = np.empty(_BLOCK, np.int64)
         for name, before in _floating(self._sent):
-            if name not in sums:
-                sums[name] = torch.zeros(before.numel(), dtype=torch.int64)
-            start = 0
+            total, start = sums[name].numpy(), 0
             for difference in _differences(params[name], before):
-                sums[name][start : start + difference.numel()] += difference.mul_(factor).trunc_().long()
+                rounded = integers[: difference.numel()]
+                np.copyto(rounded, difference.mul_(factor).trunc_().numpy(), casting="unsafe")
+                total[start : start + difference.numel()] += rounded
                 start += difference.numel()
 
     def mean(self, sums: Sums, weight: int = 1) -> Params:  # noqa: ARG002

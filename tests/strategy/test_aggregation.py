@@ -201,6 +201,39 @@ def test_a_tensor_of_several_blocks_is_averaged_whole():
     torch.testing.assert_close(mean, {"w": expected}, rtol=2e-7, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 3e4])
+@pytest.mark.parametrize("weights", [[1], [2, 5, 1]])
+def test_blocks_have_the_bits_of_whole_numbers_rounded_half_to_even_whatever_their_magnitudes(dtype, scale, weights):
+    """The sums of a few blocks are computed once more, in Python's integers; a reply refused at its end is in none."""
+    generator = torch.Generator().manual_seed(1)
+    size, total = 2**16 + 1000, sum(weights) + 1
+    sent = {"w": (torch.rand(size, generator=generator) * scale).to(dtype), "v": torch.zeros(3, dtype=dtype)}
+    bits = fixed_point_for(sent["w"], total).bits
+    replies = [{name: values.clone() for name, values in sent.items()} for _ in weights]
+    for number, reply in enumerate(replies):  # some blocks hold values on the grid, halves of it, or near the limit
+        reply["w"][:4] = torch.tensor([0.5, -1.5, 2.5, 3.5]).double() * 2.0**-bits + number * 2.0**-bits
+        reply["w"][-2:] *= -2 if dtype == torch.float16 else -900
+    mean = RunningMean(sent, total)
+
+    for reply, weight in zip(replies, weights, strict=True):
+        bad = {"w": reply["w"], "v": torch.tensor([0, math.nan, 0], dtype=dtype)}
+        for refused in (bad, {"w": torch.cat([reply["w"][:-1], bad["v"][1:2]]), "v": sent["v"]}):
+            with pytest.raises(WireError, match="contains NaN"):
+                mean.fold(refused, weight)
+        mean.fold(reply, weight)
+
+    places = [*range(20), *range(2**15 - 3, 2**15 + 3), *range(size - 20, size)]
+    grid = Fraction(2) ** bits
+    sums = [
+        sum(w * round(Fraction(reply["w"][at].item()) * grid) for reply, w in zip(replies, weights, strict=True))
+        for at in places
+    ]
+    expected = torch.tensor(sums).double().div(sum(weights)).mul(2.0**-bits).to(dtype)
+    assert torch.equal(mean.result()["w"][places], expected)
+    assert torch.equal(mean.result()["v"], sent["v"])
+
+
 def test_each_tensor_has_a_grid_and_a_limit_of_its_own():
     sent = {"small": torch.tensor([0.5]), "large": torch.tensor([5000.0])}
 
