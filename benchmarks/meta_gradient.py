@@ -23,7 +23,7 @@ from nufed.common.steps.dense_steps import dense_steps
 from nufed.common.task import LossFn
 
 INNER_LR = 0.1
-BEST_OF = ("learn2learn", "higher", "torchopt")
+BEST_OF = ("learn2learn", "higher", "torchopt", "parallel-metalearn")
 NUS = {"mlp": (1, 2, 3, 5, 10, 20), "cnn": (1, 2, 5, 10), "resnet18": (1, 3)}
 QUICK_NUS = {"mlp": (1, 2, 5), "cnn": (1,)}
 OURS: dict[str, tuple[str, bool, dict[str, str]]] = {
@@ -72,7 +72,7 @@ def check_agreement(network: str) -> None:
     """Raise unless all exact computations on coupled batches give one meta-gradient."""
     runs = variants(network, 2, compiled=False)
     reference = torch.cat([tensor.reshape(-1) for tensor in runs["naive"]()])  # type: ignore[attr-defined]
-    for name in ("learn2learn", "higher", "torchopt", "unrolled", "unrolled low", "unrolled autograd", "exact coupled"):
+    for name in (*BEST_OF, "unrolled", "unrolled low", "unrolled autograd", "exact coupled"):
         if name not in runs:
             continue
         result = runs[name]()
