@@ -70,6 +70,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._recording = recording
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: torch then need not import its compiler, over a second, to keep it away from a plain call."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,

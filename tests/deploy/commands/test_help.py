@@ -184,3 +184,15 @@ def test_the_command_line_is_loaded_without_pytorch_and_what_else_computes():
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert ran.stdout.strip() == "[]"
+
+
+def test_a_model_is_examined_without_the_compiler_of_pytorch_which_takes_a_third_of_the_start():
+    code = (
+        "import sys, torch; from nufed.common.models.recording import record; "
+        "_, seen = record(lambda: torch.nn.functional.max_pool2d(torch.ones(1, 1, 2, 2), 2)); "
+        "print(seen.kinks, 'torch._dynamo' in sys.modules)"
+    )
+
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.strip() == "{'max_pool'} False"
