@@ -26,7 +26,7 @@ MAX_GROWTH = 2.0**30
 
 _SUM_BITS = 62  # of an int64, one bit short of overflow, which leaves room for the rounding of each value
 _MAX_EXPONENT = 1023  # of a float64
-_BLOCK = 2**15  # elements; a block and its scratch of 256 KiB stay in the cache of one core
+_BLOCK = 2**15  # elements; a block, its sums and 256 KiB of scratch stay in the cache of one core
 
 _MAGIC_BITS = 51
 _MAGIC = torch.tensor(1.5 * 2.0**52, dtype=torch.float64)
@@ -200,7 +200,8 @@ def _add_rounded(total: Tensor, values: Tensor, grid: FixedPoint, weight: int, s
         # Four times the sum of squares bounds the square of the largest, whatever it is rounded by; it is a pass of
         # half the time of looking for the largest itself.
         largest = 0.0
-        if not float(torch.dot(scaled, scaled)) < certain * certain:
+        probe = block if block.dtype == torch.float32 else scaled
+        if not float(torch.dot(probe, probe)) < certain * certain:
             largest = largest_magnitude(block)
             if not largest <= grid.limit:  # NaN neither
                 return start
