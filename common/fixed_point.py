@@ -213,7 +213,8 @@ def _add_rounded(total: Tensor, values: Tensor, grid: FixedPoint, weight: int, s
             rounded += _OFFSET
         if weight != 1:
             rounded *= weight
-        sums[start : start + size] += rounded
+        target = sums[start : start + size]
+        target += rounded  # not sums[...] +=, which writes the block a second time
         start += size
     return start
 

@@ -68,7 +68,8 @@ class ClippedUpdateEncoding:
             for difference in _differences(params[name], before):
                 rounded = integers[: difference.numel()]
                 np.copyto(rounded, difference.mul_(factor).trunc_().numpy(), casting="unsafe")
-                total[start : start + difference.numel()] += rounded
+                target = total[start : start + difference.numel()]
+                target += rounded
                 start += difference.numel()
 
     def mean(self, sums: Sums, weight: int = 1) -> Params:  # noqa: ARG002
