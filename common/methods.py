@@ -167,6 +167,11 @@ METHODS: dict[str, Method] = {
         {INNER_STEPS: 10, ESTIMATOR: "exact", "method.objective": "implicit", PERSONAL: 2.0},
         frozenset({INNER_STEPS, PERSONAL}),
     ),
+    "aruba": Method(
+        "FedAvg, and a fine-tuning step size for each parameter, observed from how far clients move it",
+        "Khodak, Balcan and Talwalkar 2019, Algorithm 2",
+        {INNER_STEPS: 0, ESTIMATOR: "exact", "method.step-sizes": "observed"},
+    ),
     "fedavgm": _server_optimizer("momentum", "with momentum 0.9", HSU),
     "fedadagrad": _server_optimizer("adagrad", "divided by the root of its summed squares", REDDI, 0.1),
     "fedadam": _server_optimizer("adam", "divided by the root of its mean square", REDDI, 0.01),

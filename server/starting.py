@@ -74,7 +74,7 @@ def starting_point(config: RunConfig, task: TaskInfo, resume: Path | None) -> St
     _check_names(path, trained, seeded, frozen_tensors(model))
     _check_frozen_part(path, trained, model_frozen=frozen_tensors(model), here=frozen_hash(model))
     params = initial_params({name: trained[name] for name in seeded}, config.method)
-    if config.method.step_sizes == "learned" and sizes:
+    if config.method.step_sizes != "fixed" and sizes:
         params = {**params, **{name: sizes[name] for name in params if name in sizes}}
     found = config.updated({"model.init-hash": hash_of({**trained, **sizes})})
     return StartingPoint(found, params, frozen_hash(model))

@@ -1,6 +1,7 @@
 """The strategy that a run's options describe."""
 
 from nufed.common.config import RunConfig
+from nufed.common.meta.meta_sgd import MOVED, SQUARED
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.private_rounds import ClientPrivacy
 from nufed.strategy.secure_phase import secure_aggregation
@@ -21,7 +22,7 @@ def strategy_of_run(config: RunConfig, privacy: ClientPrivacy | None) -> MetaFed
         weighting=federation.weighting,
         num_judges=config.evaluation.num_clients,
         server_lr=federation.server_lr,
-        server_optimizer=configured_optimizer(federation),
+        server_optimizer=configured_optimizer(federation, (MOVED, SQUARED)),
         max_weight=federation.max_weight,
         aggregation=federation.aggregation,
         num_attackers=federation.num_attackers,

@@ -76,8 +76,8 @@ def as_optimizer(given: str | ServerOptimizer) -> ServerOptimizer:
     return ServerOptimizer(given) if isinstance(given, str) else given
 
 
-def configured_optimizer(federation: FederationConfig) -> ServerOptimizer:
-    """Return the optimizer of a run's options."""
+def configured_optimizer(federation: FederationConfig, averaged: tuple[str, ...] = ()) -> ServerOptimizer:
+    """Return the optimizer of a run's options; arrays whose names begin with one of `averaged` take the mean."""
     return ServerOptimizer(
         federation.server_optimizer,
         momentum=federation.server_momentum,
@@ -85,6 +85,7 @@ def configured_optimizer(federation: FederationConfig) -> ServerOptimizer:
         beta2=federation.server_beta2,
         eps=federation.server_eps,
         bias_correction=federation.server_bias_correction,
+        averaged=averaged,
     )
 
 

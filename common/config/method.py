@@ -10,6 +10,7 @@ from nufed.common.config.section import Section, to_kebab
 _OWN_INNER_STEPS = {
     ("objective", "implicit"): "whose gradient solves a system instead of differentiating fine-tuning steps",
     ("objective", "moreau"): "whose gradient λ(w - ŵ) differentiates no fine-tuning step",
+    ("step-sizes", "observed"): "whose fine-tuning steps have a size for each parameter",
     ("step-sizes", "learned"): "whose inner steps have a size for each parameter",
     ("adapted-part", "head"): "whose inner steps leave the body alone",
 }
@@ -41,8 +42,13 @@ class MethodConfig(Section):
     cg_damping: float = Field(
         0.0, ge=0, le=1e6, description="δ in (1 + δ) I + H/λ, which objective=implicit solves with"
     )
-    step_sizes: Literal["fixed", "learned"] = Field(
-        "fixed", description="fine-tuning steps of size inner-lr, or of a learned size for each parameter (Meta-SGD)"
+    step_sizes: Literal["fixed", "learned", "observed"] = Field(
+        "fixed",
+        description="fine-tuning steps of size inner-lr, or of a size for each parameter, learned (Meta-SGD) or "
+        "observed from how far clients move it (ARUBA)",
+    )
+    observed_zeta: float = Field(
+        0.01, gt=0, le=1e6, description="ζ, weight of inner-lr in step-sizes=observed: that of one gradient of length ζ"
     )
     adapted_part: Literal["all", "head"] = Field(
         "all", description="what fine-tuning changes, also at test time: all parameters, or the last layer's"
@@ -138,7 +144,7 @@ class MethodConfig(Section):
 
     @model_validator(mode="after")
     def _parts_of_the_method_agree(self) -> Self:
-        if problem := _contradiction(self):
+        if problem := _observation_problem(self) or _contradiction(self):
             raise ValueError(problem)
         return self
 
@@ -179,6 +185,21 @@ def _schedule_problem(method: MethodConfig) -> str | None:
 def has_listed_sizes(method: MethodConfig) -> bool:
     """Return whether the sizes of the inner steps are a list, so that no α is read."""
     return method.inner_schedule not in ("constant", "linear", "cosine")
+
+
+def _observation_problem(method: MethodConfig) -> str | None:
+    """Return what contradicts step sizes that are observed, and what to do; None if nothing does."""
+    if method.step_sizes != "observed" and method.observed_zeta != 0.01:
+        return (
+            f"observed-zeta={method.observed_zeta:g} has no meaning with step-sizes={method.step_sizes}; leave it out, "
+            "or choose observed"
+        )
+    if method.step_sizes == "observed" and method.num_inner_steps:
+        return (
+            f"num-inner-steps={method.num_inner_steps} contradicts step-sizes=observed, which are observed on plain "
+            "local steps; set it to 0"
+        )
+    return None
 
 
 def _contradiction(method: MethodConfig) -> str | None:

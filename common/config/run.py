@@ -43,10 +43,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _learned_step_sizes_are_used(self) -> Self:
-        if self.method.step_sizes == "learned" and self.evaluation.adapt_lr:
+        if self.method.step_sizes != "fixed" and self.evaluation.adapt_lr:
             raise ValueError(
-                f"evaluation.adapt-lr={self.evaluation.adapt_lr:g} contradicts method.step-sizes=learned, whose sizes "
-                "are used at test time too; leave adapt-lr at 0"
+                f"evaluation.adapt-lr={self.evaluation.adapt_lr:g} contradicts method.step-sizes="
+                f"{self.method.step_sizes}, whose sizes are used at test time too; leave adapt-lr at 0"
             )
         return self
 

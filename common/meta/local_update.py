@@ -6,7 +6,7 @@ return w, N_i
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from nufed.common.meta.draw import batch_plan, draw_indices, draws_with_replacem
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_optimizer import LocalOptimizer
 from nufed.common.meta.meta_gradient import Costs, MetaBatches, MetaGradient
-from nufed.common.meta.objective import build_objective, step_direction
+from nufed.common.meta.meta_sgd import split_step_sizes
+from nufed.common.meta.objective import build_objective, initial_params, step_direction
+from nufed.common.meta.observed_sizes import Watched, observed
 from nufed.common.meta.poisson import PoissonBatches
 from nufed.common.meta.private_steps import Protection, private_steps
 from nufed.common.meta.schedule import inner_sizes, scheduled
@@ -98,7 +100,14 @@ def local_update(
         indices = draw_indices(plan, sources, step_seed)
         return take_batches(support, indices, plan.num_inner, step_seed if stream.masks else None)
 
-    return _meta_steps(objective.meta_gradient, draw, params, method, draws_with_replacement(plan, sources))
+    with_replacement = draws_with_replacement(plan, sources)
+    if method.step_sizes != "observed":
+        return _meta_steps(objective.meta_gradient, draw, params, method, with_replacement)
+    model, watched = split_step_sizes(params)[0], Watched(objective.meta_gradient)
+    update = _meta_steps(watched, draw, model, method, with_replacement)
+    first = initial_params(model, method)
+    arrays = observed(params, update.params, watched.squares, round_number=stream.round, first=first)
+    return replace(update, params=arrays)
 
 
 def private_update(  # noqa: PLR0913 - what `local_update` takes, and how it is protected

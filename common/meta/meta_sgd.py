@@ -19,6 +19,9 @@ from nufed.common.task import LossFn
 STEP_SIZE = "step-size/"
 """Before a parameter's name: the name of its step size, an array of the same shape."""
 
+MOVED, SQUARED = STEP_SIZE + "moved/", STEP_SIZE + "squared/"
+"""Before a parameter's name: those of the sums b and g that its step size √(b / g) is observed from (ARUBA)."""
+
 
 def with_step_sizes(params: Mapping[str, Tensor], inner_lr: float) -> Params:
     """Return the parameters and, behind them, step sizes that all are `inner_lr`."""
@@ -27,9 +30,12 @@ def with_step_sizes(params: Mapping[str, Tensor], inner_lr: float) -> Params:
 
 
 def split_step_sizes(params: Mapping[str, Tensor]) -> tuple[Params, Params]:
-    """Return (parameters of the model, step sizes by the same names; empty if there are none)."""
+    """Return (parameters of the model, step sizes by the same names, learned or observed; empty if there are none)."""
     model = {name: tensor for name, tensor in params.items() if not name.startswith(STEP_SIZE)}
-    return model, {name: params[STEP_SIZE + name] for name in model if STEP_SIZE + name in params}
+    learned = {name: params[STEP_SIZE + name] for name in model if STEP_SIZE + name in params}
+    if learned or not any(name.startswith(MOVED) for name in params):
+        return model, learned
+    return model, {name: (params[MOVED + name] / params[SQUARED + name]).sqrt() for name in model}
 
 
 def adapt_by_sizes(

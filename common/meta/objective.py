@@ -13,6 +13,7 @@ from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.implicit import implicit_gradient
 from nufed.common.meta.meta_gradient import MetaGradient
 from nufed.common.meta.meta_sgd import adapt_by_sizes, meta_sgd, split_step_sizes, with_step_sizes
+from nufed.common.meta.observed_sizes import with_observations
 from nufed.common.meta.parts import adapt_head, without_head
 from nufed.common.meta.proximal import moreau_gradient, proximal_loss, proximal_pull
 from nufed.common.meta.schedule import inner_sizes
@@ -56,7 +57,9 @@ def build_objective(loss: LossFn, method: MethodConfig) -> Objective:
 
 
 def initial_params(params: Params, method: MethodConfig) -> Params:
-    """Return what a run starts from: the model's parameters, and step sizes where these are learned."""
+    """Return what a run starts from: the model's parameters, and step sizes where these are learned or observed."""
+    if method.step_sizes == "observed":
+        return with_observations(params, method.inner_lr, method.observed_zeta)
     return with_step_sizes(params, method.inner_lr) if method.step_sizes == "learned" else params
 
 
@@ -87,13 +90,13 @@ def fine_tune(
         loss: the client's loss.
         params: the server's arrays; not changed. The models yielded have no step sizes.
         batches: one per step, read as the steps are taken.
-        step_size: α of test time; not read where step sizes are learned, or are a list.
+        step_size: α of test time; not read where step sizes are learned, observed or a list.
         method: λ, the part that is adapted, and the kind of step sizes.
     """
     model, sizes = split_step_sizes(params)
     if method.personal_strength:
         loss = proximal_loss(loss, model, method.personal_strength)
-    if method.step_sizes == "learned":
+    if method.step_sizes != "fixed":
         return adapt_by_sizes(loss, model, sizes, batches)
     walk = adapt_head if method.adapted_part == "head" else adapt
     return walk(loss, model, batches, inner_sizes(method, step_size))

@@ -136,6 +136,13 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
         of_strategy=True,
     ),
     Contradiction(
+        "observed-step-sizes-with-client-dp",
+        lambda config: config.privacy.dp == "client" and config.method.step_sizes == "observed",
+        "privacy.dp=client contradicts method.step-sizes=observed: sums of squares are far smaller than the noise that "
+        "covers the model, which would make them negative",
+        "Set method.step-sizes to fixed or learned, or leave --dp client out",
+    ),
+    Contradiction(
         "early-end-of-rounds-with-client-dp",
         lambda config: config.privacy.dp == "client" and config.federation.min_reply_fraction < 1,
         "privacy.dp=client contradicts federation.min-reply-fraction={federation.min_reply_fraction:g}: one client "

@@ -50,7 +50,7 @@ def test_plain_inner_steps_are_known_as_such():
 @pytest.mark.parametrize("name", METHODS)
 def test_what_many_clients_at_once_cannot_compute_is_listed(name):
     config = RunConfig().updated(METHODS[name].options())
-    known = {"method.num-inner-steps", "method.estimator", "federation.server-lr"}
+    known = {"method.num-inner-steps", "method.estimator", "federation.server-lr", "federation.server-optimizer"}
 
     assert bool(sequential_options(config)) == bool(METHODS[name].overrides.keys() - known)
 

@@ -28,6 +28,10 @@ ROWS = {
     "delta-too-large": ({**CLIENT, "privacy.delta": 0.05}, {"privacy.delta": 0.04}),
     "robust-means-with-client-dp": ({**CLIENT, "federation.aggregation": "median"}, {"privacy.dp": "record"}),
     "example-weights-with-dp": ({**RECORD, "federation.weighting": "examples"}, {"federation.weighting": "uniform"}),
+    "observed-step-sizes-with-client-dp": (
+        {**CLIENT, "method.step-sizes": "observed", "method.num-inner-steps": 0},
+        {"method.step-sizes": "fixed"},
+    ),
     "early-end-of-rounds-with-client-dp": (
         {**CLIENT, "federation.min-reply-fraction": 0.9},
         {"federation.min-reply-fraction": 1.0},
