@@ -53,7 +53,7 @@ class RayNode:
 
     node_id: str
     host: str
-    resources: tuple[tuple[str, float], ...]
+    resources: tuple[tuple[str, float], ...] = field(compare=False)
 
 
 @dataclass

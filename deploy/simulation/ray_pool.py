@@ -125,7 +125,7 @@ class ActorPool:
             return
         before, self._nodes = self._nodes, self._fitting()
         gone, new = before.keys() - self._nodes.keys(), self._nodes.keys() - before.keys()
-        for actor in [actor for actor in self._idle if actor.node not in self._nodes]:
+        for actor in [actor for actor in self._all if actor.node not in self._nodes]:
             self.lose(actor)
         self._fill()
         self._looked = now
