@@ -100,7 +100,7 @@ def said_until(process, words):
 
 def results(out):
     (run,) = Path(out).iterdir()
-    rows = list(csv.reader((run / "clients.csv").open()))
+    rows = list(csv.reader((run / "clients.csv").read_text(encoding="utf-8").splitlines()))
     return load_file(run / "model.safetensors"), rows
 
 
