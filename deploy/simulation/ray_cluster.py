@@ -224,6 +224,12 @@ def _join(where: str, address: str, runtime_env: dict[str, Any]) -> None:
                 f"Expected the Ray cluster at {address} to have Ray and Python of this machine's versions, but: "
                 f"{reason} Install the same ones here and there."
             ) from error
+        if "client server failed" in reason:  # it looks for the head's agent at port 0 where Ray chooses the port
+            raise RunError(
+                f"Expected Ray Client at {address} to unpack this run's code, but it could not. Start the head with "
+                "`ray start --head --runtime-env-agent-port PORT`, any free port: without it Ray Client of some "
+                "versions looks in vain for what unpacks code."
+            ) from error
         raise RunError(
             f"Expected to join the Ray cluster at {address}, but Ray refused: {reason}. HOST:PORT is for machines that "
             "are nodes of the cluster (`ray start --address HOST:PORT`); from elsewhere use ray://HOST:10001."
