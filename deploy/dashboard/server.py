@@ -68,6 +68,31 @@ class Address:
         return cls(host, int(match["port"]), certificate, key, insecure)
 
 
+class _BoundedListener(socket.socket):
+    """Hangs up on whoever connects while many are open, also those that have not agreed on TLS; holds which are.
+
+    The server's own bound counts connections from when they are encrypted, and each has a minute until then.
+    """
+
+    def __init__(self, family: int, kind: int, protocol: int) -> None:
+        super().__init__(family, kind, protocol)
+        self._accepted: set[socket.socket] = set()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Return a connection and its address.
+
+        Raises:
+            BlockingIOError: there is none, or it was one too many.
+        """
+        accepted, address = super().accept()
+        self._accepted = {each for each in self._accepted if each.fileno() >= 0}
+        if len(self._accepted) > _MOST_OPEN:
+            accepted.close()
+            raise BlockingIOError
+        self._accepted.add(accepted)
+        return accepted, address
+
+
 class PageServer:
     """Serves a page from a thread; holds the socket, which is taken at once, so that a clash is told before a run."""
 
@@ -188,7 +213,7 @@ def _listening(address: Address) -> socket.socket:
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, place = found[0]
-        taken = socket.socket(family, kind, protocol)
+        taken = _BoundedListener(family, kind, protocol)
         try:
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             taken.bind(place)

@@ -14,9 +14,10 @@ from nufed.deploy.dashboard.shelf import Shelf
 
 
 @contextmanager
-def served(root=None, *, live=None, stop=None, host="127.0.0.1", **access):
-    """Serve a page; yields (address without the token, the dashboard)."""
-    address = Address.parse(f"{host}:0", certificate=None, key=None, insecure=True)
+def served(root=None, *, live=None, stop=None, host="127.0.0.1", security=None, **access):
+    """Serve a page, with TLS if there are certificates; yields (address without the token, the dashboard)."""
+    files = {"certificate": security and security.server_certificate, "key": security and security.server_key}
+    address = Address.parse(f"{host}:0", **files, insecure=not security)
     with PageServer(address) as server:
         rules = replace(server.access(), **access)
         dashboard = Dashboard(Shelf(Path(root) if root else None, live), rules, stop)

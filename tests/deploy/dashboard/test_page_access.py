@@ -242,9 +242,14 @@ def test_readers_and_connections_are_bounded():
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not show a process's open files")
-def test_connections_that_ask_for_nothing_leave_the_process_its_files():
-    files = Path("/proc/self/fd")
-    with served(live=view_of(*SOME_EVENTS)) as (base, _):
+@pytest.mark.parametrize("is_encrypted", [False, True])
+def test_connections_that_ask_for_nothing_leave_the_process_its_files(is_encrypted, tmp_path):
+    """With TLS they are no connections to the server before they have agreed on it, but open files."""
+    files, security = Path("/proc/self/fd"), None
+    if is_encrypted:
+        security = CertificateFolder(tmp_path)
+        create_authority(security, ["localhost"])
+    with served(live=view_of(*SOME_EVENTS), security=security) as (base, _):
         place, before = ("127.0.0.1", int(base.rpartition(":")[2])), len(list(files.iterdir()))
         silent = [socket.create_connection(place) for _ in range(400)]
         until = time.monotonic() + 10
