@@ -360,8 +360,8 @@ class FleetService(FleetServicer):
             return None
         message_id = heads[0].metadata.message_id
         self.deliveries.note_taken(node_id, [message_id])
-        self.life.note_work(node_id)
         message = self.deliveries.whole_message(message_id)
+        self.life.note_work(node_id, headers.array_bytes(message) if message else 0)
         if message is None:
             # It was posted to another kind of client, or withdrawn just now.
             self.deliveries.give_up_taken(node_id)

@@ -14,6 +14,9 @@ _SIGNS = 80.0
 _HELD = 0.8
 """Of that interval is what a request for messages is held: the next one is the next sign of life."""
 
+_SLOWEST_LINE = 125_000.0
+"""Bytes in a second that a client takes at least."""
+
 _BEFORE_DEADLINE = 0.9
 """Of the time that a caller waits for an answer, where that is shorter: clients up to 0.3 wait for a minute."""
 
@@ -46,6 +49,11 @@ class SignsOfLife:
         interval = max(LIVENESS_INTERVAL, 1.25 * self.interval()) if is_idle else LIVENESS_INTERVAL
         return bool(self._states.state().acknowledge_node_heartbeat(node_id, interval))
 
-    def note_work(self, node_id: int) -> None:
-        """Note that a node has work, or that its connection is gone: it soon gives another sign, or is gone itself."""
-        shorten_life(self._states.state(), node_id, 2 * LIVENESS_INTERVAL)
+    def note_work(self, node_id: int, size: int = 0) -> None:
+        """Note that a node has work, or that its connection is gone: it soon gives another sign, or is gone itself.
+
+        Args:
+            node_id: the node.
+            size: bytes of a message that it is sent; until it has come it gives as few signs as an idle one.
+        """
+        shorten_life(self._states.state(), node_id, 2 * LIVENESS_INTERVAL + size / _SLOWEST_LINE)

@@ -1,6 +1,7 @@
 """For how long nodes count as there: the more of them, the fewer signs of each, and none that is at work is lost."""
 
 import secrets
+import time
 
 import pytest
 from flwr.proto import fleet_pb2 as fleet
@@ -51,6 +52,21 @@ def test_a_part_of_a_message_is_a_sign_of_life(method):
         server.service.DeactivateNode(fleet.DeactivateNodeRequest(node_id=node.node_id), call)
 
     assert after > before + 10
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(0, 15), (5_000_000, 55), (10**9, 300)])
+def test_a_large_message_has_time_to_come_over_a_slow_line(size, seconds, monkeypatch):
+    """Of many clients, one that takes a message gives its next sign only once it has it."""
+    states = flower_states(None)
+    state = states.state()
+    monkeypatch.setattr(state, "num_online", lambda: 10_000)
+    life, node_id = SignsOfLife(states), state.create_node("", "", b"key", 0)
+    state.activate_node(node_id, 10)
+    life.note(node_id, is_idle=True)
+
+    life.note_work(node_id, size)
+
+    assert state.nodes[node_id].online_until - time.time() == pytest.approx(seconds, abs=5)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, False), (193, True), (1_000_000, False)])
