@@ -201,6 +201,15 @@ class EngineFlags(DeclaredOptions):
             rich_help_panel="Machine",
         ),
     ] = None
+    clients_per_actor: Annotated[
+        int | None,
+        typer.Option(
+            help="clients that each process of --engine processes and ray computes at once, as --engine cohort does "
+            "(default: 1)",
+            metavar="INTEGER",
+            rich_help_panel="Machine",
+        ),
+    ] = None
 
     @property
     def chosen(self) -> "EngineOptions":

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
@@ -19,6 +20,9 @@ from flwr.clientapp import ClientApp
 from nufed.common.errors import ConfigError
 from nufed.common.steps.cautions import Caution, caution
 from nufed.deploy.simulation.simulated_grid import ClientTurn, take_turn
+
+if TYPE_CHECKING:
+    from nufed.deploy.simulation.cohort import CohortTurns
 
 Job = Sequence[tuple[Message, Context]]
 
@@ -53,10 +57,8 @@ class ActorTurns:
         Raises:
             RunError: they are, and the ClientApp is not NuFed's own.
         """
-        from nufed.deploy.simulation.cohort import CohortTurns  # loads PyTorch, which other apps may do without
-
         self._client_app = client_app
-        self._cohort = CohortTurns(client_app) if together else None
+        self._cohort = _cohort_turns(client_app) if together else None
 
     def do(self, job: Job) -> Done:
         """Return the turns of a job's clients, whose messages have different ids.
@@ -73,6 +75,12 @@ class ActorTurns:
             )
             turns = {message.metadata.message_id: turn for message, turn in taken}
         return Done(tuple(turns[key] for key in contexts), tuple(said), tuple(cautions))
+
+
+def _cohort_turns(client_app: ClientApp) -> "CohortTurns":
+    from nufed.deploy.simulation.cohort import CohortTurns  # loads PyTorch, which other apps may do without
+
+    return CohortTurns(client_app)
 
 
 @contextmanager

@@ -17,14 +17,15 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from nufed.common.errors import ConfigError, NufedError
 from nufed.common.settings import process_settings
 from nufed.deploy.flower_runtime.wire import make_message
+from nufed.deploy.simulation.actor_turns import ActorTurns, Done
 from nufed.deploy.simulation.process_worker import load_client_app
-from nufed.deploy.simulation.simulated_grid import ClientTurn, take_turn
+
+Answer = Done | NufedError
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Setup:
         variables: environment of the clients.
         given: files by name that data, models and functions given in Python are read from; empty where the actors are
             on the machine of the run.
+        together: whether an actor computes the clients that it is given at a time at once.
         data: a packed function without arguments that makes the clients' data known; None where each actor loads them.
     """
 
@@ -84,14 +86,15 @@ class Setup:
     variables: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, bytes] = field(default_factory=dict)
     data: Packed | None = None
+    together: bool = False
 
 
 class ClientActor:
-    """Takes turns of clients in a process of a node; holds the ClientApp."""
+    """Takes turns of clients in a process of a node; holds what takes them."""
 
     def __init__(self) -> None:
         """Do nothing yet: Ray would wrap what is raised here."""
-        self._app: ClientApp | None = None
+        self._turns: ActorTurns | None = None
 
     def prepare(self, setup: Setup) -> NufedError | None:
         """Make ready to take turns; return what is wrong, with the node's name, since Ray would rewrite exceptions."""
@@ -102,7 +105,7 @@ class ClientActor:
             if setup.given:
                 os.environ["NUFED_GIVEN"] = str(_written(setup.given))
             _check_device(process_settings().device)
-            self._app = load_client_app(setup.client_app)
+            self._turns = ActorTurns(load_client_app(setup.client_app), together=setup.together)
             if setup.data is not None:
                 setup.data.value()()
         except NufedError as error:
@@ -111,25 +114,39 @@ class ClientActor:
             return _on_this_node(NufedError(f"Expected to import what the run needs, but {error}. Install it there."))
         return None
 
-    def take_turn(
-        self, message: tuple[Any, Sequence[tuple[str, Any]]], context: Context, *shared: ArrayRecord
-    ) -> ClientTurn | NufedError:
-        """Return the app's turn, or its own explanation of what is wrong.
+    def take_turns(self, letters: Sequence["Letter"], contexts: Sequence[Context], *shared: ArrayRecord) -> Answer:
+        """Return what became of these clients' turns, or the app's own explanation of what is wrong.
 
         Args:
-            message: metadata, and records by name; a number stands for one of `shared`.
-            context: of the client.
-            shared: arrays that other clients are sent too.
+            letters: a message for each client.
+            contexts: of each client.
+            shared: arrays that several clients are sent.
         """
-        metadata, records = message
-        content = RecordDict({name: shared[each] if isinstance(each, int) else each for name, each in records})
-        app = self._app
-        if app is None:
+        if self._turns is None:
             raise AssertionError("an actor is prepared before its first turn")
+        messages = [letter.message(shared) for letter in letters]
         try:
-            return take_turn(app, make_message(metadata, content), context)
+            return self._turns.do(list(zip(messages, contexts, strict=True)))
         except NufedError as error:
             return _on_this_node(error)
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message on its way to an actor.
+
+    Attributes:
+        metadata: the message's.
+        records: by name; a number stands for one of the arrays that travel apart from it.
+    """
+
+    metadata: Any
+    records: Sequence[tuple[str, Any]]
+
+    def message(self, shared: Sequence[ArrayRecord]) -> Message:
+        """Return the message."""
+        content = RecordDict({name: shared[each] if isinstance(each, int) else each for name, each in self.records})
+        return make_message(self.metadata, content)
 
 
 def _check_device(device: str) -> None:

@@ -68,6 +68,11 @@ class ActorPool:
         self._fill()
         self._say(f"Ray: {self._count()}, each with {_listed(per_client)}")
 
+    @property
+    def size(self) -> int:
+        """Return how many actors there are, those that still start among them."""
+        return len(self._all)
+
     def take(self) -> Actor | None:
         """Return an idle actor, which is then busy; None if there is none."""
         return self._idle.pop() if self._idle else None

@@ -6,8 +6,9 @@ actor is taken again from the same state.
 """
 
 import copy
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,31 +18,35 @@ from flwr.serverapp import ServerApp
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
 from nufed.common.settings import process_settings
+from nufed.deploy.simulation.actor_turns import Done, Portions
+from nufed.deploy.simulation.cohort import check_own
 from nufed.deploy.simulation.engine_options import EngineOptions
 from nufed.deploy.simulation.process_worker import load_client_app
-from nufed.deploy.simulation.ray_actors import Packed, Setup
+from nufed.deploy.simulation.ray_actors import Letter, Packed, Setup
 from nufed.deploy.simulation.ray_cluster import RayCluster, ray_cluster
 from nufed.deploy.simulation.ray_pool import LOOK, TRIES, Actor, ActorPool, first_line
 from nufed.deploy.simulation.simulated_grid import FIRST_NODE_ID, ClientTurn, SimulatedGrid
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """A turn that is to be taken, or under way."""
+class _Turns:
+    """Turns of one actor that are to be taken, or under way."""
 
-    message: Message
+    messages: Sequence[Message]
     tries: int = 0
     reasons: tuple[str, ...] = ()
 
 
 class RayGrid(SimulatedGrid):
-    """A Grid that runs each message's client in an idle actor; holds who is busy with what.
+    """A Grid that runs messages' clients in idle actors; holds who is busy with what.
 
     Attributes:
         name_of: partition id -> the client's name, for messages.
     """
 
-    def __init__(self, pool: ActorPool, *, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
+    def __init__(
+        self, pool: ActorPool, *, num_nodes: int, run_config: Mapping[str, Scalar], clients_per_actor: int = 1
+    ) -> None:
         """Serve `num_nodes` clients with the pool's actors.
 
         Raises:
@@ -49,11 +54,11 @@ class RayGrid(SimulatedGrid):
         """
         super().__init__(num_nodes, run_config)
         self.name_of: Callable[[int], str] = lambda partition: f"of partition {partition}"
-        self._pool = pool
-        self._running: dict[Any, tuple[Actor, _Turn | None]] = {}  # None: nobody waits for what comes of it
+        self._pool, self._portions = pool, Portions(clients_per_actor)
+        self._running: dict[Any, tuple[Actor, _Turns | None]] = {}  # None: nobody waits for what comes of it
 
     def _turns(self, messages: list[Message]) -> Iterator[tuple[Message, ClientTurn]]:
-        waiting, mail = deque(map(_Turn, messages)), _Mail()
+        waiting, mail = deque(map(_Turns, self._portions.of(messages, self._pool.size))), _Mail()
         num_left = len(messages)
         try:
             while num_left:
@@ -61,21 +66,22 @@ class RayGrid(SimulatedGrid):
                 while waiting and (actor := self._pool.take()):
                     self._submit(actor, waiting.popleft(), mail)
                 for turn, answer in self._finished():
-                    if isinstance(answer, ClientTurn):
-                        num_left -= 1
-                        yield turn.message, answer
+                    if isinstance(answer, Done):
+                        num_left -= len(turn.messages)
+                        self._portions.repeat(answer)
+                        yield from zip(turn.messages, answer.turns, strict=True)
                     else:
                         waiting.appendleft(self._again(turn, answer))
         finally:
             # The caller may stop early; these actors are busy until then, and nobody waits for what they make.
             self._running.update({reference: (actor, None) for reference, (actor, _) in self._running.items()})
 
-    def _submit(self, actor: Actor, turn: _Turn, mail: "_Mail") -> None:
-        context = self._context(turn.message.metadata.dst_node_id)
-        letter, shared = mail.of(turn.message)
-        self._running[actor.handle.take_turn.remote(letter, context, *shared)] = actor, turn
+    def _submit(self, actor: Actor, turn: _Turns, mail: "_Mail") -> None:
+        contexts = [self._context(message.metadata.dst_node_id) for message in turn.messages]
+        letters, shared = mail.of(turn.messages)
+        self._running[actor.handle.take_turns.remote(letters, contexts, *shared)] = actor, turn
 
-    def _finished(self) -> Iterator[tuple[_Turn, ClientTurn | Exception]]:
+    def _finished(self) -> Iterator[tuple[_Turns, Done | Exception]]:
         """Wait a little and yield turns that have ended, each with its result or with what its actor died of."""
         import ray
 
@@ -101,9 +107,9 @@ class RayGrid(SimulatedGrid):
             if turn and isinstance(answer, NufedError):
                 raise answer
             if turn:
-                yield turn, cast("ClientTurn", answer)
+                yield turn, cast("Done", answer)
 
-    def _again(self, turn: _Turn, error: Exception) -> _Turn:
+    def _again(self, turn: _Turns, error: Exception) -> _Turns:
         """Return a lost turn to be taken anew.
 
         Raises:
@@ -111,13 +117,14 @@ class RayGrid(SimulatedGrid):
         """
         tries, reasons = turn.tries + 1, dict.fromkeys((*turn.reasons, first_line(error)))
         if tries >= TRIES:
-            name = self.name_of(turn.message.metadata.dst_node_id - FIRST_NODE_ID)
+            names = [self.name_of(message.metadata.dst_node_id - FIRST_NODE_ID) for message in turn.messages]
+            several = f" (or one of the {len(names) - 1} computed with it)" if len(names) > 1 else ""
             raise RunError(
-                f"Expected client {name} to take its turn, but {tries} actors have ended in it, often for want of "
-                f"memory ({'; '.join(reasons)}). Give each client more with --cpus-per-client, which leaves fewer "
+                f"Expected client {names[0]}{several} to take its turn, but {tries} actors have ended in it, often for "
+                f"want of memory ({'; '.join(reasons)}). Give each client more with --cpus-per-client, which leaves fewer "
                 "actors on a node, or use --engine local, which needs the memory of one client."
             ) from error
-        return _Turn(turn.message, tries, tuple(reasons))
+        return _Turns(turn.messages, tries, tuple(reasons))
 
 
 class _Mail:
@@ -126,22 +133,24 @@ class _Mail:
     def __init__(self) -> None:
         self._put: dict[tuple[int, ...], tuple[ArrayRecord, Any]] = {}
 
-    def of(self, message: Message) -> tuple[tuple[Any, list[tuple[str, Any]]], list[Any]]:
-        """Return the message, with a number for each record of arrays, and references to these records."""
+    def of(self, messages: Sequence[Message]) -> tuple[list[Letter], list[Any]]:
+        """Return the messages, with a number for each record of arrays, and references to these records."""
         import ray
 
-        records: list[tuple[str, Any]] = []
-        shared: list[Any] = []
-        for name, record in message.content.items():
-            if not isinstance(record, ArrayRecord):
-                records.append((name, record))
-                continue
-            same = tuple(map(id, record.values()))  # messages of a phase have records of their own, of the same arrays
-            if same not in self._put:
-                self._put[same] = record, ray.put(record)
-            records.append((name, len(shared)))
-            shared.append(self._put[same][1])
-        return (copy.copy(message.metadata), records), shared
+        letters: list[Letter] = []
+        shared: dict[tuple[int, ...], int] = {}
+        for message in messages:
+            records: list[tuple[str, Any]] = []
+            for name, record in message.content.items():
+                if not isinstance(record, ArrayRecord):
+                    records.append((name, record))
+                    continue
+                same = tuple(map(id, record.values()))  # a phase's messages have records of their own, of equal arrays
+                if same not in self._put:
+                    self._put[same] = record, ray.put(record)
+                records.append((name, shared.setdefault(same, len(shared))))
+            letters.append(Letter(copy.copy(message.metadata), records))
+        return letters, [self._put[same][1] for same in shared]
 
 
 def simulate_with_ray(  # noqa: PLR0913 - all by name
@@ -179,11 +188,16 @@ def simulate_with_ray(  # noqa: PLR0913 - all by name
     options = options or EngineOptions()
     if num_nodes < 1:
         raise RunError(f"Expected at least one simulated client, got {num_nodes}. Raise data.num-clients.")
-    load_client_app(client_app)  # what is wrong with it is said here, before anything starts
+    app = load_client_app(client_app)  # what is wrong with it is said here, before anything starts
+    if together := options.clients_per_actor > 1:
+        check_own(app)
+    num_jobs = math.ceil(num_nodes / options.clients_per_actor)
     with ray_cluster(options.ray_address) as cluster:
-        setup = Setup(client_app, options.variables(), _given(cluster), None if data is None else Packed.of(data))
-        pool = ActorPool(cluster, ray.put(setup), _per_client(cluster, options), num_nodes, say)
-        grid = RayGrid(pool, num_nodes=num_nodes, run_config=run_config)
+        setup = Setup(
+            client_app, options.variables(), _given(cluster), None if data is None else Packed.of(data), together
+        )
+        pool = ActorPool(cluster, ray.put(setup), _per_client(cluster, options), num_jobs, say)
+        grid = RayGrid(pool, num_nodes=num_nodes, run_config=run_config, clients_per_actor=options.clients_per_actor)
         grid.name_of = name_of or grid.name_of
         server_app(grid=grid, context=grid.server_context())
 
