@@ -46,7 +46,7 @@ def order(do, node=0):
 
 @pytest.fixture(scope="module")
 def toy_workers():
-    with pool._workers(2, TOY) as workers:
+    with pool._workers([None] * 2, TOY) as workers:
         yield workers
 
 
@@ -112,7 +112,7 @@ def test_replies_that_nobody_waits_for_are_thrown_away(toy_grid):
 
 def test_workers_end_with_the_run_and_one_that_dies_ends_it():
     """With a word on what to do, and not with a wait; no process is left."""
-    with pool._workers(2, TOY) as workers:
+    with pool._workers([None] * 2, TOY) as workers:
         grid = ProcessGrid(workers, num_nodes=2, run_config={})
         pids = {reply.content["turns"]["pid"] for reply in grid.send_and_receive([order(0, 0), order(0, 1)])}
         with pytest.raises(RunError, match=r"one ended, often for want of memory\. Use --engine local"):
@@ -127,13 +127,13 @@ def test_a_worker_that_does_not_end_is_ended(monkeypatch):
     monkeypatch.setattr(pool, "PATIENCE", 0.1)
     started = []
 
-    def start(_, **__):
+    def start(*_, **__):
         process = subprocess.Popen(["sleep", "60"])
         started.append(process)
         return process, pool.Connection(os.open(os.devnull, os.O_RDWR))
 
     monkeypatch.setattr(pool, "_start", start)
-    with pool._workers(1, "unused"):
+    with pool._workers([None], "unused"):
         pass
 
     assert started[0].returncode == -signal.SIGKILL
