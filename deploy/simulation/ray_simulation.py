@@ -121,8 +121,8 @@ class RayGrid(SimulatedGrid):
             several = f" (or one of the {len(names) - 1} computed with it)" if len(names) > 1 else ""
             raise RunError(
                 f"Expected client {names[0]}{several} to take its turn, but {tries} actors have ended in it, often for "
-                f"want of memory ({'; '.join(reasons)}). Give each client more with --cpus-per-client, which leaves fewer "
-                "actors on a node, or use --engine local, which needs the memory of one client."
+                f"want of memory ({'; '.join(reasons)}). Give each client more with --cpus-per-client, which leaves "
+                "fewer actors on a node, or use --engine local, which needs the memory of one client."
             ) from error
         return _Turns(turn.messages, tries, tuple(reasons))
 
