@@ -22,7 +22,9 @@ class Totals:
         failed: replies that were errors.
         missing: replies that did not come in time.
         rounds_without_reply: rounds in which no reply could be used, so that the model stayed as it was.
+        dropped: clients whose work was dropped, though nothing was wrong with it.
         seconds: wall time of rounds and their evaluations.
+        simulated_seconds: simulated time of rounds.
     """
 
     gradient_evaluations: int = 0
@@ -32,13 +34,15 @@ class Totals:
     rejected: int = 0
     failed: int = 0
     missing: int = 0
+    dropped: int = 0
     rounds_without_reply: int = 0
     seconds: float = 0.0
+    simulated_seconds: float = 0.0
 
     def plus(self, record: dict[str, Any]) -> "Totals":
         """Return the sums with one round's record added; what is withheld adds nothing."""
         added = {**record, "rounds_without_reply": int(record["replied"] == 0)}
-        return Totals(**{name: value + (added[name] or 0) for name, value in vars(self).items()})
+        return Totals(**{name: value + (added.get(name) or 0) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class History:
 
     def after_training(self, result: PhaseResult) -> "History":
         """Return the history with what a round has cost its clients' records; also those who failed were asked."""
-        asked = [*result.client_metrics, *result.problems]
+        asked = [*result.client_metrics, *result.problems, *result.dropped]
         counts = {**self.rounds_asked, **{name: self.rounds_asked.get(name, 0) + 1 for name in asked}}
         told = {name: metrics.get("epsilon") for name, metrics in result.client_metrics.items()}
         found = {name: float(value) for name, value in told.items() if isinstance(value, int | float)}

@@ -19,7 +19,7 @@ def describe_run(config: RunConfig) -> str:
         f"ν = {method.num_inner_steps}, {method.estimator}, α = {_sizes(method)}, β = {method.local_lr:g}, "
         f"τ = {method.num_local_steps}, r = {federation.participation_fraction:g}, seed {config.seed}"
         f"{f', judged by {judges} of each group' if (judges := config.evaluation.num_clients) else ''}"
-        f"{', secure aggregation' if config.privacy.secure_aggregation else ''}"
+        f"{', secure aggregation' if config.privacy.secure_aggregation else ''}{_of_stragglers(config)}"
     )
 
 
@@ -28,6 +28,15 @@ def _sizes(method: MethodConfig) -> str:
     if method.inner_schedule in ("linear", "cosine"):
         return f"{method.inner_lr:g} ({method.inner_schedule})"
     return f"{method.inner_lr:g}" if method.inner_schedule == "constant" else method.inner_schedule
+
+
+def _of_stragglers(config: RunConfig) -> str:
+    """Return what is done about slow clients; nothing where all are waited for."""
+    federation = config.federation
+    if federation.mode == "buffered":
+        at_work = f", {federation.concurrency} at work" if federation.concurrency else ""
+        return f", buffered: a step after {federation.buffer_size} replies{at_work}"
+    return f", over-selection {federation.over_selection:g}" if federation.over_selection else ""
 
 
 def last_evaluation(record: Mapping[str, Any]) -> str:
@@ -103,7 +112,20 @@ def round_line(record: Mapping[str, Any], num_rounds: int) -> str:
     shown = last_evaluation(record) or trained
     spent = f"  ε = {record['epsilon']:.3g}" if record.get("epsilon") is not None else ""
     secure = f"  {line}" if (line := secure_line(record)) else ""
-    return f"round {record['round']}/{num_rounds}  {shown}{spent}{secure}  {record['seconds']:.1f} s"
+    late = f"  {line}" if (line := straggler_line(record)) else ""
+    return f"round {record['round']}/{num_rounds}  {shown}{spent}{secure}{late}  {record['seconds']:.1f} s"
+
+
+def straggler_line(record: Mapping[str, Any]) -> str:
+    """Return `2 dropped, staleness 1.5 (at most 4), 12.0 s simulated` of a round's record, as far as it says so."""
+    told = []
+    if record.get("dropped"):
+        told.append(f"{record['dropped']} dropped")
+    if buffer := record.get("buffer"):
+        told.append(f"staleness {buffer['mean_staleness']:.1f} (at most {buffer['max_staleness']})")
+    if record.get("simulated_seconds") is not None:
+        told.append(f"{record['simulated_seconds']:.1f} s simulated")
+    return ", ".join(told)
 
 
 def privacy_line(summary: Mapping[str, Any]) -> str:

@@ -30,6 +30,8 @@ def round_record(result: RoundResult, evaluation: dict[str, Any] | None, seconds
         "bytes_up": result.bytes_up,
         "bytes_down": result.bytes_down,
         "seconds": seconds,
+        "simulated_seconds": result.simulated_seconds,
+        **({"buffer": asdict(result.buffer)} if result.buffer else {}),
         "evaluation": evaluation,
         **({"secure_aggregation": asdict(result.secure)} if result.secure else {}),
     }

@@ -28,6 +28,7 @@ from nufed.common.settings import process_settings
 from nufed.common.shots import shots_request
 from nufed.common.wire import ALL_METRICS, FINAL, FROZEN
 from nufed.server.adaptation_curves import GroupCurves, group_curves
+from nufed.server.at_work import ended_work, kept_state, restore_state
 from nufed.server.client_curves import ACCURACY, ClientCurves, curves_of_replies
 from nufed.server.client_privacy import begun, client_privacy, of_round, of_run
 from nufed.server.hostile import check_same_attack
@@ -60,6 +61,7 @@ from nufed.server.withholding import (
     shown_record,
     shown_summary,
 )
+from nufed.strategy.buffer_options import check_buffer, check_speeds
 from nufed.strategy.results import EvaluatedGroup
 from nufed.strategy.robust_options import check_config
 
@@ -77,6 +79,7 @@ class Run:
         """Prepare a run on the clients behind `grid`."""
         check_config(config)
         check_privacy(config)
+        check_buffer(config.federation, config.data.num_clients)
         self.grid, self.config, self.options = grid, config, options
         self.publication, self._privacy = Publication.of(config), client_privacy(config, options.resume)
         self._spent: BudgetSpentError | None = None
@@ -87,6 +90,8 @@ class Run:
         told.events, told.check = options.events, self._check_goes_on
         told.primary_step, told.wire_bytes = config.evaluation.primary_step, getattr(grid, "wire_bytes", None)
         self._frozen = ""  # until the model is built
+        self._notes: list[str] = []
+        check_speeds(config.federation, grid)
 
     def conduct(self) -> None:
         """Train, evaluate, and write everything down.
@@ -118,6 +123,7 @@ class Run:
             try:
                 for reached in self._rounds(state, folder):
                     state = reached
+                self._say(ended_work(self.strategy))
                 self._check_trained(state)
                 state = self._evaluated_at_end(state)
             except KeyboardInterrupt as stop:
@@ -144,7 +150,10 @@ class Run:
     def _tell_start(self, folder: RunFolder, state: RunState) -> None:
         engine, private = self.options.engine, self.strategy.private
         self.events.started(folder, state.round + 1, state.params, engine=engine, measure=self.measure)
-        for line in [*begun(private, folder.ledger, self._num_rounds), *lines_of_publication(self.config)]:
+        self._say([*begun(private, folder.ledger, self._num_rounds), *lines_of_publication(self.config), *self._notes])
+
+    def _say(self, lines: Sequence[str]) -> None:
+        for line in lines:
             self.options.events.say(line)
 
     @property
@@ -177,7 +186,8 @@ class Run:
         if self.options.resume:
             check_same_attack(self.options.resume, self.options.hostile)
         start = starting_point(self.config, task, self.options.resume)
-        self.config, self._frozen, self.strategy.server_state = start.config, start.frozen, start.server_state
+        self.config, self._frozen = start.config, start.frozen
+        self._notes = restore_state(self.strategy, start)
         return RunState(start.round, start.params, start.history)
 
     def _told(self, *, final: bool = False) -> ConfigRecord:
@@ -275,7 +285,7 @@ class Run:
         return after, record
 
     def _save(self, folder: RunFolder, state: RunState) -> None:
-        kept: dict[str, Any] = {"history": state.history.to_json(), "server_state": self.strategy.server_state}
+        kept = kept_state(self.strategy, state.history.to_json())
         folder.save_checkpoint(round=state.round, params=state.params, frozen=self._frozen, **kept)
 
     def _evaluate(

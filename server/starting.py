@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +35,8 @@ class StartingPoint:
         frozen: hash of the model's frozen part; empty where everything is trained.
         round: k, server updates done.
         history: sums and evaluations so far.
-        server_state: what the server's optimizer remembers.
+        server_state: what the server's optimizer remembers, and models that clients work on.
+        at_work: who was at work when a buffered run was stopped (nufed.server.at_work).
     """
 
     config: RunConfig
@@ -43,6 +45,7 @@ class StartingPoint:
     round: int = 0
     history: History = field(default_factory=History)
     server_state: Mapping[str, Tensor] = field(default_factory=dict)
+    at_work: Mapping[str, Any] = field(default_factory=dict)
 
 
 def starting_point(config: RunConfig, task: TaskInfo, resume: Path | None) -> StartingPoint:
@@ -150,4 +153,6 @@ def _resumed(checkpoint: Checkpoint, initial: StartingPoint, rounds_without_repl
     history = History.from_json(checkpoint.history)
     totals = replace(history.totals, rounds_without_reply=rounds_without_reply)  # which NuFed 0.1 did not count
     history, state = replace(history, totals=totals), checkpoint.server_state
-    return replace(initial, params=checkpoint.params, round=checkpoint.round, history=history, server_state=state)
+    at_work = checkpoint.history.get("at_work") or {}
+    found = replace(initial, params=checkpoint.params, round=checkpoint.round, history=history, server_state=state)
+    return replace(found, at_work=at_work)

@@ -2,6 +2,7 @@
 
 from nufed.common.config import RunConfig
 from nufed.common.meta.meta_sgd import MOVED, SQUARED
+from nufed.strategy.buffer_options import buffer_options
 from nufed.strategy.meta_fedavg import MetaFedAvg
 from nufed.strategy.private_rounds import ClientPrivacy
 from nufed.strategy.secure_phase import secure_aggregation
@@ -29,6 +30,9 @@ def strategy_of_run(config: RunConfig, privacy: ClientPrivacy | None) -> MetaFed
         bucket_size=federation.bucket_size,
         min_reply_fraction=federation.min_reply_fraction,
         reply_grace=federation.reply_grace,
+        over_selection=federation.over_selection,
+        mode=federation.mode,
+        buffer=buffer_options(federation),
         secure=secure_aggregation(config.privacy),
         privacy=privacy,
     )

@@ -47,10 +47,19 @@ def run_summary(
         "rounds_to_target": rounds_to_target(at_step, sign * target) if target else None,
         "costs": {name: totals[name] for name in ("gradient_evaluations", "hvps", "bytes_up", "bytes_down")},
         "problems": {name: totals[name] for name in ("rejected", "failed", "missing")},
+        **_of_stragglers(config, totals),
         "final_evaluation": evaluation.to_json() if evaluation else None,
         **_sample(config),
         "seconds": totals["seconds"],
     }
+
+
+def _of_stragglers(config: RunConfig, totals: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how much work was dropped and how long the rounds took in simulated time, where either can be."""
+    federation = config.federation
+    can_drop = federation.over_selection > 0 or federation.mode == "buffered"
+    dropped = {"dropped": totals["dropped"]} if can_drop else {}
+    return {**dropped, **({"simulated_seconds": totals["simulated_seconds"]} if federation.client_speeds else {})}
 
 
 def _sample(config: RunConfig) -> dict[str, Any]:

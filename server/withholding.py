@@ -13,7 +13,7 @@ from nufed.common.privacy.rules import SMALLEST_COHORT
 from nufed.server.adaptation_curves import GroupCurves
 from nufed.server.client_curves import ClientCurves
 
-OF_PARTICIPANTS = ("sampled", "replied", "rejected", "failed", "missing", "gradient_evaluations", "hvps")
+OF_PARTICIPANTS = ("sampled", "replied", "rejected", "failed", "missing", "dropped", "gradient_evaluations", "hvps")
 """A round's numbers that tell how many clients took part."""
 _BYTES = ("bytes_up", "bytes_down")
 _LOSSES = ("loss", "growth", "cg-residual", "inner-gradient")
@@ -38,6 +38,7 @@ def shown_record(record: Mapping[str, Any], publication: Publication) -> dict[st
     }
     if not publication.participants:
         shown |= {**dict.fromkeys((*OF_PARTICIPANTS, *_BYTES, "diverged")), "problems": {}, "clients": {}}
+        shown["simulated_seconds"] = None  # which tells how slow the slowest of them was
         if "secure_aggregation" in record:  # how many clients it was with, who was late, and bytes that count them
             shown["secure_aggregation"] = None
         if evaluation := record.get("evaluation"):
@@ -78,6 +79,7 @@ def shown_summary(summary: Mapping[str, Any], config: RunConfig, publication: Pu
     if not publication.participants:
         shown |= {"costs": dict.fromkeys(summary["costs"]), "problems": dict.fromkeys(summary["problems"])}
         shown["rounds_without_reply"] = None
+        shown |= dict.fromkeys(shown.keys() & {"dropped", "simulated_seconds"})
         if evaluation := summary.get("final_evaluation"):
             shown["final_evaluation"] = {**evaluation, "answered": None, "absent": {}, "never_seen": None}
     elif not publication.examples and (evaluation := summary.get("final_evaluation")):

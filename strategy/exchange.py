@@ -4,6 +4,8 @@ Works with every Flower Grid. A grid that offers more is used better:
 
     stream_replies(messages, timeout=...)   yields replies as they arrive, so that one model is in memory at a time
     wait_for_nodes(count, timeout)          returns when that many nodes are connected
+    takes_quorum                            whether stream_replies(..., quorum=...) ends early when enough came
+    simulated_now                           simulated microseconds so far, where clients have speeds; else None
     busy_nodes()                            nodes that still work on a message whose time is over
     admitted_name(node_id)                  name of the key that a node proved to have, None without keys
     note_member(node_id, client_id)         is told what a node's client is called
@@ -14,6 +16,7 @@ Works with every Flower Grid. A grid that offers more is used better:
     signed_roster()                         clients' keys as an authority signed them: file and content; or None
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -33,21 +36,44 @@ CLOCK_TOLERANCE = 300.0
 
 
 class Quorum:
-    """Counts the replies of one phase until there are enough; then the others are waited for a little longer only.
+    """Counts the usable replies of one phase, and tells when it need not wait any longer.
 
     Attributes:
-        grace: seconds that the others have.
+        grace: seconds that the other clients have once `enough` replies are there.
+        missing: usable replies to come until there are enough; 0 or less after that.
+        room: usable replies to come until the phase ends at once.
     """
 
-    def __init__(self, enough: int, grace: float) -> None:
-        """Ask for `enough` replies."""
-        self.grace = grace
-        self._missing = enough
+    def __init__(self, enough: int, grace: float, most: int | None = None) -> None:
+        """Ask for `enough` replies, after which the others have some time, and for `most`, which end the phase.
 
-    def is_met_by_one_more(self) -> bool:
-        """Count a reply, and return whether it is the last of those that are enough."""
-        self._missing -= 1
-        return self._missing == 0
+        None for `most` leaves the end to the grace alone.
+        """
+        self.grace = grace
+        self.missing = enough
+        self.room = math.inf if most is None else most
+        self._ends_at: float | None = None
+
+    def note_usable(self) -> None:
+        """Count a reply that was taken and not refused."""
+        self.missing -= 1
+        self.room -= 1
+
+    @property
+    def is_met(self) -> bool:
+        """Whether there are enough replies, so that the others are waited for no longer than the grace."""
+        return self.missing <= 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many replies as the phase may have, so that it ends."""
+        return self.room <= 0
+
+    def ends_by(self, deadline: float) -> float:
+        """Return until when to wait (monotonic seconds): `deadline`, or from when there are enough, the grace's end."""
+        if self._ends_at is None and self.is_met:
+            self._ends_at = time.monotonic() + self.grace
+        return deadline if self._ends_at is None else min(deadline, self._ends_at)
 
 
 MakeQuorum = Callable[[int], Quorum | None]
@@ -73,13 +99,13 @@ def iter_replies(
         grid: any Flower Grid.
         messages: at most one for each node.
         timeout: seconds.
-        quorum: how many replies are enough; None waits for all. Grids without a clock, which simulate, have all.
+        quorum: how many replies are enough; None waits for all. Whoever takes the replies counts those that it can use.
     """
     if not messages:
         return
     if not hasattr(grid, "stream_replies"):
         stream = _poll_replies(grid, messages, timeout, quorum)
-    elif quorum is None or not hasattr(grid, "busy_nodes"):
+    elif quorum is None or not getattr(grid, "takes_quorum", False):
         stream = grid.stream_replies(messages, timeout=timeout)
     else:
         stream = grid.stream_replies(messages, timeout=timeout, quorum=quorum)
@@ -100,9 +126,10 @@ def _poll_replies(grid: Grid, messages: Sequence[Message], timeout: float, quoru
         waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
         wait = FIRST_WAIT if arrived else min(1.5 * wait, LONGEST_WAIT)
         while arrived:
-            if quorum is not None and not arrived[0].has_error() and quorum.is_met_by_one_more():
-                deadline = min(deadline, time.monotonic() + quorum.grace)
             yield arrived.pop(0)
+            if quorum is not None and quorum.is_full:
+                return
+        deadline = quorum.ends_by(deadline) if quorum else deadline
         if (left := deadline - time.monotonic()) <= 0:
             return
         if waiting:
@@ -145,6 +172,12 @@ def connected_nodes(grid: Grid) -> frozenset[int]:
 def listed_clients(grid: Grid) -> Mapping[int, tuple[str, Group]] | None:
     """Return clients' names and groups by node id, where these are known without asking; None where they are not."""
     return grid.listed_clients() if hasattr(grid, "listed_clients") else None
+
+
+def simulated_now(grid: Grid) -> int | None:
+    """Return the simulated microseconds since the start of a run; None where time is not simulated."""
+    now: int | None = getattr(grid, "simulated_now", None)
+    return now
 
 
 def busy_nodes(grid: Grid) -> frozenset[int]:

@@ -8,26 +8,29 @@ clients as well, with the same care about their replies.
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 
 from nufed.common.fixed_point import DEFAULT_MAX_GROWTH
 from nufed.common.message_schema import CurveShape
 from nufed.common.params import Params
 from nufed.common.wire import arrays_to_params, params_to_arrays
-from nufed.strategy.exchange import Quorum, iter_replies
-from nufed.strategy.flower_loop import check_opens, configured, take_all
+from nufed.strategy.buffer_options import BufferOptions, Mode, checked_stragglers
+from nufed.strategy.buffered import BufferedSteps, BufferPhase
+from nufed.strategy.exchange import Quorum, simulated_now
+from nufed.strategy.flower_loop import LoopMethods, check_opens
 from nufed.strategy.known_clients import Member
 from nufed.strategy.members import Roster
 from nufed.strategy.option_ranges import check_ranges
-from nufed.strategy.participation import Judges, choose, num_chosen
+from nufed.strategy.participation import Judges, choose, choose_more, num_chosen
 from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, TrainingPhase
-from nufed.strategy.private_rounds import ClientPrivacy, PrivateRounds, check_private_options
+from nufed.strategy.private_rounds import ClientPrivacy, PrivateRound, PrivateRounds, check_private_options
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
 from nufed.strategy.robust_options import RobustOptions, check_round_size, check_rule
 from nufed.strategy.secure_phase import SecureAggregation, SecureTrainingPhase, check_secure_options
@@ -44,7 +47,7 @@ DEFAULT_TIMEOUT = 3600.0
 _log = logging.getLogger("flwr")  # progress goes where that of every Flower strategy goes
 
 
-class MetaFedAvg(Strategy):
+class MetaFedAvg(LoopMethods):
     """Holds who takes part, between rounds; a Flower Strategy that can be used alone in any ServerApp.
 
     It differs from Flower's FedAvg in that a run is repeatable (clients are chosen by their stable ids from a seeded
@@ -75,6 +78,9 @@ class MetaFedAvg(Strategy):
         bucket_size: int = 1,
         min_reply_fraction: float = 1.0,
         reply_grace: float = DEFAULT_GRACE,
+        over_selection: float = 0.0,
+        mode: Mode = "synchronous",
+        buffer: BufferOptions | None = None,
         privacy: ClientPrivacy | None = None,
         secure: SecureAggregation | None = None,
     ) -> None:
@@ -101,6 +107,10 @@ class MetaFedAvg(Strategy):
                 `reply_grace` seconds after they came. 1 waits for all, so that a run is repeatable; below 1 it depends
                 on who was fast.
             reply_grace: seconds that the others have after that.
+            over_selection: o; a round asks (1 + o) times the clients that it needs, or all there are, and ends when as
+                many as it needs have replied; `min_reply_fraction` is a share of those that it needs.
+            mode: `synchronous` rounds, or `buffered` steps after every b replies (nufed.strategy.buffered).
+            buffer: what buffered steps are told; None takes the defaults.
             privacy: client-level differential privacy: updates are clipped, noised and accounted, and clients are
                 drawn in secret, each with the probability r. None is without.
             secure: how the server is to learn the sum of a round's models alone; None lets it see each.
@@ -133,11 +143,13 @@ class MetaFedAvg(Strategy):
         self.robust = robust
         self.min_reply_fraction = min_reply_fraction
         self.reply_grace = reply_grace
+        self.over_selection = over_selection
         self.secure = secure
         self.telling = Telling()  # who takes the events of a run
         self._roster = Roster(self.telling)
-        self._training: TrainingPhase | None = None  # between configure_train and aggregate_train
-        self._evaluation: EvaluationPhase | None = None
+        buffer = checked_stragglers(mode, buffer, over_selection, privacy=privacy, secure=secure)
+        self.buffered = BufferedSteps(buffer, seed, self.telling) if buffer else None  # and who is at work
+        self._training, self._evaluation = None, None
 
     @property
     def members(self) -> Mapping[str, Member]:
@@ -165,7 +177,10 @@ class MetaFedAvg(Strategy):
         self._roster.told = config or ConfigRecord()
         self._roster.discover(grid, expected, timeout)
         if here := len(self._roster.connected(grid, ["participating"])):
-            check_round_size(self.aggregation, num_chosen(here, self.participation_fraction), self.robust)
+            used = num_chosen(here, self.participation_fraction)
+            if self.buffered:
+                used = min(here, self.buffered.options.size)
+            check_round_size(self.aggregation, used, self.robust)
         return dict(sorted(self._roster.members.items()))
 
     def train_round(
@@ -193,7 +208,10 @@ class MetaFedAvg(Strategy):
         """
         outgoing = Outgoing(MessageType.TRAIN, round, params_to_arrays(params), config or ConfigRecord(), timeout)
         phase = self._open_training(grid, outgoing, params)
-        phase.exchange(grid, timeout, self._quorum)
+        if self.buffered and isinstance(phase, BufferPhase):
+            self.buffered.run(grid, outgoing, phase, self._roster, self.participation_fraction)
+        else:
+            phase.exchange(grid, timeout, partial(self._quorum, needed=phase.needed))
         return self._close_training(phase)
 
     def evaluate_round(  # noqa: PLR0913 - as train_round, and the group
@@ -220,8 +238,7 @@ class MetaFedAvg(Strategy):
         """
         outgoing = Outgoing(MessageType.EVALUATE, round, params_to_arrays(params), config or ConfigRecord(), timeout)
         phase = self._open_evaluation(grid, outgoing, group, shape)
-        for node_id, reply in iter_replies(grid, phase.messages, timeout, self._quorum(len(phase.messages))):
-            phase.take(node_id, reply)
+        phase.take_stream(grid, timeout, self._quorum)
         return phase.close(group)
 
     def start(  # noqa: PLR0913 - Flower's signature, and two options more
@@ -279,54 +296,8 @@ class MetaFedAvg(Strategy):
             judge(number)
         return result
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Return the messages that open a round, for a loop that sends them itself.
-
-        Raises:
-            RunError: with secure aggregation, whose rounds are several exchanges.
-        """
-        check_opens(is_secure=self.secure is not None)
-        outgoing = Outgoing(MessageType.TRAIN, server_round, arrays, config)
-        self._training = self._open_training(grid, outgoing, arrays_to_params(arrays))
-        return self._training.messages
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the model and the metrics that the replies make; (None, None) if none is usable and nothing private.
-
-        Raises:
-            RunError: `configure_train` was not called for this round.
-        """
-        phase, self._training = configured("train", server_round, self._training), None
-        take_all(phase, replies)
-        result = self._close_training(phase)
-        arrays = params_to_arrays(result.params) if result.counts.replied or result.privacy else None
-        return arrays, self._metric_record(result.client_metrics, "training-loss")
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Return the messages that open an evaluation; none in rounds without one."""
-        if not self._evaluates_in(server_round):
-            return []
-        outgoing = Outgoing(MessageType.EVALUATE, server_round, arrays, config)
-        self._evaluation = self._open_evaluation(grid, outgoing, "participating")
-        return self._evaluation.messages
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return averages over clients, or None if there was no evaluation or no usable reply.
-
-        Raises:
-            RunError: `configure_evaluate` was not called for this round.
-        """
-        if not self._evaluates_in(server_round):
-            return None
-        phase, self._evaluation = configured("evaluate", server_round, self._evaluation), None
-        take_all(phase, replies)
-        return self._metric_record(phase.close("participating").client_metrics, "evaluation")
+    def _check_opens(self) -> None:
+        check_opens(is_secure=self.secure is not None, is_buffered=self.buffered is not None)
 
     def summary(self) -> None:
         """Log the options."""
@@ -340,29 +311,45 @@ class MetaFedAvg(Strategy):
 
     def _open_training(self, grid: Grid, outgoing: Outgoing, sent: Params) -> TrainingPhase:
         patience = DEFAULT_TIMEOUT if outgoing.timeout is None else outgoing.timeout
-        participants = self._roster.idle(grid, self._roster.wait_for_participants(grid, patience))
-        private = None
+        here = self._roster.wait_for_participants(grid, patience)
+        if self.buffered:
+            return BufferPhase(outgoing, self.telling, self._rule(here, outgoing.round), sent, self.buffered.options)
+        participants, private = self._roster.idle(grid, here), None
+        needed = num_chosen(len(participants), self.participation_fraction)
         if self.private:
             chosen, private = self.private.begin(participants, outgoing.round)
+            needed = len(chosen)
+        elif self.over_selection:
+            fraction, more = self.participation_fraction, self.over_selection
+            chosen = choose_more(participants, fraction, more, seed=self.seed, round=outgoing.round)
         else:
             chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
         asked = self._roster.described(grid, {client_id: participants[client_id] for client_id in chosen})
+        rule = self._rule(participants, outgoing.round, private)
+        if self.secure:
+            secure = SecureTrainingPhase(outgoing, asked, self.telling, rule, sent, how=self.secure)
+            secure.needed = needed
+            return secure
+        phase = TrainingPhase(outgoing, asked, self.telling, rule, sent)
+        phase.needed = needed
+        return phase
+
+    def _rule(
+        self, participants: Mapping[str, Member], number: int, private: PrivateRound | None = None
+    ) -> AveragingRule:
         announced = tuple(member.description.num_support for member in participants.values() if member.announced)
-        rule = AveragingRule(
+        return AveragingRule(
             self.weighting,
             self.max_growth,
             self.server_lr,
             self.max_weight,
             announced,
             self.aggregation,
-            replace(self.robust, round=outgoing.round),
+            replace(self.robust, round=number),
             private,
             self.server_optimizer,
             self.server_state,
         )
-        if self.secure:
-            return SecureTrainingPhase(outgoing, asked, self.telling, rule, sent, how=self.secure)
-        return TrainingPhase(outgoing, asked, self.telling, rule, sent)
 
     def _close_training(self, phase: TrainingPhase) -> RoundResult:
         for client_id in phase.outgrown:
@@ -380,13 +367,17 @@ class MetaFedAvg(Strategy):
         asked = self._roster.judges(grid, group, self.judges)
         if group != "all":  # at the end of a run, whoever is there is waited for
             asked = self._roster.idle(grid, asked)
+            if self.buffered and simulated_now(grid) is None:  # who is at work would keep all others waiting
+                at_work = self.buffered.at_work
+                asked = {name: each for name, each in asked.items() if name not in at_work} or asked
         asked = self._roster.described(grid, asked)
         return EvaluationPhase(outgoing, asked, self.telling, self.max_weight, shape)
 
-    def _quorum(self, asked: int) -> Quorum | None:
-        """Return how many replies of so many clients are enough, or None to wait for all."""
-        enough = math.ceil(self.min_reply_fraction * asked)
-        return Quorum(enough, self.reply_grace) if enough < asked else None
+    def _quorum(self, asked: int, needed: int | None = None) -> Quorum | None:
+        """Return how many replies of so many clients are enough, or None to wait for all; None needs those of all."""
+        needed = asked if needed is None else min(needed, asked)
+        enough = math.ceil(self.min_reply_fraction * needed)
+        return Quorum(enough, self.reply_grace, needed) if enough < asked else None
 
     def _evaluates_in(self, number: int) -> bool:
         is_shown = self._shown is None or "evaluation" in self._shown

@@ -1,6 +1,7 @@
 """The choice of S_k, the clients that train in a round (server algorithm, line 2)."""
 
 import heapq
+import math
 from collections.abc import Iterable
 
 from nufed.common.errors import RunError
@@ -43,6 +44,41 @@ def choose(
     candidates = sorted(dict.fromkeys(client_ids))  # which is quick where they come sorted
     drawn = numpy_generator(seed, "sample", round).permutation(len(candidates))
     return tuple(sorted(candidates[index] for index in drawn[: num_chosen(len(candidates), fraction)]))
+
+
+def choose_more(
+    client_ids: Iterable[str],
+    fraction: float,
+    over_selection: float,
+    *,
+    seed: int,
+    round: int,  # noqa: A002 - the vocabulary's word
+) -> tuple[str, ...]:
+    """Return min(n, ⌈(1 + o) m⌉) clients in the order in which they were drawn; the first m are those of `choose`.
+
+    Args:
+        client_ids: as in `choose`.
+        fraction: r in (0, 1].
+        over_selection: o, at least 0.
+        seed: the run's seed.
+        round: k.
+
+    Raises:
+        RunError: the fraction is not in (0, 1].
+    """
+    candidates = sorted(dict.fromkeys(client_ids))
+    drawn = numpy_generator(seed, "sample", round).permutation(len(candidates))
+    return tuple(candidates[index] for index in drawn[: num_asked(len(candidates), fraction, over_selection)])
+
+
+def num_asked(num_clients: int, fraction: float, over_selection: float) -> int:
+    """Return min(n, ⌈(1 + o) m⌉), the clients that a round asks in order to have m replies.
+
+    Raises:
+        RunError: the fraction is not in (0, 1].
+    """
+    needed = num_chosen(num_clients, fraction)
+    return min(num_clients, math.ceil(round((1 + over_selection) * needed, 9)))  # 1.1 * 10 is 11, not a little more
 
 
 def poisson_choice(

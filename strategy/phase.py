@@ -17,7 +17,7 @@ from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply, check_params
 from nufed.strategy.aggregation import Aggregation, find_aggregation
-from nufed.strategy.exchange import MakeQuorum, iter_replies, time_to_live
+from nufed.strategy.exchange import MakeQuorum, iter_replies, simulated_now, time_to_live
 from nufed.strategy.known_clients import Member
 from nufed.strategy.phase_record import PhaseRecord
 from nufed.strategy.private_rounds import PrivateRound
@@ -132,14 +132,33 @@ class Phase(ABC):
         self._timeout = outgoing.timeout
         self._telling = telling
         self._max_weight = max_weight
+        self._is_full = False
+        self._simulated_seconds: float | None = None
         each = outgoing.num_bytes()
         self._bytes_down = len(self.messages) * each
         nodes = {member.node_id: client_id for client_id, member in asked.items()}
         self._record = PhaseRecord(nodes, telling, phase=self.name, round_number=self.round, bytes_down=each)
 
-    def take(self, node_id: int | None, reply: Message) -> None:
-        """Enter one reply; nothing that a client sends makes this raise."""
-        self._record.take(node_id, reply, self._accept)
+    def take(self, node_id: int | None, reply: Message) -> bool:
+        """Enter one reply, and return whether it is used; nothing that a client sends makes this raise."""
+        return self._record.take(node_id, reply, self._accept)
+
+    def take_stream(self, grid: Grid, timeout: float, make_quorum: MakeQuorum) -> None:
+        """Send the messages and take the replies as they come; nothing that a client sends makes this raise.
+
+        Args:
+            grid: any Flower Grid.
+            timeout: seconds.
+            make_quorum: returns how many replies of so many clients are enough.
+        """
+        quorum, begun = make_quorum(len(self.messages)), simulated_now(grid)
+        for node_id, reply in iter_replies(grid, self.messages, timeout, quorum):
+            if self.take(node_id, reply) and quorum:
+                quorum.note_usable()
+            del reply  # a model; it need not outlive the wait for the next one
+        self._is_full = quorum is not None and quorum.is_full
+        if begun is not None:
+            self._simulated_seconds = ((simulated_now(grid) or 0) - begun) / 1e6
 
     @abstractmethod
     def _accept(self, client_id: str, content: RecordDict) -> dict[str, MetricValue]:
@@ -152,7 +171,7 @@ class Phase(ABC):
     def _close(self) -> dict[str, Any]:
         """Return the attributes of a `PhaseResult`; who has not answered is missing."""
         record = self._record
-        record.close(self._timeout)
+        record.close(self._timeout, is_full=self._is_full)
         return {
             "round": self.round,
             "counts": record.counts,
@@ -163,6 +182,8 @@ class Phase(ABC):
             "bytes_up": record.bytes_up,
             "seconds": record.seconds,
             "max_weight": self._max_weight,
+            "dropped": record.dropped,
+            "simulated_seconds": self._simulated_seconds,
         }
 
 
@@ -175,6 +196,7 @@ class TrainingPhase(Phase):
     Attributes:
         outgrown: clients that reported more examples than they had announced.
         learned: examples of clients that had announced none, by client id.
+        needed: usable replies with which the round ends, though more clients were asked.
         private: of a round with differential privacy.
     """
 
@@ -191,18 +213,23 @@ class TrainingPhase(Phase):
         """Open a round; `sent` is w_k."""
         super().__init__(outgoing, asked, telling, rule.max_weight)
         self.outgrown: set[str] = set()
+        self.needed = len(asked)
         self.learned: dict[str, int] = {}
         self.private = rule.private
         self._rule = rule
         self._sent = sent
-        self._asked = asked
-        self._most = {client_id: _most_examples(member) for client_id, member in asked.items()}
+        self._asked = dict(asked)
+        self._most = {client_id: most_examples(member) for client_id, member in asked.items()}
         self._limit = weight_limit(rule.announced, rule.max_weight) if rule.announced else None
         self._held: dict[str, TrainReply] = {}
-        largest = UNANNOUNCED_EXAMPLES if self._limit is None else self._limit
-        total = len(asked) if rule.weighting == "uniform" else sum(min(most, largest) for most in self._most.values())
-        self._total = total
-        self._aggregation = rule.start(sent, total)
+        self._total = self._largest_weight(UNANNOUNCED_EXAMPLES if self._limit is None else self._limit)
+        self._aggregation = rule.start(sent, self._total)
+
+    def _largest_weight(self, largest: int) -> int:
+        """Return a bound of the sum of weights, of which no client has more than `largest`."""
+        if self._rule.weighting == "uniform":
+            return len(self._asked)
+        return sum(min(most, largest) for most in self._most.values())
 
     def exchange(self, grid: Grid, timeout: float, quorum: MakeQuorum) -> None:
         """Send the model and take the replies as they come; nothing that a client sends makes this raise.
@@ -212,9 +239,7 @@ class TrainingPhase(Phase):
             timeout: seconds.
             quorum: returns how many replies of so many clients are enough.
         """
-        for node_id, reply in iter_replies(grid, self.messages, timeout, quorum(len(self.messages))):
-            self.take(node_id, reply)
-            del reply  # a model; it need not outlive the wait for the next one
+        self.take_stream(grid, timeout, quorum)
 
     def close(self) -> RoundResult:
         """Return the round's result; w_{k+1} is w_k if no usable reply came, or too few for the rule.
@@ -240,7 +265,7 @@ class TrainingPhase(Phase):
         return next_model(self._sent, mean, rule.server_lr, rule.optimizer, rule.server_state)
 
     def _accept(self, client_id: str, content: RecordDict) -> dict[str, MetricValue]:
-        reply = TrainReply.from_records(content, self._sent)
+        reply = self._based(client_id, TrainReply.from_records(content, self._sent))
         if self._rule.weighting == "uniform":
             self._aggregation.fold(reply.params, client_id=client_id)
         else:
@@ -255,6 +280,14 @@ class TrainingPhase(Phase):
             if not self._asked[client_id].announced:
                 self.learned[client_id] = reply.num_examples
         return {NUM_EXAMPLES: reply.num_examples, **reply.metrics}
+
+    def _based(self, client_id: str, reply: TrainReply) -> TrainReply:  # noqa: ARG002 - not where all work on one model
+        """Return a reply as one on the model that it is averaged with.
+
+        Raises:
+            WireError: the reply is refused.
+        """
+        return reply
 
     def _check_examples(self, client_id: str, num_examples: int) -> None:
         most = self._most[client_id]
@@ -306,5 +339,6 @@ class EvaluationPhase(Phase):
         return {NUM_EXAMPLES: reply.num_examples, **reply.metrics}
 
 
-def _most_examples(member: Member) -> int:
+def most_examples(member: Member) -> int:
+    """Return the most examples that are believed of a client."""
     return member.description.num_support if member.announced else UNANNOUNCED_EXAMPLES

@@ -17,9 +17,11 @@ from nufed.strategy.exchange import describe_error
 from nufed.strategy.results import Counts
 from nufed.strategy.telling import Telling
 
-Outcome = Literal["replied", "rejected", "failed"]
+Outcome = Literal["replied", "rejected", "failed", "missing", "dropped"]
 Accept = Callable[[str, RecordDict], dict[str, MetricValue]]
 """From a client's id and its reply's content to its metrics; raises WireError to refuse the reply."""
+
+ENOUGH = "enough others had replied"
 
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 
@@ -60,11 +62,30 @@ class PhaseRecord:
         self._wire = {node: telling.wire_bytes(node) for node in asked} if telling.wire_bytes else {}
         self._nodes = {client_id: node for node, client_id in self._asked.items()}
         self._opened = time.perf_counter()
-        clients = tuple(self._asked.values())
-        telling.events.tell(Asked, clients=clients, bytes_down=bytes_down, **self._about)
+        self._begun: dict[str, float] = {}  # when each client was asked that was not asked when the phase began
+        if clients := tuple(self._asked.values()):
+            telling.events.tell(Asked, clients=clients, bytes_down=bytes_down, **self._about)
 
-    def take(self, node_id: int | None, reply: Message, accept: Accept) -> None:
-        """Enter one reply; nothing that a client sends makes this raise."""
+    def include(self, node_id: int, client_id: str, begun: float, wire: tuple[int, int] | None) -> None:
+        """Count a client that was asked before, of whom something is about to be entered.
+
+        Args:
+            node_id: its node.
+            client_id: its name.
+            begun: when it was asked, in seconds of `time.perf_counter`.
+            wire: bytes that had come from the node and gone to it by then; None where they are not known.
+        """
+        self._asked[node_id], self._nodes[client_id], self._begun[client_id] = client_id, node_id, begun
+        if wire is not None:
+            self._wire[node_id] = wire
+
+    @property
+    def clients(self) -> frozenset[str]:
+        """The clients that are counted."""
+        return frozenset(self._nodes)
+
+    def take(self, node_id: int | None, reply: Message, accept: Accept) -> bool:
+        """Enter one reply, and return whether it is used; nothing that a client sends makes this raise."""
         client_id = None if node_id is None else self._asked.get(node_id)
         if client_id is None or client_id in self._outcomes:
             self.strays += 1
@@ -85,6 +106,8 @@ class PhaseRecord:
                 self._outcomes[client_id] = "replied"
                 if self._telling.events.is_read:
                     self._tell_reply(client_id, metrics, received)
+                return True
+        return False
 
     def leave_out(self, client_id: str, outcome: Literal["rejected", "failed", "missing"], reason: str) -> None:
         """Enter what became of a client that has not replied and will not be asked any more in this phase."""
@@ -103,19 +126,36 @@ class PhaseRecord:
             self._enter(client_id, "rejected", reason)
         self.client_metrics.clear()
 
-    def close(self, timeout: float | None) -> None:
-        """Enter the clients that did not answer as missing."""
+    def drop(self, client_id: str, reason: str) -> None:
+        """Enter a client whose work is of no use any more, though nothing is wrong with it: no cause for complaint."""
+        self._outcomes[client_id] = "dropped"
+        self._tell_unused(client_id, "dropped", reason)
+
+    def close(self, timeout: float | None, *, is_full: bool = False) -> None:
+        """Enter the clients that did not answer: as dropped where there were enough replies, else as missing."""
         for client_id in self._asked.values():
-            if client_id not in self._outcomes:
-                within = "" if timeout is None else f" within {timeout:g} s"
-                self._complain(client_id, "missing", self._overdue.get(client_id, f"no reply{within}"))
+            if client_id in self._outcomes:
+                continue
+            if is_full and client_id not in self._overdue:
+                self.drop(client_id, ENOUGH)
+                continue
+            within = "" if timeout is None else f" within {timeout:g} s"
+            self._complain(client_id, "missing", self._overdue.get(client_id, f"no reply{within}"))
 
     @property
     def counts(self) -> Counts:
-        """What came of the clients asked; all of those that have not answered are missing."""
+        """What came of the clients asked; all of those of whom nothing is known are missing."""
         outcomes = list(self._outcomes.values())
-        replied, rejected, failed = (outcomes.count(kind) for kind in ("replied", "rejected", "failed"))
-        return Counts(len(self._asked), replied, rejected, failed, len(self._asked) - len(outcomes))
+        replied, rejected, failed, dropped = (
+            outcomes.count(kind) for kind in ("replied", "rejected", "failed", "dropped")
+        )
+        missing = len(self._asked) - replied - rejected - failed - dropped
+        return Counts(len(self._asked), replied, rejected, failed, missing, dropped)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The clients whose work was dropped, in the order of ids."""
+        return tuple(sorted(name for name, outcome in self._outcomes.items() if outcome == "dropped"))
 
     @property
     def problems(self) -> dict[str, str]:
@@ -126,6 +166,9 @@ class PhaseRecord:
     def seconds(self) -> float:
         """Time since the record was begun."""
         return time.perf_counter() - self._opened
+
+    def _seconds_of(self, client_id: str) -> float:
+        return time.perf_counter() - self._begun.get(client_id, self._opened)
 
     def _bytes(self, client_id: str, received: int) -> dict[str, int]:
         """Return what went to and came from a client since the last time: on the wire, or else array content."""
@@ -150,7 +193,7 @@ class PhaseRecord:
             Replied,
             client=client_id,
             **self._bytes(client_id, received),
-            seconds=self.seconds,
+            seconds=self._seconds_of(client_id),
             client_seconds=metrics.get("seconds"),
             num_examples=metrics.get(NUM_EXAMPLES, 0),
             loss=metrics.get("loss"),
@@ -168,19 +211,22 @@ class PhaseRecord:
         """
         reason = printable(reason)
         self._problems[client_id] = reason
+        self._tell_unused(client_id, outcome, reason, received)
+        complaint = client_id, outcome + _NUMBER.sub("", reason)
+        if complaint not in self._telling.complaints:
+            self._telling.complaints.add(complaint)
+            _log.warning("Client %s is left out (%s): %s.", client_id, outcome, reason.rstrip("."))
+
+    def _tell_unused(self, client_id: str, outcome: str, reason: str, received: int = 0) -> None:
         self._telling.events.tell(
             Rejected,
             client=client_id,
             outcome=outcome,
             reason=reason,
             **self._bytes(client_id, received),
-            seconds=self.seconds,
+            seconds=self._seconds_of(client_id),
             **self._about,
         )
-        complaint = client_id, outcome + _NUMBER.sub("", reason)
-        if complaint not in self._telling.complaints:
-            self._telling.complaints.add(complaint)
-            _log.warning("Client %s is left out (%s): %s.", client_id, outcome, reason.rstrip("."))
 
 
 def _stray(client_id: str | None) -> str:

@@ -19,7 +19,7 @@ ClientMetrics = Mapping[str, Mapping[str, MetricValue]]
 
 @dataclass(frozen=True)
 class Counts:
-    """What came of the clients asked: sampled = replied + rejected + failed + missing.
+    """What came of the clients asked: sampled = replied + rejected + failed + missing + dropped.
 
     Attributes:
         sampled: clients asked.
@@ -27,6 +27,7 @@ class Counts:
         rejected: answered with something that was refused.
         failed: answered that they failed, or were reported unreachable.
         missing: did not answer in time.
+        dropped: were not waited for, because enough others had replied, or worked on a model that is too old.
     """
 
     sampled: int
@@ -34,6 +35,7 @@ class Counts:
     rejected: int
     failed: int
     missing: int
+    dropped: int = 0
 
     def __post_init__(self) -> None:
         """Check that every client asked is counted once.
@@ -41,8 +43,10 @@ class Counts:
         Raises:
             RunError: the numbers do not add up.
         """
-        if self.sampled != self.replied + self.rejected + self.failed + self.missing:
-            raise RunError(f"Expected sampled = replied + rejected + failed + missing, got {self}. Report this defect.")
+        if self.sampled != self.replied + self.rejected + self.failed + self.missing + self.dropped:
+            raise RunError(
+                f"Expected sampled = replied + rejected + failed + missing + dropped, got {self}. Report this defect."
+            )
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class PhaseResult:
         bytes_up: array content received from clients.
         seconds: from before the first message to after the last reply.
         max_weight: medians that a client may weigh in the weighted averages.
+        dropped: clients whose work was dropped, though nothing is wrong with it.
+        simulated_seconds: that the phase took in simulated time; None where there is none.
     """
 
     round: int
@@ -110,6 +116,8 @@ class PhaseResult:
     bytes_up: int
     seconds: float
     max_weight: float = field(default=DEFAULT_MAX_WEIGHT, kw_only=True)
+    dropped: tuple[str, ...] = field(default=(), kw_only=True)
+    simulated_seconds: float | None = field(default=None, kw_only=True)
 
     @property
     def mean_metrics(self) -> dict[str, float]:
@@ -136,6 +144,23 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class BufferOutcome:
+    """What a buffered step was made of.
+
+    Attributes:
+        mean_staleness: mean over its replies of the steps that were made while their clients were at work.
+        max_staleness: the most of them.
+        at_work: clients at work when the step was made.
+        models: of earlier steps that the server keeps for them.
+    """
+
+    mean_staleness: float
+    max_staleness: int
+    at_work: int
+    models: int
+
+
+@dataclass(frozen=True)
 class RoundResult(PhaseResult):
     """What a training round left behind.
 
@@ -145,12 +170,14 @@ class RoundResult(PhaseResult):
         secure: how secure aggregation went; None without.
         server_state: what the server's optimizer remembers after the step to w_{k+1}; what it did before where there
             was no step.
+        buffer: of a buffered step; None of a synchronous round.
     """
 
     params: Params
     privacy: Spent | None = None
     secure: SecureOutcome | None = field(default=None, kw_only=True)
     server_state: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    buffer: "BufferOutcome | None" = field(default=None, kw_only=True)
 
     @property
     def num_diverged(self) -> int:

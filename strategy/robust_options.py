@@ -107,4 +107,6 @@ def check_config(config: RunConfig) -> None:
     check_rule(federation.aggregation, federation.weighting, options)
     if federation.training == "federated":
         asked = num_chosen(config.data.num_clients, federation.participation_fraction)
+        if federation.mode == "buffered":
+            asked = min(config.data.num_clients, federation.buffer_size)
         check_round_size(federation.aggregation, asked, options)

@@ -311,9 +311,7 @@ class SecureTrainingPhase(TrainingPhase):
             message.content.config_records[CONFIG].update({TOLD: (told := shares.to_bytes()), **config})
             self._protocol_down += len(told)
         self._bytes_down = len(self.messages) * self._outgoing.num_bytes()
-        for node_id, reply in iter_replies(grid, self.messages, timeout, quorum(len(self.messages))):
-            self.take(node_id, reply)
-            del reply  # integers of a model's size; they need not outlive the wait for the next ones
+        self.take_stream(grid, timeout, quorum)
         self._dropped |= {TRAIN: lost} if (lost := len(asked) - len(self._masked)) else {}
         self._seconds[TRAIN] = time.perf_counter() - started
 

@@ -15,6 +15,9 @@ _OF_OPTIMIZERS = {
     "server_bias_correction": ("adam",),
 }
 
+_OF_BUFFERED = ("concurrency", "buffer_size", "staleness_exponent", "max_staleness")
+"""Options without a meaning where each round waits for its clients."""
+
 
 class FederationConfig(Section):
     """Rounds, participation and weighting."""
@@ -70,6 +73,40 @@ class FederationConfig(Section):
         60.0, ge=0, le=1e6, description="seconds that the other clients have once min-reply-fraction have answered"
     )
     round_timeout: float = Field(3600.0, gt=0, le=1e6, description="seconds to wait for the replies of a phase")
+    over_selection: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="o, a round asks (1 + o) times the clients that it needs, and ends when as many as it needs have "
+        "replied; above 0 runs on machines are not repeatable",
+    )
+    mode: Literal["synchronous", "buffered"] = Field(
+        "synchronous",
+        description="synchronous rounds wait for the clients that they ask; buffered takes replies as they come and "
+        "steps after every buffer-size of them (FedBuff): runs on machines are not repeatable",
+    )
+    concurrency: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="buffered: clients at work at any time; 0 is as many as participation-fraction asks in a round",
+    )
+    buffer_size: int = Field(10, ge=1, le=1_000_000, description="buffered: replies that a server step is made of")
+    staleness_exponent: float = Field(
+        0.5,
+        ge=0,
+        le=10,
+        description="buffered: a, an update counts (1 + s)^-a where s steps were made since its client was asked",
+    )
+    max_staleness: int = Field(
+        100, ge=0, le=1_000_000, description="buffered: work on a model that is more steps old is dropped"
+    )
+    client_speeds: str = Field(
+        "",
+        max_length=1000,
+        description="simulations: how long clients train, in simulated seconds: lognormal:SIGMA, slow:SHARE:FACTOR, "
+        "file:PATH or python:MODULE:FUNCTION; empty, training takes no simulated time",
+    )
 
     @model_validator(mode="after")
     def _options_are_of_the_server_optimizer(self) -> Self:
@@ -88,3 +125,26 @@ class FederationConfig(Section):
         if isinstance(values, Mapping) and values.get("aggregation") == "none":
             return {**values, "aggregation": "mean", "training": "local"}
         return values
+
+    @model_validator(mode="after")
+    def _stragglers_are_met_in_one_way(self) -> Self:
+        if self.mode == "synchronous":
+            idle = [name for name in _OF_BUFFERED if getattr(self, name) != type(self).model_fields[name].default]
+            if idle:
+                names = ", ".join(name.replace("_", "-") for name in idle)
+                raise ValueError(
+                    f"federation.{names} has no meaning in synchronous rounds; set federation.mode to buffered, or "
+                    "leave it out"
+                )
+            return self
+        if self.over_selection:
+            raise ValueError(
+                f"federation.over-selection={self.over_selection:g} contradicts federation.mode=buffered, in which no "
+                "client is waited for; leave over-selection at 0, or set mode to synchronous"
+            )
+        if self.training == "local":
+            raise ValueError(
+                "federation.mode=buffered contradicts federation.training=local, where clients send nothing that "
+                "could be buffered; set one of the two to its default"
+            )
+        return self

@@ -136,13 +136,14 @@ class Replied(OfClients):
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected(OfClients):
-    """A client that was asked has given no reply that could be used.
+    """A client that was asked has given no reply that was used.
 
     Attributes:
         client: its name.
         phase: `training` or `evaluation`.
         round: k.
-        outcome: `rejected` (refused), `failed` (an error in place of a reply) or `missing` (none in time).
+        outcome: `rejected` (refused), `failed` (an error in place of a reply), `missing` (none in time) or `dropped`
+            (not waited for, because enough others had replied, or work on a model that is too old).
         reason: one line of printable text, of at most some hundred characters.
         bytes_up: received from the client.
         bytes_down: sent to it.
@@ -154,7 +155,7 @@ class Rejected(OfClients):
     client: str
     phase: PhaseName
     round: int
-    outcome: Literal["rejected", "failed", "missing"]
+    outcome: Literal["rejected", "failed", "missing", "dropped"]
     reason: str
     bytes_up: int = 0
     bytes_down: int = 0

@@ -84,12 +84,13 @@ class RoundClosed(Event):
     Attributes:
         round: k.
         num_rounds: rounds in all.
-        sampled: clients asked to train; the sum of the next four. Like them, and the sums below, None where who takes
-            part is withheld.
+        sampled: clients asked to train, in buffered mode those of whose work something has come; the sum of the next
+            five. Like them, and the sums below, None where who takes part is withheld.
         replied: replies that were used.
         rejected: replies that were refused.
         failed: errors in place of replies.
         missing: replies that did not come in time.
+        dropped: clients that were not waited for, because enough others had replied, or worked on too old a model.
         problems: why replies were not used, by client.
         loss: mean training loss over the clients that replied; None or NaN without any.
         diverged: clients whose reply was used though its loss is not finite.
@@ -99,6 +100,8 @@ class RoundClosed(Event):
         bytes_up: array content received.
         bytes_down: array content sent.
         seconds: wall time of the round and its evaluation.
+        simulated_seconds: simulated time of the round; None where clients have no speeds (federation.client-speeds).
+        buffer: of a buffered step (nufed.strategy.results.BufferOutcome); None of a synchronous round.
         evaluation: curves of the participating clients, their problems and seconds; None without evaluation.
         secure_aggregation: how secure aggregation went (nufed.strategy.results.SecureOutcome); None without.
         epsilon: ε of client-level differential privacy, of all rounds so far; None without.
@@ -114,6 +117,7 @@ class RoundClosed(Event):
     rejected: int | None = 0
     failed: int | None = 0
     missing: int | None = 0
+    dropped: int | None = 0
     problems: Mapping[str, str] = field(default_factory=dict)
     loss: float | None = None
     diverged: int | None = 0
@@ -123,6 +127,8 @@ class RoundClosed(Event):
     bytes_up: int | None = 0
     bytes_down: int | None = 0
     seconds: float = 0.0
+    simulated_seconds: float | None = None
+    buffer: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
     secure_aggregation: Mapping[str, Any] | None = None
     epsilon: float | None = None

@@ -59,6 +59,11 @@ def _differs(config: RunConfig, *names: str) -> bool:
     return any(getattr(config.privacy, name) != fields[name].default for name in names)
 
 
+def _ends_early(config: RunConfig) -> bool:
+    over = config.federation.over_selection
+    return over > 0 and config.federation.min_reply_fraction < config.privacy.secure_threshold * (1 + over)
+
+
 def _scales_run_wide(config: RunConfig) -> bool:
     data = config.data
     return data.input_scale == "run" or (data.target_scale == "run" and not data.target_means)
@@ -148,6 +153,21 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
         "privacy.dp=client contradicts federation.min-reply-fraction={federation.min_reply_fraction:g}: one client "
         "more could decide whose late reply is left out, and so change the sum by more than its own clipped update",
         "Leave min-reply-fraction at 1, and give a round-timeout that does not depend on who has answered",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "over-selection-with-client-dp",
+        lambda config: config.privacy.dp == "client" and config.federation.over_selection > 0,
+        "privacy.dp=client contradicts federation.over-selection={federation.over_selection:g}: whose update is in the "
+        "sum would depend on who else was drawn, so that one client changes it by two clipped updates",
+        "Leave over-selection at 0, and end rounds by a round-timeout",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "buffered-mode-with-client-dp",
+        lambda config: config.privacy.dp == "client" and config.federation.mode == "buffered",
+        "privacy.dp=client contradicts federation.mode=buffered: ε counts on clients being drawn",
+        "Set mode to synchronous, or choose --dp record",
         of_strategy=True,
     ),
     Contradiction(
@@ -288,6 +308,21 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
         "federation.min-reply-fraction={federation.min_reply_fraction:g} is below privacy.secure-threshold="
         "{privacy.secure_threshold:g}: a round that ends with so few models has no sum",
         "Raise min-reply-fraction, or lower secure-threshold, which stays above 0.5",
+    ),
+    Contradiction(
+        "over-selection-with-secure-aggregation",
+        lambda config: _is_secure(config) and _ends_early(config),
+        "federation.over-selection={federation.over_selection:g} lets a round end with fewer of the clients "
+        "asked than privacy.secure-threshold={privacy.secure_threshold:g}: it has no sum",
+        "Lower over-selection, or secure-threshold, which stays above 0.5",
+        of_strategy=True,
+    ),
+    Contradiction(
+        "buffered-mode-with-secure-aggregation",
+        lambda config: _is_secure(config) and config.federation.mode == "buffered",
+        "privacy.secure-aggregation contradicts federation.mode=buffered: masks cancel among clients of one round",
+        "Set mode to synchronous, with over-selection against stragglers, or leave --secure-aggregation out",
+        of_strategy=True,
     ),
     Contradiction(
         "local-training-with-secure-aggregation",

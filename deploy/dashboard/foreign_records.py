@@ -6,7 +6,7 @@ from typing import Any
 _NUMBERS = (
     *("time", "seconds", "client_seconds", "loss", "bytes_up", "bytes_down", "round", "first_round", "num_rounds"),
     *("primary_step", "num_parameters", "num_support", "sampled", "replied", "rejected", "failed", "missing"),
-    *("gradient_evaluations", "hvps", "dropped"),
+    *("gradient_evaluations", "hvps", "dropped", "simulated_seconds"),
 )
 _SCORES = ("before", "after")
 _LARGEST = 1e18

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 MOST_CLIENTS, MOST_LINES, RECENT_LINES = 50_000, 2000, 200
 _RECENT_ROUNDS = 10
-_POINT = ("round", "loss", "seconds", "bytes_up", "bytes_down", "sampled", "replied", "rejected", "failed", "missing")
-_COSTS = ("gradient_evaluations", "hvps", "bytes_up", "bytes_down", "rejected", "failed", "missing", "seconds")
+_COUNTS = ("rejected", "failed", "missing", "dropped")
+_POINT = ("round", "loss", "seconds", "bytes_up", "bytes_down", "sampled", "replied", *_COUNTS)
+_COSTS = ("gradient_evaluations", "hvps", "bytes_up", "bytes_down", *_COUNTS, "seconds", "simulated_seconds")
 _TOLD_ALREADY = re.compile(r" (joined|left) \(\d+ connected\)$")
 """Of lines that tell what a record of its own tells, too."""
 _SPREADS = ("worst_decile", "spread", "num_diverged")
@@ -289,10 +290,12 @@ class RunView:
     def _rejected(self, event: Mapping[str, Any]) -> None:
         row = self.client(str(event["client"]))
         row.is_working = False
-        row.rejections += 1
-        row.failed_in_a_row += 1
         row.bytes_up += int(event.get("bytes_up") or 0)
         row.bytes_down += int(event.get("bytes_down") or 0)
+        if event["outcome"] == "dropped":  # nothing is wrong with it
+            return
+        row.rejections += 1
+        row.failed_in_a_row += 1
         reason = without_folders(printable(str(event["reason"])))
         row.reasons.append((int(event["round"]), reason))
         text = f"{event['outcome']} in {event['phase']}, round {event['round']}: {reason}"
@@ -301,7 +304,7 @@ class RunView:
     def _round(self, event: Mapping[str, Any]) -> None:
         self.round, self.num_rounds = int(event["round"]), int(event.get("num_rounds") or self.num_rounds)
         point = {name: event.get(name) for name in (*_POINT, "epsilon", "delta")}
-        point |= {name: event.get(name) or 0 for name in ("gradient_evaluations", "hvps")}
+        point |= {name: event.get(name) or 0 for name in ("gradient_evaluations", "hvps", "simulated_seconds")}
         point["seconds"] = float(event.get("seconds") or 0.0)
         self.points = [each for each in self.points if each["round"] < self.round] if self._repeats() else self.points
         self.points.append(json_ready(point))
@@ -369,9 +372,8 @@ class RunView:
         self.round, self.phase, self.ended = int(event["round"]), "", event.get("time")
         for row in self.clients.values():
             row.is_working = False
-        summary = event.get("summary") or {}
-        if self.begun is not None and is_number(summary.get("seconds")):  # of its rounds, as everywhere else
-            self.ended = self.begun + summary["seconds"]
+        if (summary := event.get("summary") or {}) and self.begun is not None and is_number(summary.get("seconds")):
+            self.ended = self.begun + summary["seconds"]  # of its rounds, as everywhere else
         self.judged(self.round, {name: summary.get(name) for name in ("participating", "new") if summary.get(name)})
         level = "info" if self.status == "complete" else "warning"
         why = f": {self.reason}" if self.reason else ""

@@ -104,7 +104,7 @@ class PrometheusMetrics:
         self._evaluated = self._gauge("evaluated_clients", "Clients that answered the last evaluation", ["group"])
         self._gradients = self._counter("gradient_evaluations", "Gradients computed by clients in training")
         self._hvps = self._counter("hessian_vector_products", "Hessian-vector products computed by clients in training")
-        self._declare_private()
+        self._declare_of_some_runs()
         self._checkpoint = self._gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint was saved")
         self._closed = self._gauge("last_round_timestamp_seconds", "When the last round was closed, or the run started")
         self._dropped = self._counter("dropped_events", "Events that a reader of the run has missed", ["sink"])
@@ -120,6 +120,14 @@ class PrometheusMetrics:
             Replied: self._on_reply, RoundClosed: self._on_round, SinkDropped: self._on_dropped,
             Started: self._on_start,
         }  # fmt: skip
+
+    def _declare_of_some_runs(self) -> None:
+        """Declare what only runs with late clients, or with privacy, have."""
+        self._declare_private()
+        self._staleness = self._gauge("update_staleness_steps", "Mean over the last step's updates of the steps missed")
+        self._kept_models = self._gauge("kept_models", "Earlier models that clients at work were sent")
+        self._simulated = self._counter("simulated_seconds", "Simulated time of rounds")
+        self._is_buffered = False
 
     def _declare_private(self) -> None:
         self._epsilon = self._gauge("privacy_epsilon", "epsilon of client-level differential privacy that is spent")
@@ -144,6 +152,7 @@ class PrometheusMetrics:
     def _on_start(self, event: Started) -> None:
         about = {"run": event.run, "engine": event.engine, "measure": event.measure}
         self._run.info({name: value[:_LONGEST_LABEL] for name, value in about.items()})
+        self._is_buffered = event.options.get("federation.mode") == "buffered"
         self._is_counted = "participants" not in withheld_by(event.options)
         self._planned.set(event.num_rounds)
         self._round.set(event.first_round - 1)
@@ -157,13 +166,14 @@ class PrometheusMetrics:
         self._asked.discard(event.client)
 
     def _on_asked(self, event: Asked) -> None:
-        self._asked = set(event.clients)
+        self._asked |= set(event.clients)
 
     def _on_phase(self, event: Phase) -> None:
         self._state.state(event.phase)
         if event.seconds is not None:
             self._phase_seconds.labels(event.phase).observe(event.seconds)
-            self._asked.clear()
+            if not (self._is_buffered and event.phase == "training"):  # in which clients go on after a step
+                self._asked.clear()
 
     def _on_reply(self, event: Replied) -> None:
         self._asked.discard(event.client)
@@ -189,6 +199,10 @@ class PrometheusMetrics:
         self._epsilon.set(math.nan if event.epsilon is None else event.epsilon)
         self._gradients.inc(event.gradient_evaluations or 0)
         self._hvps.inc(event.hvps or 0)
+        if event.buffer:
+            self._staleness.set(event.buffer["mean_staleness"])
+            self._kept_models.set(event.buffer["models"])
+        self._simulated.inc(event.simulated_seconds or 0)
         if secure := event.secure_aggregation:
             self._secure.labels("no" if secure["reason"] else "yes").inc()
             for stage, lost in secure["dropped"].items():

@@ -250,6 +250,8 @@ def _of_round(event: RoundClosed) -> dict[str, float]:
         "training/loss": event.loss,
         "training/replied": event.replied,
         "training/not-used": None if None in unused else sum(number or 0 for number in unused),
+        "training/dropped": event.dropped or None,
+        "costs/simulated-seconds": event.simulated_seconds,
         "costs/bytes-up": event.bytes_up,
         "costs/bytes-down": event.bytes_down,
         "costs/seconds": event.seconds,

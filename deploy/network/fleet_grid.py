@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 from flwr.app import Error, Message
 
@@ -44,6 +44,8 @@ class FleetGrid(RunGrid):
         roster: file of the clients' keys that an authority signed; None without.
     """
 
+    takes_quorum = True
+
     def __init__(self, state: LinkState, run: Run, service: FleetService, connections: Connections) -> None:
         super().__init__(run)
         self._state, self._service, self._connections = state, service, connections
@@ -52,6 +54,10 @@ class FleetGrid(RunGrid):
         self._unsent: dict[str, Message] = {}
         self.roster: RosterFile | None = None
         self._attempts: dict[str, int] = {}
+        self._lost: set[str] = set()  # of the messages under way, those whose nodes forgot them
+        self._answered: set[str] = set()  # and those for which something has come
+        self._checked = time.monotonic()
+        self._taken = ""  # the message of the last single reply, until the next one is asked for
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes that are connected."""
@@ -154,7 +160,8 @@ class FleetGrid(RunGrid):
         Args:
             messages: what to send.
             timeout: seconds; None waits for ever.
-            quorum: how many replies are enough, and how long the others are waited for then; None waits for all.
+            quorum: how many replies are enough, and how long the others are waited for then, counted by whoever takes
+                the replies; None waits for all.
         """
         deadline = _deadline(timeout)
         waiting = set(self.push_messages(messages))
@@ -164,19 +171,22 @@ class FleetGrid(RunGrid):
         try:
             while waiting:
                 seen = self._service.replies.count
-                lost = deliveries.take_lost()
-                partly = self._announced.keys() | self._unsent.keys() | deliveries.take_answered()
-                for reply in self._take(looked_at | (partly & waiting)):
+                self._hear()
+                lost = self._lost & waiting
+                self._lost -= lost
+                for reply in self._take(looked_at | self._partly(waiting)):
                     message_id = reply.metadata.reply_to_message_id
                     waiting.discard(message_id)
-                    if quorum is not None and not reply.has_error() and quorum.is_met_by_one_more():
-                        deadline = min(deadline, time.monotonic() + quorum.grace)
                     try:
                         yield reply
                     finally:
                         del reply  # a model: its room is another's now
                         deliveries.note_folded(message_id)
-                self._post_again(lost & waiting)
+                    if quorum is not None and quorum.is_full:
+                        return
+                self._answered -= waiting
+                deadline = quorum.ends_by(deadline) if quorum else deadline
+                self._post_again(lost)
                 left = deadline - time.monotonic()
                 if left <= 0 or not waiting:
                     break
@@ -191,6 +201,52 @@ class FleetGrid(RunGrid):
                 self._service.sessions.note_busy(self._outstanding[message_id].metadata.dst_node_id)
             self._withdraw(waiting)
             self._attempts.clear()
+
+    def send_one(self, message: Message, due: int | None = None) -> None:  # noqa: ARG002 - real time has no plan
+        """Send a message whose reply is asked for with `next_reply`."""
+        self.push_messages([message])
+
+    def next_reply(self, message_ids: Set[str], timeout: float) -> Message | None:
+        """Return one reply to any of these messages, or None if none comes within `timeout` seconds.
+
+        The room of the reply before is let go of: whoever asks for another has done with it.
+        """
+        self._service.deliveries.note_folded(self._taken)
+        deadline, waiting = _deadline(timeout), set(message_ids)
+        while True:
+            seen, looked_at = self._service.replies.count, set[str]()
+            if time.monotonic() - self._checked >= CHECK_INTERVAL:
+                looked_at, self._checked = self._silent(waiting), time.monotonic()
+            self._hear()
+            for reply in self._take(looked_at | self._partly(waiting)):
+                self._taken = reply.metadata.reply_to_message_id
+                self._attempts.pop(self._taken, None)
+                return reply
+            self._answered -= waiting
+            lost = self._lost & waiting
+            self._lost -= lost
+            self._post_again(lost)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            self._service.replies.wait(seen, min(left, CHECK_INTERVAL))
+
+    def withdraw(self, message_ids: Iterable[str]) -> None:
+        """Take back messages that nobody waits for any more; nodes that have taken one are busy until they are back."""
+        withdrawn = set(message_ids)
+        for message_id in withdrawn & self._outstanding.keys():
+            self._service.sessions.note_busy(self._outstanding[message_id].metadata.dst_node_id)
+        self._withdraw(withdrawn)
+
+    def _hear(self) -> None:
+        """Take note of what has come of messages, whoever waits for them."""
+        deliveries = self._service.deliveries
+        self._lost = (self._lost | deliveries.take_lost()) & self._outstanding.keys()
+        self._answered = (self._answered | deliveries.take_answered()) & self._outstanding.keys()
+
+    def _partly(self, waiting: set[str]) -> set[str]:
+        """Return those of some messages for which something has come."""
+        return (self._announced.keys() | self._unsent.keys() | self._answered) & waiting
 
     def _silent(self, waiting: set[str]) -> set[str]:
         """Return those of some messages whose nodes are not online."""

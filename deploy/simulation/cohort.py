@@ -85,6 +85,8 @@ def check_own(client_app: object) -> None:
 class CohortGrid(InProcessGrid):
     """A Grid that trains or evaluates all clients asked in one go; whom it cannot batch, it runs one at a time."""
 
+    computes_ahead = True
+
     def __init__(self, client_app: ClientApp, *, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
         """Serve `num_nodes` clients.
 

@@ -17,7 +17,11 @@ from nufed.common.privacy.rules import check_attack, check_privacy, check_scales
 from nufed.common.registry import find_registered
 from nufed.deploy.simulation.engine_options import EngineOptions
 from nufed.deploy.simulation.simulated_grid import SimulatedGrid
+from nufed.deploy.simulation.simulated_time import SimulatedClock
 from nufed.server.run import ServerOptions
+
+_EQUAL = "slow:0:1"
+"""Speeds of clients that have none in buffered mode, which is about what happens when."""
 
 
 def simulate(
@@ -89,6 +93,11 @@ def attacked(
     from nufed.deploy.simulation.attacks import recruit
 
     check_attack(config, attack[0])
+    if config.federation.mode == "buffered" and attack[0] in ("alie", "inner-product"):
+        raise ConfigError(
+            f"--attack {attack[0]} contradicts federation.mode=buffered: it is made of the others' updates of a round, "
+            "and there are no rounds. Choose another attack, or set mode to synchronous."
+        )
     hostile = recruit(*attack, config, federation)
     attackers = ", ".join(sorted(hostile.clients.values()))
     options.events.say_of_clients(f"attack {hostile.attack} by {attackers}: all means are of the others")
@@ -139,11 +148,13 @@ def prepare(config: RunConfig) -> Federation:
     from nufed.common.tasks.options import with_loss_options
     from nufed.common.tasks.weights import weighted_client
     from nufed.server.shared_scales import check_shared_scales
+    from nufed.strategy.buffer_options import check_buffer
     from nufed.strategy.robust_options import check_config
 
     find_estimator(config.method.estimator)
     check_config(config)
     check_privacy(config)
+    check_buffer(config.federation, config.data.num_clients)
     settings = process_settings()
     dtype = DTYPES[config.model.dtype]
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
@@ -152,6 +163,7 @@ def prepare(config: RunConfig) -> Federation:
     for client in federation.clients[:1] if is_large else federation.clients:  # the others when they are first asked
         check_client_targets(client, task)
     check_shared_scales(config)
+    clock_of(config)
     client = on_device(weighted_client(federation.clients[0], task), settings.device)
     model_pair(config.model, task, config.seed, settings.device).losses(client, config.method)
     notes = () if is_large else _batch_notes(config, federation)
@@ -293,20 +305,48 @@ computes all clients of a phase at once, equal to the others up to rounding. `au
 
 
 def _server_app(config: RunConfig, options: ServerOptions, engine: str) -> ServerApp:
-    """Return the server, which first tells its grid who attacks, and who the clients are where they are many."""
+    """Return the server, which first tells its grid who attacks, how fast clients are, and who they are if many."""
     from nufed.deploy.simulation.attacks import Adversary
     from nufed.server.app import build_server_app
 
-    server_app, told = build_server_app(replace(options, engine=engine)), ServerApp()
+    server_app, told, clock = build_server_app(replace(options, engine=engine)), ServerApp(), clock_of(config)
     adversary, clients = Adversary(options.hostile) if options.hostile else None, _listed(config)
 
     @told.main()
     def main(grid: Grid, context: Context) -> None:
         simulated = cast("SimulatedGrid", grid)
-        simulated.adversary, simulated.clients = adversary, clients
+        simulated.adversary, simulated.clients, simulated.clock = adversary, clients, clock
         server_app(grid=grid, context=context)
 
     return told
+
+
+def clock_of(config: RunConfig) -> SimulatedClock:
+    """Return the time of a simulation, in which clients train for as long as federation.client-speeds says.
+
+    Raises:
+        ConfigError: it says nothing that is understood.
+        DataError: names of clients are needed, and the data cannot be had.
+    """
+    from nufed.common.client_speeds import client_seconds
+    from nufed.common.data import list_clients, load_federation
+    from nufed.common.models import DTYPES
+    from nufed.common.settings import process_settings
+
+    def names() -> list[str]:
+        listed = list_clients(config.data, seed=config.seed, settings=process_settings())
+        if listed is not None:
+            return [name for name, _ in listed]
+        dtype = DTYPES[config.model.dtype]
+        federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=process_settings())
+        return [client.client_id for client in federation.clients]
+
+    federation = config.federation
+    if not (speeds := federation.client_speeds or (_EQUAL if federation.mode == "buffered" else "")):
+        return SimulatedClock()
+    return SimulatedClock(
+        client_seconds(speeds, config.data.num_clients, _num_nodes(config), seed=config.seed, names=names)
+    )
 
 
 def _listed(config: RunConfig) -> Sequence[tuple[str, Group]]:

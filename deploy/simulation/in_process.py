@@ -13,6 +13,8 @@ from nufed.deploy.simulation.simulated_grid import ClientTurn, SimulatedGrid, ta
 class InProcessGrid(SimulatedGrid):
     """A Grid that runs the ClientApp here, in the order of the messages; holds the clients' states."""
 
+    computes_ahead = False
+
     def __init__(self, client_app: ClientApp, *, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
         """Serve `num_nodes` clients that all run `client_app`.
 

@@ -9,9 +9,11 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import traceback
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +34,8 @@ from nufed.deploy.flower_runtime.words import (
     UserConfig,
 )
 from nufed.deploy.run_grid import RunGrid
+from nufed.deploy.simulation.simulated_time import MessagesUnderway, SimulatedClock, microseconds
+from nufed.strategy.exchange import Quorum
 
 FIRST_NODE_ID = 1000
 """Node ids 0 and 1 have a meaning of their own in Flower (nobody, the SuperLink)."""
@@ -96,13 +100,19 @@ class SimulatedGrid(RunGrid):
     """A Flower Grid over clients of this machine; holds their states and the messages under way.
 
     Message ids are numbers in the order of sending, run ids follow from the run's configuration: nothing is drawn.
-    Timeouts do not apply: simulated clients share the machine, so none of them is late.
+    Real time decides nothing: simulated clients share the machine. Where they have speeds, replies come in the order of
+    simulated time, and who is late is late in it.
 
     Attributes:
         adversary: speaks for clients that attack; None without any.
+        clock: simulated time; without speeds of the clients, nobody needs any.
         clients: names and groups in the order of the partitions, where they are many, so that only those that are asked
             for work are asked who they are; empty otherwise.
     """
+
+    takes_quorum = True
+    computes_ahead = True
+    """Whether all clients that are at work run at once when the reply of one is asked for, and not one by one."""
 
     def __init__(self, num_nodes: int, run_config: Mapping[str, Scalar]) -> None:
         """Make the grid this process's only sender of Flower messages.
@@ -113,6 +123,9 @@ class SimulatedGrid(RunGrid):
         if num_nodes < 1:
             raise RunError(f"Expected at least one simulated client, got {num_nodes}. Raise data.num-clients.")
         self.adversary: Adversary | None = None
+        self.clock = SimulatedClock()
+        self._underway = MessagesUnderway()
+        self._computed: dict[str, ClientTurn] = {}
         self.clients: Sequence[tuple[str, Group]] = ()
         self._num_nodes = num_nodes
         self._nodes = frozenset(range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes))
@@ -167,17 +180,98 @@ class SimulatedGrid(RunGrid):
     def stream_replies(
         self,
         messages: Iterable[Message],
-        timeout: float | None = None,  # noqa: ARG002 - the grids' signature
+        timeout: float | None = None,
+        quorum: Quorum | None = None,
     ) -> Iterator[Message]:
         """Yield each reply as soon as its client has run, so that the caller can hold one model at a time.
 
         The messages have their ids when this returns. When the caller stops early, clients whose turn has not come
         do not run.
 
+        Args:
+            messages: what to send.
+            timeout: simulated seconds; who takes longer does not run.
+            quorum: how many replies are enough, counted by the caller; who is later in simulated time does not run.
+
         Raises:
             NufedError: a client's own explanation of what is wrong with its data or options.
         """
-        return self._replies([message for _, message in map(self._address, messages)])
+        return self._in_time([message for _, message in map(self._address, messages)], timeout, quorum)
+
+    def _in_time(self, messages: list[Message], timeout: float | None, quorum: Quorum | None) -> Iterator[Message]:
+        """Yield the replies that come in time, and set the clock to when the last of them is waited for."""
+        durations = {id(message): self._duration(message) for message in messages}
+        limit: float = microseconds(timeout) if self.clock.is_set else math.inf
+        waiting = deque(sorted(messages, key=lambda each: durations[id(each)]))
+        spent = 0
+        while waiting and not (quorum and quorum.is_full):
+            # Of those that come next, as many as are needed whatever the others answer: they can run together.
+            most: float = len(waiting)
+            if quorum and (self.clock.is_set or not math.isinf(quorum.room)):
+                most = min(quorum.room, quorum.missing if quorum.missing > 0 else math.inf)
+            batch: list[Message] = []
+            while waiting and len(batch) < most and durations[id(waiting[0])] <= limit:
+                batch.append(waiting.popleft())
+            if not batch:
+                break
+            was_met = quorum is None or quorum.is_met
+            yield from self._replies(batch)
+            spent = durations[id(batch[-1])]
+            if quorum and quorum.is_met and not was_met:
+                limit = min(limit, spent + (microseconds(quorum.grace) if self.clock.is_set else math.inf))
+        is_cut_short = waiting and not (quorum and quorum.is_full) and not math.isinf(limit)
+        self.clock.now += int(limit) if is_cut_short else spent
+
+    def _duration(self, message: Message) -> int:
+        return self.clock.duration(message, message.metadata.dst_node_id - FIRST_NODE_ID)
+
+    @property
+    def simulated_now(self) -> int | None:
+        """Simulated microseconds so far; None where clients have no speeds."""
+        return self.clock.now if self.clock.is_set else None
+
+    def start_at(self, now: int) -> None:
+        """Set the clock, of a run that goes on."""
+        self.clock.now = now
+
+    def send_one(self, message: Message, due: int | None = None) -> int:
+        """Send a message, and return when its reply is due, in simulated microseconds."""
+        _, addressed = self._address(message)
+        due = self.clock.now + self._duration(addressed) if due is None else due
+        self._underway.add(addressed, due)
+        return due
+
+    def next_reply(self, message_ids: Set[str], timeout: float) -> Message | None:  # noqa: ARG002 - of all under way
+        """Return the reply that is due next; None if that is later than `timeout` simulated seconds."""
+        due = self._underway.first_due()
+        if due is None:
+            return None
+        if due - self.clock.now > microseconds(timeout):
+            self.clock.now += int(microseconds(timeout))
+            return None
+        self.clock.now = max(self.clock.now, due)
+        message = self._underway.pop()
+        if not self._is_known(message):
+            return next(self._replies([message]))
+        turn = self._computed_turn(message)
+        turns = iter([(message, turn)])
+        return next(self._sent_back(self.adversary.corrupted(turns) if self.adversary else turns))
+
+    def withdraw(self, message_ids: Iterable[str]) -> None:
+        """Take back messages that nobody waits for any more: their clients are free, and do not run."""
+        for message_id in message_ids:
+            self._underway.withdraw(message_id)
+            self._computed.pop(message_id, None)
+
+    def _computed_turn(self, message: Message) -> ClientTurn:
+        """Return what a client made of a message; its state is what it was when the reply is given out."""
+        message_id = message.metadata.message_id
+        if message_id not in self._computed:
+            others = self._underway.all() if self.computes_ahead else []
+            new = [each for each in others if each.metadata.message_id not in self._computed and self._is_known(each)]
+            for each, turn in self._turns([message, *new]):
+                self._computed[each.metadata.message_id] = turn
+        return self._computed.pop(message_id)
 
     def _address(self, message: Message) -> tuple[str, Message]:
         # Messages take these two from the process, which may hold several grids; there are no setters.
@@ -195,7 +289,11 @@ class SimulatedGrid(RunGrid):
                 reason = f"There is no node {message.metadata.dst_node_id}; nodes are {FIRST_NODE_ID} and up."
                 yield self._numbered(Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message))
         turns = self._turns([message for message in messages if self._is_known(message)])
-        for message, turn in self.adversary.corrupted(turns) if self.adversary else turns:
+        yield from self._sent_back(self.adversary.corrupted(turns) if self.adversary else turns)
+
+    def _sent_back(self, turns: Iterator[tuple[Message, ClientTurn]]) -> Iterator[Message]:
+        """Yield the replies of clients' turns, whose states are kept from then on."""
+        for message, turn in turns:
             self._states[message.metadata.dst_node_id] = turn.state
             self._report(message, turn)
             yield self._numbered(turn.reply)

@@ -136,7 +136,7 @@ def assert_left_out(result, weighting, outcome, reason):
     assert vars(result.counts) == {
         "sampled": 4,
         "replied": 3,
-        **{kind: int(kind == outcome) for kind in ("rejected", "failed", "missing")},
+        **{kind: int(kind == outcome) for kind in ("rejected", "failed", "missing", "dropped")},
     }
     assert list(result.problems) == ["bad"]
     assert re.search(reason, result.problems["bad"])

@@ -40,7 +40,7 @@ def test_a_round_averages_the_chosen_clients_uniformly():
     chosen = choose([f"c{i}" for i in range(10)], 0.3, seed=4, round=7)
     steps = [1 / (int(name[1:]) + 3) for name in chosen]
     assert sorted(result.client_metrics) == list(chosen)
-    assert vars(result.counts) == {"sampled": 3, "replied": 3, "rejected": 0, "failed": 0, "missing": 0}
+    assert vars(result.counts) == {"sampled": 3, "replied": 3, "rejected": 0, "failed": 0, "missing": 0, "dropped": 0}
     torch.testing.assert_close(result.params["w"], SENT["w"] + sum(steps) / 3)
     assert result.mean_metrics["loss"] == pytest.approx(sum(steps) / 3)
     assert result.round == 7
@@ -261,7 +261,7 @@ def test_a_client_that_left_is_not_asked():
 
     result = strategy.train_round(grid, SENT, 2, timeout=5)
 
-    assert vars(result.counts) == {"sampled": 2, "replied": 2, "rejected": 0, "failed": 0, "missing": 0}
+    assert vars(result.counts) == {"sampled": 2, "replied": 2, "rejected": 0, "failed": 0, "missing": 0, "dropped": 0}
 
 
 def test_a_model_that_is_not_finite_does_not_start_a_round():

@@ -74,7 +74,7 @@ def test_the_mean_of_clipped_updates_has_a_fixed_denominator_and_missing_clients
     result = strategy(terms_with(num_clients=8)).train_round(federation(long, short, broken, bad), SENT, 1, timeout=5)
 
     length = math.sqrt(20_001)
-    assert vars(result.counts) == {"sampled": 4, "replied": 2, "rejected": 1, "failed": 1, "missing": 0}
+    assert vars(result.counts) == {"sampled": 4, "replied": 2, "rejected": 1, "failed": 1, "missing": 0, "dropped": 0}
     torch.testing.assert_close(result.params["w"], empty["w"] + 2 / length / 8, atol=1e-6, rtol=0)
     torch.testing.assert_close(result.params["b"], empty["b"] + (1.5 + 2 / length) / 8, atol=1e-6, rtol=0)
 

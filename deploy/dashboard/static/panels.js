@@ -74,7 +74,7 @@ export class Costs {
       el("section", { class: "card wide full" }, el("h2", {}, "Costs"), el("dl", { class: "tiles" },
         tile("bytes_up", "Received from clients"), tile("bytes_down", "Sent to clients"), tile("seconds", "Time in rounds"),
         tile("gradient_evaluations", "Gradient evaluations"), tile("hvps", "Hessian-vector products"),
-        tile("unused", "Replies not used"), tile("parameters", "Numbers in the model"))),
+        tile("unused", "Replies not used"), tile("dropped", "Not waited for"), tile("simulated", "Simulated time"), tile("parameters", "Numbers in the model"))),
       ...cards);
   }
 
@@ -87,6 +87,8 @@ export class Costs {
     setText(this.tiles.gradient_evaluations, told(costs.gradient_evaluations, count));
     setText(this.tiles.hvps, told(costs.hvps, count));
     setText(this.tiles.unused, costs.rejected === null ? "withheld" : count(costs.rejected + costs.failed + costs.missing));
+    setText(this.tiles.dropped, told(costs.dropped, count));
+    setText(this.tiles.simulated, costs.simulated_seconds ? duration(costs.simulated_seconds) : "–");
     setText(this.tiles.parameters, num_parameters ? count(num_parameters) : "–");
     const why = (name) => (withheld(head, name) ? NOT_COVERED : undefined);
     const spent = points.filter((row) => Number.isFinite(row.epsilon));

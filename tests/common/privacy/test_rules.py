@@ -36,6 +36,8 @@ ROWS = {
         {**CLIENT, "federation.min-reply-fraction": 0.9},
         {"federation.min-reply-fraction": 1.0},
     ),
+    "over-selection-with-client-dp": ({**CLIENT, "federation.over-selection": 0.3}, {"privacy.dp": "record"}),
+    "buffered-mode-with-client-dp": ({**CLIENT, "federation.mode": "buffered"}, {"privacy.dp": "record"}),
     "local-training-with-dp": ({**RECORD, "federation.training": "local"}, {"federation.training": "federated"}),
     "client-curves-outside-simulations": (
         {**CLIENT, "data.source": "private", "privacy.publish": "client-curves"},
@@ -76,6 +78,14 @@ ROWS = {
     "early-end-of-rounds-with-secure-aggregation": (
         {**SECURE, "federation.min-reply-fraction": 0.6},
         {"privacy.secure-threshold": 0.6},
+    ),
+    "over-selection-with-secure-aggregation": (
+        {**SECURE, "federation.over-selection": 0.5},
+        {"federation.over-selection": 0.4},
+    ),
+    "buffered-mode-with-secure-aggregation": (
+        {**SECURE, "federation.mode": "buffered"},
+        {"federation.mode": "synchronous"},
     ),
     "local-training-with-secure-aggregation": (
         {**SECURE, "federation.training": "local"},
