@@ -4,10 +4,13 @@ Nothing but model arrays and aggregate metrics leaves a client, and statistics o
 the model that a run ends with, a client may keep its adapted copy (node configuration `personal-model`).
 """
 
+from dataclasses import replace
+
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from nufed.client.attending import attend, expected_params
+from nufed.client.client_state import ClientState, check_state_file
 from nufed.client.error_replies import without_data
 from nufed.client.own_gain import tell_own_gain
 from nufed.client.personal_model import keep_after_run, personal_path
@@ -41,6 +44,7 @@ def describe(message: Message, context: Context) -> Message:
     personal_path(context.node_config)
     if data.group == "participating":
         check_consent(place.config, context.node_config)
+        check_state_file(place.config, context.node_config)
     sizes = len(data.support), len(data.validation), len(data.test)
     if "data" in context.node_config and not place.shown.examples:
         sizes = 0, 0, 0
@@ -63,9 +67,10 @@ def train(message: Message, context: Context) -> Message:
     check_train_message(message, place, context.node_config)
     check_consent(place.config, context.node_config)
     request = TrainRequest.from_records(message.content, expected_params(place))
+    state = ClientState(place, message, context)
     if is_secure(message.content):
-        return masked(message, context, request.params, lambda: trained(place, request, context.node_config))
-    return Message(trained(place, request, context.node_config).to_records(), reply_to=message)
+        return masked(message, context, request.params, lambda: trained(place, request, context.node_config, state))
+    return Message(trained(place, request, context.node_config, state).to_records(), reply_to=message)
 
 
 for _name, _answer in STAGES.items():
@@ -79,6 +84,7 @@ def evaluate(message: Message, context: Context) -> Message:
     place = attend(message, context)
     request = EvaluateRequest.from_records(message.content, expected_params(place))
     params = on_device(request.params)
+    place = replace(place, kept=ClientState(place, message, context).before(request.round + 1))
     reply = EvaluateReply(0)
     if place.shown.evaluation:
         curves = adaptation_curves(place, params, all_metrics=request.all_metrics)

@@ -9,11 +9,12 @@ from torch import nn
 
 from nufed.common.config import MethodConfig, ModelConfig
 from nufed.common.errors import ModelError
-from nufed.common.examples import ClientData, TaskInfo
+from nufed.common.examples import ClientData, Examples, TaskInfo
 from nufed.common.meta.estimators import find_estimator
-from nufed.common.meta.parts import check_head
+from nufed.common.meta.parts import check_head, uses_head
 from nufed.common.models import build_model, check_same_outputs, examine
 from nufed.common.models.frozen import frozen_hash, in_training_mode
+from nufed.common.models.heads import find_head, resolve_head
 from nufed.common.settings import process_settings
 from nufed.common.task import ModelLoss, make_loss
 from nufed.common.traits import UNKNOWN, Traits
@@ -43,7 +44,25 @@ class ModelPair:
         self.training, self.evaluation = in_training_mode(training), evaluation.eval()
         self._task = task
         self._traits: dict[tuple[bool, bool], Traits] = {}
+        self._head: str | None = None
         self._lock = threading.Lock()
+
+    def with_head(self, data: ClientData, method: MethodConfig) -> MethodConfig:
+        """Return the method with the names of the head's parameters in `head`, where it treats the head otherwise.
+
+        Raises:
+            ModelError: the model has no module of that name, or which of its layers is the head is for the user to say.
+        """
+        if not uses_head(method):
+            return method
+        examples = _some_of(data)
+        if method.head or examples is None:
+            return method.model_copy(update={"head": resolve_head(self.evaluation, method.head)} if method.head else {})
+        with self._lock:
+            if self._head is None:
+                rows = torch.arange(min(2, len(examples)), device=examples.device)
+                self._head = find_head(self.evaluation, examples.take(rows).inputs)
+            return method.model_copy(update={"head": self._head})
 
     def losses(self, data: ClientData, method: MethodConfig) -> tuple[ModelLoss, ModelLoss]:
         """Return the losses in training and in evaluation mode, after the model was examined on a client's examples.
@@ -60,7 +79,7 @@ class ModelPair:
         return make_loss(self.training, self._task, training), make_loss(self.evaluation, self._task, evaluation)
 
     def _examined(self, model: nn.Module, data: ClientData, *, twice: bool) -> Traits:
-        examples = next((split for split in (data.support, data.test, data.validation) if len(split)), None)
+        examples = _some_of(data)
         if examples is None:
             return UNKNOWN
         with self._lock:
@@ -68,6 +87,11 @@ class ModelPair:
             if key not in self._traits:
                 self._traits[key] = examine(model, self._task, examples, twice=twice)
             return self._traits[key]
+
+
+def _some_of(data: ClientData) -> Examples | None:
+    """Return a split that has examples; None if there is none."""
+    return next((split for split in (data.support, data.test, data.validation) if len(split)), None)
 
 
 def model_pair(config: ModelConfig, task: TaskInfo, seed: int, device: str) -> ModelPair:

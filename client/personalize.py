@@ -72,7 +72,7 @@ def adapted_points(place: Workplace, params: Mapping[str, Tensor]) -> Iterator[P
     """Yield the model after s = 0 … S gradient steps on the support split, in evaluation mode.
 
     Plain steps, unless the method has others (common/meta/objective.py). Where nothing is aggregated, step 0 is the
-    model that the client trained alone.
+    model that the client trained alone; where it keeps something between rounds, it starts with that.
     """
     evaluation, method = place.config.evaluation, place.config.method
     if place.config.federation.training == "local":
@@ -82,7 +82,7 @@ def adapted_points(place: Workplace, params: Mapping[str, Tensor]) -> Iterator[P
         replace(batch, mask_seed=_draws_seed(place, "adapt", step))
         for step, batch in enumerate(adaptation_batches(place.data, evaluation, seed=place.config.seed))
     )
-    return fine_tune(place.adaptation_loss, params, batches, step_size, method)
+    return fine_tune(place.adaptation_loss, params, batches, step_size, method, kept=place.kept)
 
 
 def judge_split(place: Workplace, point: Params, name: Split, step: int) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nufed.client.client_state import check_state_file
 from nufed.client.personal_model import personal_path
 from nufed.client.workplace import Workplace, membership, workplace_of
 from nufed.common.config import RunConfig, Scalar
@@ -102,6 +103,7 @@ def rehearse(config: RunConfig, node_config: Mapping[str, Scalar], settings: Set
     sizes = {name: len(split) for name, split in _splits(place).items()}
     ClientDescription(place.data.client_id, place.data.group, *sizes.values()).to_records()
     personal_path(node_config)
+    check_state_file(config, node_config)
     params = model_params(place.model)
     loss = _loss(place, params)
     columns = _columns(rows)

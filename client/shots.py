@@ -51,7 +51,8 @@ def shots_of(place: Workplace, sizes: Sequence[int]) -> list[Shot]:
         support, is_short = few_examples(data.support, size, place.task, seed=seed, client_id=data.client_id)
         nothing = torch.zeros(0, dtype=torch.int64, device=support.device)
         few = replace(data, support=support, validation=data.validation.take(nothing))
-        shots.append(Shot(size, replace(place, data=_scaled_alone(few, place)), is_short))
+        # What a client keeps between rounds was trained on all of its examples.
+        shots.append(Shot(size, replace(place, data=_scaled_alone(few, place), kept=None), is_short))
     return shots
 
 

@@ -22,6 +22,7 @@ from nufed.common.errors import ConfigError, NufedError
 from nufed.common.examples import ClientData, Group, TaskInfo
 from nufed.common.metrics.trial import try_own_metrics
 from nufed.common.models import MODELS
+from nufed.common.params import Params
 from nufed.common.privacy.publishing import Publication
 from nufed.common.settings import Settings
 from nufed.common.steps.compile_choice import settle_compile
@@ -50,6 +51,7 @@ class Workplace:
         training_loss: in training mode, what it draws following the batch.
         adaptation_loss: in evaluation mode.
         preparation: how a private table's columns became the inputs; None where nothing was changed.
+        kept: what the client keeps between rounds, while a message is answered (nufed.client.client_state).
         columns: of a private table, in the order of the inputs; empty otherwise.
         own: which of its own examples are for what, and what it remembers of earlier ones; None in a simulation.
         frozen: hash of the model's frozen part; empty where everything is trained.
@@ -65,6 +67,7 @@ class Workplace:
     own: "OwnExamples | None" = None
     frozen: str = ""
     columns: tuple[Column, ...] = ()
+    kept: Params | None = None
 
     @property
     def shown(self) -> Publication:
@@ -157,6 +160,7 @@ def workplace_of(
     with _of_the_run() if config.model.name in MODELS else nullcontext():
         pair = model_pair(config.model, task, config.seed, settings.device)
     with _of_the_run():
+        config = config.model_copy(update={"method": pair.with_head(data, config.method)})
         training_loss, adaptation_loss = pair.losses(data, config.method)
     config = settle_compile(config, training_loss, num_here)
     try_own_metrics(config.evaluation, pair.evaluation, task, data)

@@ -7,6 +7,7 @@ _SEQUENTIAL = {
     "method.step-sizes",
     "method.adapted-part",
     "method.trained-part",
+    "method.client-state",
     "method.proximal-strength",
     "method.personal-strength",
     "federation.training",

@@ -13,6 +13,7 @@ from nufed.common.config import RunConfig, Scalar, option_descriptions
 from nufed.common.registry import find_registered
 
 INNER_STEPS, ESTIMATOR = "method.num-inner-steps", "method.estimator"
+CLIENT_STATE = "method.client-state"
 PROXIMAL, PERSONAL, SERVER_LR = "method.proximal-strength", "method.personal-strength", "federation.server-lr"
 SERVER_OPTIMIZER = "federation.server-optimizer"
 
@@ -22,6 +23,7 @@ DEFINING_OPTIONS = (
     "method.step-sizes",
     "method.adapted-part",
     "method.trained-part",
+    CLIENT_STATE,
     PROXIMAL,
     PERSONAL,
     "federation.training",
@@ -87,8 +89,8 @@ def _server_optimizer(name: str, summary: str, source: str, server_lr: float = 1
 
 METHODS: dict[str, Method] = {
     "fedavg": Method(
-        "mean loss, ν = 0; fine-tuned at test time like all others",
-        "McMahan et al. 2017, Algorithm 1",
+        "mean loss over clients, ν = 0; fine-tuned at test time like all others",
+        "McMahan et al. 2017, Algorithm 1, whose weights are --weighting examples",
         {INNER_STEPS: 0},
     ),
     "per-fedavg": Method(
@@ -122,38 +124,55 @@ METHODS: dict[str, Method] = {
         frozenset({SERVER_LR}),
     ),
     "pfedme": Method(
-        "Moreau envelopes: ν steps to ŵ, then λ (w - ŵ), λ = --set method.personal-strength; ŵ at test time too",
+        "Moreau envelopes: ν steps to ŵ, which the client keeps, then λ (w - ŵ), λ = --set method.personal-strength",
         "T. Dinh, Tran and Nguyen 2020, Algorithm 1",
         {
             INNER_STEPS: 5,
             ESTIMATOR: "exact",
             "method.objective": "moreau",
+            CLIENT_STATE: "model",
             PERSONAL: 2.0,
         },
         frozenset({INNER_STEPS, PERSONAL}),
     ),
     "ditto": Method(
-        "FedAvg, and a personal model held to it by λ = --set method.personal-strength at test time",
+        "FedAvg, and each client's own model beside it, held to it by λ = --set method.personal-strength",
         "Li, Hu, Beirami and Smith 2021, Algorithm 1",
-        {INNER_STEPS: 0, PERSONAL: 0.5},
+        {INNER_STEPS: 0, CLIENT_STATE: "model", PERSONAL: 0.5},
         frozenset({PERSONAL}),
     ),
     "anil": Method(
-        "ν = 3 fine-tuning steps of the last layer alone, in the objective and at test time",
+        "ν = 3 fine-tuning steps of the head alone, in the objective and at test time",
         "Raghu et al. 2020, section 4",
         {INNER_STEPS: 3, ESTIMATOR: "exact", "method.adapted-part": "head"},
         frozenset({INNER_STEPS}),
     ),
     "fedrep": Method(
-        "the head is fitted in ν = 5 steps from one shared start, then the body takes a meta step",
+        "each client keeps its head: ν = 5 steps of it, then τ steps of the shared body",
         "Collins et al. 2021, Algorithm 1",
         {
             INNER_STEPS: 5,
             ESTIMATOR: "first-order",
             "method.adapted-part": "head",
             "method.trained-part": "body",
+            CLIENT_STATE: "head",
         },
         frozenset({INNER_STEPS}),
+    ),
+    "fedper": Method(
+        "FedAvg on the body alone, while each client keeps and trains its head",
+        "Arivazhagan et al. 2019, Algorithms 1 and 2",
+        {INNER_STEPS: 0, CLIENT_STATE: "head"},
+    ),
+    "lg-fedavg": Method(
+        "FedAvg on the head alone, while each client keeps and trains its body",
+        "Liang et al. 2020, Algorithm 1",
+        {INNER_STEPS: 0, CLIENT_STATE: "body"},
+    ),
+    "fedbabu": Method(
+        "FedAvg on the body alone, the head staying as it was drawn; all is fine-tuned at test time",
+        "Oh, Kim and Yun 2022, Algorithm 1",
+        {INNER_STEPS: 0, "method.trained-part": "body"},
     ),
     "meta-sgd": Method(
         "a learned fine-tuning step size for each parameter, ν = 1, used at test time too",

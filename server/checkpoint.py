@@ -1,9 +1,9 @@
 """What a run needs to go on after a crash: the server's model, the round it belongs to, and what was seen so far.
 
 Everything else that a run depends on follows from its configuration: random streams are derived from the seed and
-the round (common/rng.py), and clients keep nothing between rounds. So that a run goes on as itself or not at all, a
-checkpoint bears a checksum of itself and says which options and which log it belongs to; `nufed.server.resuming`
-compares.
+the round (common/rng.py), and what simulated clients keep is in files that the checkpoint names. So that a run goes on
+as itself or not at all, a checkpoint bears a checksum of itself and says which options and which log it belongs to;
+`nufed.server.resuming` compares.
 """
 
 from collections.abc import Mapping
@@ -67,6 +67,7 @@ class Checkpoint:
         origin: what it belongs to; None if it does not say, as those of NuFed 0.1.
         frozen: hash of the model's frozen part; empty where everything is trained.
         server_state: what the server's optimizer remembers (strategy/server_step.py).
+        client_states: which files have what simulated clients keep (server/client_states.py); None where nobody does.
     """
 
     round: int
@@ -75,6 +76,7 @@ class Checkpoint:
     origin: Origin | None = None
     frozen: str = ""
     server_state: Params = field(default_factory=dict)
+    client_states: Mapping[str, list[Any]] | None = None
 
 
 def save_checkpoint(  # noqa: PLR0913 - all but one by name
@@ -86,6 +88,7 @@ def save_checkpoint(  # noqa: PLR0913 - all but one by name
     origin: Origin | None = None,
     frozen: str = "",
     server_state: Mapping[str, Tensor] = MappingProxyType({}),
+    client_states: Mapping[str, list[Any]] | None = None,
 ) -> None:
     """Replace the folder's checkpoint; a crash at any moment leaves the old one or the new one, whole.
 
@@ -97,6 +100,7 @@ def save_checkpoint(  # noqa: PLR0913 - all but one by name
         origin: what it belongs to.
         frozen: hash of the model's frozen part; empty where everything is trained.
         server_state: what the server's optimizer remembers.
+        client_states: names the files of what simulated clients keep.
     """
     metadata: dict[str, Any] = {"format": FORMAT, "round": round, "history": history}
     if frozen:
@@ -106,6 +110,8 @@ def save_checkpoint(  # noqa: PLR0913 - all but one by name
         metadata["log"] = vars(origin.log)
         if origin.ledger:
             metadata["ledger"] = vars(origin.ledger)
+    if client_states is not None:
+        metadata["client_states"] = dict(sorted(client_states.items()))
     if server_state:
         metadata["server_state"] = sorted(server_state)
     remembered = {SERVER_STATE + name: tensor for name, tensor in server_state.items()}
@@ -125,7 +131,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     arrays, metadata = read_tensors(path)
     round_done, history = _checked(path, metadata, sealed=sealed)
     state = {name: arrays.pop(SERVER_STATE + name) for name in metadata.get("server_state", ())}
-    return Checkpoint(round_done, arrays, history, _origin(path, metadata), str(metadata.get("frozen", "")), state)
+    kept: dict[str, Any] = {"server_state": state, "client_states": metadata.get("client_states")}
+    return Checkpoint(round_done, arrays, history, _origin(path, metadata), str(metadata.get("frozen", "")), **kept)
 
 
 def checkpoint_round(folder: Path) -> int | None:

@@ -31,6 +31,7 @@ from nufed.server.adaptation_curves import GroupCurves, group_curves
 from nufed.server.at_work import ended_work, kept_state, restore_state
 from nufed.server.client_curves import ACCURACY, ClientCurves, curves_of_replies
 from nufed.server.client_privacy import begun, client_privacy, of_round, of_run
+from nufed.server.client_states import ClientStates, told_of
 from nufed.server.hostile import check_same_attack
 from nufed.server.options import ServerOptions
 from nufed.server.outcome import (
@@ -89,9 +90,9 @@ class Run:
         told = self.strategy.telling
         told.events, told.check = options.events, self._check_goes_on
         told.primary_step, told.wire_bytes = config.evaluation.primary_step, getattr(grid, "wire_bytes", None)
-        self._frozen = ""  # until the model is built
-        self._notes: list[str] = []
         check_speeds(config.federation, grid)
+        self._frozen, self._notes = "", list[str]()  # until the model is built
+        self._client_states = ClientStates.of(grid, config, is_disposable=options.is_disposable)
 
     def conduct(self) -> None:
         """Train, evaluate, and write everything down.
@@ -188,11 +189,13 @@ class Run:
         start = starting_point(self.config, task, self.options.resume)
         self.config, self._frozen = start.config, start.frozen
         self._notes = restore_state(self.strategy, start)
+        self._client_states.restore(self.options.resume, start.client_states, start.round)
         return RunState(start.round, start.params, start.history)
 
     def _told(self, *, final: bool = False) -> ConfigRecord:
         """Return what clients are told with a message: the frozen part's hash, and whether the model is the last."""
         told = ConfigRecord({FROZEN: self._frozen} if self._frozen else {})
+        told.update(self._client_states.told)
         if final:
             told.update({FINAL: 1, ALL_METRICS: 1, **shots_request(self.config.evaluation)})
         return told
@@ -205,6 +208,7 @@ class Run:
         folder = RunFolder.create(options.out, self.config, now=now, privacy=self._privacy, **described)
         for name, content in options.attachments.items():
             write_text(folder.path / name, content)
+        self._client_states.told = told_of(folder.path)
         return folder
 
     def _rounds(self, state: RunState, folder: RunFolder) -> Iterator[RunState]:
@@ -286,7 +290,8 @@ class Run:
 
     def _save(self, folder: RunFolder, state: RunState) -> None:
         kept = kept_state(self.strategy, state.history.to_json())
-        folder.save_checkpoint(round=state.round, params=state.params, frozen=self._frozen, **kept)
+        with self._client_states.written(folder.path) as kept["client_states"]:
+            folder.save_checkpoint(round=state.round, params=state.params, frozen=self._frozen, **kept)
 
     def _evaluate(
         self, state: RunState, group: EvaluatedGroup, round_done: int, *, final: bool = False

@@ -6,6 +6,7 @@ metrics.jsonl          one JSON object per round, flushed to disk round by round
 events.jsonl           what happened, one JSON object per event (server/events_file.py); nothing is computed from it
 privacy.jsonl          with client-level differential privacy: what each model has cost (common/privacy/ledger.py)
 checkpoint.safetensors the last finished round (server/checkpoint.py); `--resume` starts from it
+client-states/         in a simulation, what clients keep between rounds (server/client_states.py)
 clients.csv            one line per client: its adaptation curve
 model.safetensors      the server's model
 summary.json           final numbers, and how the run ended (server/outcome.py)
@@ -14,6 +15,7 @@ shots.csv, shots.png   where the run asks for `evaluation.shots`: curves after f
 """
 
 import platform
+import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor
 
 from nufed.common import __version__
+from nufed.common.client_states import RUN_ID
 from nufed.common.config import RunConfig
 from nufed.common.data import SharedScaling
 from nufed.common.durable_file import (
@@ -109,6 +112,8 @@ class RunFolder:
             ledger = PrivacyLedger.create(path / LEDGER, privacy.terms, privacy.epsilon) if privacy else None
             write_text(path / CONFIG, config.to_json())
             described = {"started": now.isoformat(timespec="seconds"), "engine": engine, **environment()}
+            if config.method.client_state != "none":
+                described[RUN_ID] = secrets.token_hex(16)
             if config.privacy.dp != "none" and process_settings().test_privacy_key:
                 described["warning"] = TEST_KEY_WARNING
             write_json(path / ENVIRONMENT, {**described, **({"hostile": hostile.to_json()} if hostile else {})})
@@ -154,6 +159,7 @@ class RunFolder:
                         origin=Origin((stored, config), log_mark(point.log), point.ledger),
                         frozen=checkpoint.frozen,
                         server_state=checkpoint.server_state,
+                        client_states=checkpoint.client_states,
                     )
                 write_text(path / CONFIG, config.to_json())
             if not keep_results:
@@ -178,7 +184,7 @@ class RunFolder:
         """Add one line to metrics.jsonl and, if `durable`, wait for the disk; NaN and infinities become null."""
         self._log.append(record, durable=durable)
 
-    def save_checkpoint(
+    def save_checkpoint(  # noqa: PLR0913 - by name
         self,
         *,
         round: int,  # noqa: A002 - the vocabulary's word
@@ -186,10 +192,12 @@ class RunFolder:
         history: Mapping[str, Any],
         frozen: str = "",
         server_state: Mapping[str, Tensor] = MappingProxyType({}),
+        client_states: Mapping[str, list[Any]] | None = None,
     ) -> None:
         """Replace the checkpoint by one of this run after the rounds that were appended."""
         origin = Origin((self.config,), self._log.mark, self.ledger.mark if self.ledger else None)
         kept: dict[str, Any] = {"origin": origin, "frozen": frozen, "server_state": server_state}
+        kept["client_states"] = client_states
         save_checkpoint(self.path, round=round, params=params, history=history, **kept)
 
     def write_clients(self, curves: Iterable[ClientCurves]) -> bytes:

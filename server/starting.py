@@ -37,6 +37,7 @@ class StartingPoint:
         history: sums and evaluations so far.
         server_state: what the server's optimizer remembers, and models that clients work on.
         at_work: who was at work when a buffered run was stopped (nufed.server.at_work).
+        client_states: names the files of what simulated clients keep; None where nobody does.
     """
 
     config: RunConfig
@@ -46,6 +47,7 @@ class StartingPoint:
     history: History = field(default_factory=History)
     server_state: Mapping[str, Tensor] = field(default_factory=dict)
     at_work: Mapping[str, Any] = field(default_factory=dict)
+    client_states: Mapping[str, list[Any]] | None = None
 
 
 def starting_point(config: RunConfig, task: TaskInfo, resume: Path | None) -> StartingPoint:
@@ -155,4 +157,4 @@ def _resumed(checkpoint: Checkpoint, initial: StartingPoint, rounds_without_repl
     history, state = replace(history, totals=totals), checkpoint.server_state
     at_work = checkpoint.history.get("at_work") or {}
     found = replace(initial, params=checkpoint.params, round=checkpoint.round, history=history, server_state=state)
-    return replace(found, at_work=at_work)
+    return replace(found, at_work=at_work, client_states=checkpoint.client_states)

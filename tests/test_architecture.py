@@ -27,6 +27,7 @@ FLOWER_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp
 KNOWS_FLOWER = {
     "client/app.py",
     "client/attending.py",
+    "client/client_state.py",
     "client/error_replies.py",
     "client/secure_aggregation.py",
     "common/secure_wire.py",

@@ -56,6 +56,21 @@ class MethodConfig(Section):
     trained_part: Literal["all", "body"] = Field(
         "all", description="what meta steps change: all parameters, or all but the last layer's"
     )
+    head: str = Field(
+        "",
+        description="modules or parameters that are the head, separated by commas; empty for the last layer that runs",
+    )
+    client_state: Literal["none", "head", "body", "model"] = Field(
+        "none",
+        description="what a client keeps to itself between rounds: nothing, its head (FedRep, FedPer), its body "
+        "(LG-FedAvg), or a model of its own beside the shared one (Ditto, pFedMe)",
+    )
+    num_personal_steps: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="steps of a client's own model in a round, of size inner-lr (Ditto); 0 makes num-local-steps",
+    )
     proximal_strength: float = Field(
         0.0, ge=0, le=1e6, description="μ, pull of meta steps towards the server's model (FedProx); 0 turns it off"
     )
@@ -205,6 +220,8 @@ def _observation_problem(method: MethodConfig) -> str | None:
 def _contradiction(method: MethodConfig) -> str | None:
     """Return what contradicts what, and what to do; None where a method's options go together."""
     values = method.model_dump(by_alias=True)
+    if problem := _state_contradiction(method):
+        return problem
     own = [f"{key}={value}" for key, value in _OWN_INNER_STEPS if values[key] == value]
     if len(own) > 1:
         return f"{own[0]} contradicts {own[1]}; choose one"
@@ -224,6 +241,42 @@ def _contradiction(method: MethodConfig) -> str | None:
         return f"estimator={method.estimator} contradicts {own[0]}, {why}; choose exact, unrolled or first-order"
     if method.compile == "on":
         return f"compile=on contradicts {own[0]}, {why}; leave compile at off"
+    return None
+
+
+def alternates(method: MethodConfig) -> bool:
+    """Return whether a round is ν steps of the client's own head, then τ steps of the shared body (FedRep)."""
+    return method.client_state == "head" and method.trained_part == "body"
+
+
+def _state_contradiction(method: MethodConfig) -> str | None:
+    """Return what contradicts `client-state`; None where nothing does."""
+    kept = f"client-state={method.client_state}"
+    if method.num_personal_steps and (method.client_state != "model" or method.objective == "moreau"):
+        return (
+            f"num-personal-steps={method.num_personal_steps} has a meaning for client-state=model with "
+            "objective=fine-tuned (Ditto) alone; leave it at 0"
+        )
+    if method.client_state == "none":
+        return None
+    if method.step_sizes != "fixed":
+        return f"step-sizes={method.step_sizes} contradicts {kept}, as they are of a model that all share; choose one"
+    if method.client_state == "model":
+        part = next((name for name in ("adapted", "trained") if getattr(method, f"{name}_part") != "all"), "")
+        return f"{part}-part contradicts {kept}, which is a whole model; set {part}-part=all" if part else None
+    if method.objective != "fine-tuned":
+        return f"objective={method.objective} contradicts {kept}; set client-state=none, or model (pFedMe)"
+    if method.client_state == "body" and method.trained_part == "body":
+        return f"trained-part=body contradicts {kept}: nothing would be shared; set trained-part=all"
+    if not alternates(method):
+        return None
+    if method.num_inner_steps == 0:
+        return f"num-inner-steps=0 contradicts {kept} with trained-part=body, whose head is fitted in so many steps"
+    if method.adapted_part != "head" or method.estimator != "first-order":
+        return (
+            f"{kept} with trained-part=body (FedRep) fits the head, then the body with the head as it is; set "
+            "adapted-part=head and estimator=first-order"
+        )
     return None
 
 

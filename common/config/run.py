@@ -51,6 +51,20 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _client_state_is_of_rounds(self) -> Self:
+        if self.method.client_state != "none" and self.federation.training == "local":
+            raise ValueError(
+                f"federation.training=local contradicts method.client-state={self.method.client_state}, which is what "
+                "clients keep between rounds: there are none; leave client-state at none"
+            )
+        if self.method.client_state != "none" and self.federation.mode == "buffered":
+            raise ValueError(
+                f"federation.mode=buffered contradicts method.client-state={self.method.client_state}: a run that goes on "
+                "asks again who was at work, after they have kept what they did; leave mode at synchronous"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _listed_step_sizes_are_used(self) -> Self:
         if has_listed_sizes(self.method) and self.evaluation.adapt_lr:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nufed.common.config import MethodConfig
@@ -61,7 +62,7 @@ class Estimator:
 def _make_steps(method: MethodConfig) -> MakeSteps:
     """Return how inner steps are computed; auto that nobody settled (nufed.common.steps.compile_choice) is off."""
     if method.adapted_part == "head":
-        return head_steps
+        return partial(head_steps, named=method.head)
     if method.compile != "on":
         return eager_steps
     from nufed.common.steps.compiled_steps import compiled_steps  # loads PyTorch's tracer

@@ -77,14 +77,23 @@ def step_direction(
     if method.proximal_strength:
         gradient = add_scaled(gradient, proximal_pull(point, server, method.proximal_strength), 1.0)
     if method.trained_part == "body":
-        gradient = without_head(gradient)
+        gradient = without_head(gradient, method.head)
     return clipped(gradient, method.max_grad_norm) if method.max_grad_norm else gradient
 
 
-def fine_tune(
-    loss: LossFn, params: Mapping[str, Tensor], batches: Iterable[Batch], step_size: float, method: MethodConfig
+def fine_tune(  # noqa: PLR0913 - all but five by name
+    loss: LossFn,
+    params: Mapping[str, Tensor],
+    batches: Iterable[Batch],
+    step_size: float,
+    method: MethodConfig,
+    *,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Params]:
     """Yield the model after 0, 1, 2, … fine-tuning steps at test time, one on each batch, as the method makes them.
+
+    A client's own head or body takes the place of the shared one, and a model of its own is where the steps start,
+    held to the shared model.
 
     Args:
         loss: the client's loss.
@@ -92,11 +101,16 @@ def fine_tune(
         batches: one per step, read as the steps are taken.
         step_size: α of test time; not read where step sizes are learned, observed or a list.
         method: λ, the part that is adapted, and the kind of step sizes.
+        kept: what the client keeps between rounds; None for one that has taken part in none.
     """
     model, sizes = split_step_sizes(params)
+    if kept and method.client_state != "model":
+        model = {**model, **kept}
     if method.personal_strength:
         loss = proximal_loss(loss, model, method.personal_strength)
     if method.step_sizes != "fixed":
         return adapt_by_sizes(loss, model, sizes, batches)
-    walk = adapt_head if method.adapted_part == "head" else adapt
-    return walk(loss, model, batches, inner_sizes(method, step_size))
+    if method.adapted_part == "head":
+        return adapt_head(loss, model, batches, inner_sizes(method, step_size), method.head)
+    start = {name: kept[name] for name in model} if kept and method.client_state == "model" else model
+    return adapt(loss, start, batches, inner_sizes(method, step_size))

@@ -43,18 +43,37 @@ def proximal_pull(params: Mapping[str, Tensor], anchor: Mapping[str, Tensor], st
 def moreau_gradient(
     loss: LossFn, *, inner_lr: float | Sequence[float], num_steps: int, strength: float
 ) -> MetaGradient:
-    """Return λ (w - ŵ), the gradient of min_x f(x; O) + λ/2 ‖x - w‖², with ŵ from ν steps of size α.
+    """Return λ (w - ŵ), the gradient of min_x f(x; O) + λ/2 ‖x - w‖², with ŵ from ν steps of size α that start at w.
 
-    Algorithm 1 of pFedMe (its K is ν, its R is τ) with the outer batch as its mini-batch; `batches.inner` is not read.
-    Clients keep nothing between rounds: each minimization starts at w. At the minimum, ∇f(ŵ) is λ (w - ŵ)
-    itself, so that `Estimate.growth` tells how nearly it was reached: 1.
+    `batches.inner` is not read. At the minimum, ∇f(ŵ) is λ (w - ŵ) itself, so that `Estimate.growth` tells how nearly
+    it was reached: 1.
     """
 
     def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
-        held = proximal_loss(loss, params, strength)
-        point = deque(adapt(held, params, [batches.outer] * num_steps, inner_lr), maxlen=1).pop()
-        outer_loss, outer_gradient = value_and_gradient(loss, point, batches.outer)
-        gradient = proximal_pull(params, point, strength)
-        return Estimate(gradient, outer_loss, norm(outer_gradient), Costs(num_steps + 1))
+        return moreau_step(
+            loss, params, params, batches.outer, inner_lr=inner_lr, num_steps=num_steps, strength=strength
+        )[0]
 
     return meta_gradient
+
+
+def moreau_step(  # noqa: PLR0913 - all but four by name
+    loss: LossFn,
+    params: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    batch: Batch,
+    *,
+    inner_lr: float | Sequence[float],
+    num_steps: int,
+    strength: float,
+) -> tuple[Estimate, Params]:
+    """Return the estimate of `moreau_gradient` and ŵ, with the steps towards ŵ begun at a point of the caller's.
+
+    One local round of Algorithm 1 of pFedMe (its K is ν, its R is τ); its authors' code begins where the round before
+    has ended, which the paper leaves open.
+    """
+    held = proximal_loss(loss, params, strength)
+    point = deque(adapt(held, start, [batch] * num_steps, inner_lr), maxlen=1).pop()
+    outer_loss, outer_gradient = value_and_gradient(loss, point, batch)
+    gradient = proximal_pull(params, point, strength)
+    return Estimate(gradient, outer_loss, norm(outer_gradient), Costs(num_steps + 1)), point

@@ -249,6 +249,24 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
         "Set objective=fine-tuned, step-sizes=fixed and adapted-part=all",
     ),
     Contradiction(
+        "own-part-with-record-dp",
+        lambda config: _is_record(config) and config.method.client_state in ("head", "body"),
+        "privacy.dp=record contradicts method.client-state={method.client_state}: a client's own part is fitted to its "
+        "records without noise, and the gradients of the shared part, which are sent, depend on it",
+        "Set client-state to none or model (a model of its own is never sent)",
+    ),
+    Contradiction(
+        "untrained-part-with-client-dp",
+        lambda config: (
+            config.privacy.dp == "client"
+            and (config.method.trained_part == "body" or config.method.client_state in ("head", "body"))
+        ),
+        "privacy.dp=client contradicts method.trained-part={method.trained_part} with method.client-state="
+        "{method.client_state}: the server adds noise to the whole model, also to the part that no client trains for "
+        "all, from which new clients start",
+        "Set trained-part=all, and client-state to none or model",
+    ),
+    Contradiction(
         "compile-with-record-dp",
         lambda config: _is_record(config) and config.method.compile == "on",
         "privacy.dp=record contradicts method.compile=on: what is compiled is the gradient of a whole batch, and "

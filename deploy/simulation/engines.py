@@ -165,7 +165,8 @@ def prepare(config: RunConfig) -> Federation:
     check_shared_scales(config)
     clock_of(config)
     client = on_device(weighted_client(federation.clients[0], task), settings.device)
-    model_pair(config.model, task, config.seed, settings.device).losses(client, config.method)
+    pair = model_pair(config.model, task, config.seed, settings.device)
+    pair.losses(client, pair.with_head(client, config.method))
     notes = () if is_large else _batch_notes(config, federation)
     return replace(federation, notes=(*federation.notes, *notes))
 

@@ -20,9 +20,11 @@ from typing import Protocol
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from nufed.client.client_state import kept_arrays, kept_round, node_records
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
 from nufed.common.examples import Group
+from nufed.common.params import Params
 from nufed.deploy.flower_runtime.wire import make_message
 from nufed.deploy.flower_runtime.words import (
     NUM_PARTITIONS_KEY,
@@ -153,6 +155,19 @@ class SimulatedGrid(RunGrid):
     def listed_clients(self) -> dict[int, tuple[str, Group]] | None:
         """Return names and groups by node id, where there are many clients; None elsewhere."""
         return dict(enumerate(self.clients, FIRST_NODE_ID)) if self.clients else None
+
+    def kept_rounds(self) -> dict[int, int]:
+        """Return partition -> the round of what its client keeps, of clients that keep something between rounds."""
+        rounds = {node - FIRST_NODE_ID: kept_round(state) for node, state in self._states.items()}
+        return {partition: number for partition, number in sorted(rounds.items()) if number is not None}
+
+    def kept_state(self, partition: int) -> Params:
+        """Return what a client keeps between rounds."""
+        return kept_arrays(self._states[FIRST_NODE_ID + partition])
+
+    def restore_state(self, partition: int, round_number: int, kept: Params) -> None:
+        """Give a client what it kept after a round, as a run that goes on must."""
+        self._states[FIRST_NODE_ID + partition] = node_records(round_number, kept)
 
     def wait_for_nodes(self, count: int, timeout: float | None = None) -> bool:  # noqa: ARG002 - the grids' signature
         """Return at once whether there are at least `count` nodes: all are here from the start."""

@@ -141,7 +141,7 @@ def test_reptile_with_a_whole_step_is_fedavg_bit_for_bit(tmp_path):
     ("name", "off"),
     [
         ("fedprox", {"method__proximal_strength": 0.0}),
-        ("ditto", {"method__personal_strength": 0.0}),
+        ("ditto", {"method__personal_strength": 0.0, "method__client_state": "none"}),
     ],
 )
 def test_without_its_pull_a_method_is_fedavg(name, off, tmp_path):

@@ -56,6 +56,8 @@ ROWS = {
     "target-with-dp": ({**CLIENT, "evaluation.target-metric": 0.9}, {"privacy.publish": "evaluation"}),
     "hessian-free-with-record-dp": ({**RECORD, "method.estimator": "hessian-free"}, {"privacy.dp": "client"}),
     "other-inner-steps-with-record-dp": ({**RECORD, "method.adapted-part": "head"}, {"method.adapted-part": "all"}),
+    "own-part-with-record-dp": ({**RECORD, "method.client-state": "head"}, {"method.client-state": "model"}),
+    "untrained-part-with-client-dp": ({**CLIENT, "method.trained-part": "body"}, {"method.trained-part": "all"}),
     "compile-with-record-dp": ({**RECORD, "method.compile": "on"}, {"method.compile": "auto"}),
     "class-weights-with-record-dp": ({**RECORD, "task.class-weights": "balanced"}, {"task.class-weights": "none"}),
     "local-target-scale-with-record-dp": (

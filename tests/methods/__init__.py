@@ -1,0 +1,1 @@
+"""Every method against loops that were written from its paper."""
