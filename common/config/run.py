@@ -59,7 +59,7 @@ class RunConfig(Section):
             )
         if self.method.client_state != "none" and self.federation.mode == "buffered":
             raise ValueError(
-                f"federation.mode=buffered contradicts method.client-state={self.method.client_state}: a run that goes on "
+                f"federation.mode=buffered contradicts method.client-state={self.method.client_state}: a resumed run "
                 "asks again who was at work, after they have kept what they did; leave mode at synchronous"
             )
         return self
