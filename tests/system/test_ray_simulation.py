@@ -85,7 +85,7 @@ def test_the_process_is_as_before(seen):
 
 def test_errors_say_what_they_said_where_they_were_raised():
     """What a client, the ServerApp and the engine explain reaches the caller as what it is."""
-    done = subprocess.run([*COMMAND, "fail"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*COMMAND, "fail"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)
 
     said = [line for line in done.stdout.splitlines() if "(raylet)" not in line]  # Ray reports the dead worker itself
     client, server, death, greed = said
