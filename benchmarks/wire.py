@@ -13,8 +13,9 @@ from flwr.common.serde import message_to_proto
 from benchmarks.federations import initial_model, make_grid, paper_config
 from benchmarks.harness import Report, interleave, parse_options
 from nufed.common.config import RunConfig
+from nufed.common.model_arrays import arrays_to_params, params_to_arrays
 from nufed.common.params import num_bytes
-from nufed.common.wire import EvaluateRequest, TrainRequest, arrays_to_params, params_to_arrays
+from nufed.common.wire import EvaluateRequest, TrainRequest
 
 MODELS = {"80,60": "MLP 784-80-60-10", "2048,2048": "MLP 784-2048-2048-10"}
 

@@ -25,9 +25,10 @@ from nufed.common.data.private.load import is_slice
 from nufed.common.data.private.rows import refusal, tell_here
 from nufed.common.errors import ConfigError, RunError, WireError
 from nufed.common.meta.client_state import own_names
+from nufed.common.model_arrays import arrays_to_params, check_params, params_to_arrays
 from nufed.common.params import Params, trained_parameters
 from nufed.common.settings import process_settings
-from nufed.common.wire import LONGEST_HASH, arrays_to_params, check_params, params_to_arrays
+from nufed.common.wire import LONGEST_HASH
 
 ENDING = ".client-state"
 """Behind the whole name of the file that this one lies beside."""

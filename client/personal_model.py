@@ -33,13 +33,13 @@ from nufed.common.examples import TaskInfo
 from nufed.common.input_forms import task_from_json, task_to_json
 from nufed.common.meta.objective import initial_params
 from nufed.common.metrics import judging
+from nufed.common.model_arrays import check_params
 from nufed.common.models.frozen import check_frozen, frozen_hash
 from nufed.common.params import Params, model_params
 from nufed.common.rng import seeded_generators
 from nufed.common.task import with_params
 from nufed.common.tasks import find_task
 from nufed.common.trees import Tree, first_leaf, split
-from nufed.common.wire import check_params
 
 PERSONAL_FORMAT = "nufed-personal-1"
 

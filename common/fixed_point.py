@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from nufed.common.errors import DivergedError, ModelError
+from nufed.common.model_arrays import check_layout, check_values
 from nufed.common.params import Params, largest_magnitude
-from nufed.common.wire import check_layout, check_values
 
 DEFAULT_MAX_GROWTH = 1024.0
 """How far beyond max(1, the largest magnitude sent) a reply may go before it counts as diverged."""
@@ -213,8 +213,8 @@ def _add_rounded(total: Tensor, values: Tensor, grid: FixedPoint, weight: int, s
             rounded += _OFFSET
         if weight != 1:
             rounded *= weight
-        target = sums[start : start + size]
-        target += rounded  # not sums[...] +=, which writes the block a second time
+        place = sums[start : start + size]
+        place += rounded  # not sums[...] +=, which writes the block a second time
         start += size
     return start
 

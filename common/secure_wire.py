@@ -20,7 +20,8 @@ from torch import Tensor
 
 from nufed.common.errors import WireError
 from nufed.common.message_schema import NUM_EXAMPLES, TRAIN_REPLY, MetricValue, checked_metrics
-from nufed.common.wire import ARRAYS, CONFIG, METRICS, arrays_to_params, params_to_arrays
+from nufed.common.model_arrays import arrays_to_params, params_to_arrays
+from nufed.common.wire import ARRAYS, CONFIG, METRICS
 
 IDENTITY, KEYS, SHARES, TRAIN, CONFIRM, UNMASK = (
     "secure_identity",

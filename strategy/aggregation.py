@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nufed.common.errors import RunError
 from nufed.common.fixed_point import DEFAULT_MAX_GROWTH, ModelEncoding, Sums, fixed_point_for
+from nufed.common.model_arrays import check_params
 from nufed.common.params import Params
 from nufed.common.registry import find_registered
-from nufed.common.wire import check_params
 from nufed.strategy.robust_options import MEAN, RobustOptions, shortfall
 from nufed.strategy.robust_rules import ROBUST_RULES, combined, draw_buckets
 

@@ -19,9 +19,10 @@ from flwr.serverapp import Grid
 
 from nufed.common.errors import RunError
 from nufed.common.events import Asked
+from nufed.common.model_arrays import check_params, params_to_arrays
 from nufed.common.params import Params
 from nufed.common.rng import numpy_generator
-from nufed.common.wire import ClientDescription, TrainReply, check_params, params_to_arrays
+from nufed.common.wire import ClientDescription, TrainReply
 from nufed.strategy.buffer_options import BufferOptions, rebased
 from nufed.strategy.exchange import simulated_now
 from nufed.strategy.known_clients import Member

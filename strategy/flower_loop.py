@@ -10,8 +10,8 @@ from flwr.serverapp.strategy import Strategy
 
 from nufed.common.errors import RunError
 from nufed.common.message_schema import CurveShape
+from nufed.common.model_arrays import arrays_to_params, params_to_arrays
 from nufed.common.params import Params
-from nufed.common.wire import arrays_to_params, params_to_arrays
 from nufed.strategy.exchange import sender_of
 from nufed.strategy.phase import EvaluationPhase, Outgoing, Phase, TrainingPhase
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, RoundResult

@@ -19,8 +19,8 @@ from flwr.serverapp.strategy import Result
 
 from nufed.common.fixed_point import DEFAULT_MAX_GROWTH
 from nufed.common.message_schema import CurveShape
+from nufed.common.model_arrays import arrays_to_params, params_to_arrays
 from nufed.common.params import Params
-from nufed.common.wire import arrays_to_params, params_to_arrays
 from nufed.strategy.buffer_options import BufferOptions, Mode, checked_stragglers
 from nufed.strategy.buffered import BufferedSteps, BufferPhase
 from nufed.strategy.exchange import Quorum, simulated_now

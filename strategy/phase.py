@@ -14,8 +14,9 @@ from flwr.serverapp import Grid
 from nufed.common.errors import WireError
 from nufed.common.events.event import PhaseName
 from nufed.common.message_schema import NUM_EXAMPLES, CurveShape, MetricValue
+from nufed.common.model_arrays import check_params
 from nufed.common.params import Params, largest_magnitude
-from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply, check_params
+from nufed.common.wire import ARRAYS, CONFIG, SERVER_ROUND, EvaluateReply, TrainReply
 from nufed.strategy.aggregation import Aggregation, find_aggregation
 from nufed.strategy.exchange import MakeQuorum, iter_replies, simulated_now, time_to_live
 from nufed.strategy.known_clients import Member

@@ -31,6 +31,7 @@ KNOWS_FLOWER = {
     "client/error_replies.py",
     "client/secure_aggregation.py",
     "common/secure_wire.py",
+    "common/model_arrays.py",
     "common/wire.py",
     "server/app.py",
     "server/run.py",

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from nufed.common.errors import ConfigError, DivergedError
 from nufed.common.fixed_point import Sums, zero_sums
+from nufed.common.model_arrays import check_params
 from nufed.common.params import Params, largest_magnitude
 from nufed.common.privacy.noise import grid_bits
-from nufed.common.wire import check_params
 
 _SHORTER = 1 - 2.0**-32
 _LARGEST = 2.0**1000  # of a parameter; differences and lengths are then finite

@@ -16,10 +16,11 @@ from nufed.client.workplace import FLIP_LABELS
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
 from nufed.common.examples import Federation
+from nufed.common.model_arrays import arrays_to_params, params_to_arrays
 from nufed.common.params import Params
 from nufed.common.registry import find_registered
 from nufed.common.rng import numpy_generator
-from nufed.common.wire import ARRAYS, arrays_to_params, params_to_arrays
+from nufed.common.wire import ARRAYS
 from nufed.deploy.flower_runtime.words import UserConfig
 from nufed.deploy.simulation.simulated_grid import FIRST_NODE_ID, ClientTurn
 from nufed.server.hostile import Hostile

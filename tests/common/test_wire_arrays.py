@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord
 
 import nufed.common.wire
 from nufed.common.errors import WireError
-from nufed.common.wire import arrays_to_params, params_to_arrays
+from nufed.common.model_arrays import arrays_to_params, params_to_arrays
 
 MODEL = {"w": torch.zeros(2, 3), "b": torch.zeros(3)}
 

@@ -14,7 +14,8 @@ from nufed.common.config import EvaluationConfig
 from nufed.common.examples import TaskInfo
 from nufed.common.json_text import json_ready
 from nufed.common.message_schema import curve_shape
-from nufed.common.wire import ClientDescription, params_to_arrays
+from nufed.common.model_arrays import params_to_arrays
+from nufed.common.wire import ClientDescription
 from nufed.strategy import MetaFedAvg
 from nufed.strategy.results import average
 from tests.strategy.fake_grid import FakeGrid, client

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 
+from nufed.common.model_arrays import arrays_to_params
 from nufed.common.models.frozen import hash_of
 from nufed.common.privacy.accounting import SampledGaussian, epsilon
 from nufed.common.privacy.ledger import LEDGER, PrivacyLedger
-from nufed.common.wire import arrays_to_params
 from nufed.server.checkpoint import load_checkpoint
 from nufed.server.run_folder import load_model
 from nufed.strategy.phase import Outgoing

@@ -16,9 +16,9 @@ from nufed.client import training
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, NufedError, RunError
 from nufed.common.events import EventStream
+from nufed.common.model_arrays import params_to_arrays
 from nufed.common.privacy.publishing import IN_THE_LOG, Publication
 from nufed.common.privacy.terms import ClientTerms
-from nufed.common.wire import params_to_arrays
 from nufed.deploy.commands.terminal import TerminalObserver
 from nufed.deploy.dashboard.client_rows import Wanted
 from nufed.deploy.dashboard.run_view import RunView

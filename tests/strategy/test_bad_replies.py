@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg
 
-from nufed.common.wire import params_to_arrays
+from nufed.common.model_arrays import params_to_arrays
 from nufed.strategy import MetaFedAvg
 from nufed.strategy.results import average
 from tests.strategy.fake_grid import FakeGrid, StreamingGrid, client, error_reply, received, reply, unreachable

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nufed.common.errors import ConfigError, RunError
-from nufed.common.wire import params_to_arrays
+from nufed.common.model_arrays import params_to_arrays
 from nufed.strategy import MetaFedAvg
 from nufed.strategy.buffer_options import BufferOptions, rebased
 from nufed.strategy.participation import choose, choose_more, num_asked

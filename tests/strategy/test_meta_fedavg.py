@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from nufed.common.errors import ConfigError, ModelError, RunError
-from nufed.common.wire import arrays_to_params, params_to_arrays
+from nufed.common.model_arrays import arrays_to_params, params_to_arrays
 from nufed.strategy import MetaFedAvg
 from nufed.strategy.participation import choose
 from tests.strategy.fake_grid import FakeGrid, StreamingGrid, client, error_reply, received, reply

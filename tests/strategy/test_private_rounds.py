@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest, norm
 
 from nufed.common.errors import BudgetSpentError, ConfigError, DivergedError, RunError
+from nufed.common.model_arrays import arrays_to_params, params_to_arrays
 from nufed.common.models.frozen import hash_of
 from nufed.common.privacy.accounting import SampledGaussian, epsilon
 from nufed.common.privacy.ledger import PrivacyLedger
 from nufed.common.privacy.noise import RandomSource
 from nufed.common.privacy.terms import ClientTerms, client_terms, most_clients
-from nufed.common.wire import arrays_to_params, params_to_arrays
 from nufed.strategy import MetaFedAvg
 from nufed.strategy.participation import poisson_choice
 from nufed.strategy.private_mean import PrivateMean
