@@ -4,106 +4,52 @@ Each row is a combination of options that would run and not be what it says: a g
 option without a meaning. docs/privacy.md shows the same table.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from nufed.common.config import RunConfig
 from nufed.common.config.method import has_own_inner_steps
-from nufed.common.config.privacy import PrivacyConfig
 from nufed.common.errors import ConfigError
+from nufed.common.privacy.contradiction import (
+    Contradiction,
+    differs,
+    ends_early,
+    has_dp,
+    is_record,
+    is_secure,
+    publishes,
+    scales_own_targets,
+    scales_run_wide,
+)
 from nufed.common.privacy.publishing import published_names
 
 SMALLEST_COHORT = 3
 """Clients in a round of secure aggregation: of two, each learns the other's model from the sum."""
 
-
-@dataclass(frozen=True)
-class Contradiction:
-    """A combination of options that is refused.
-
-    Attributes:
-        id: its name in the docs and tests.
-        applies: whether a run's options hold it.
-        reason: what contradicts what, and why; `{federation.weighting}` stands for an option's value.
-        remedy: what to change.
-        of_strategy: whether `applies` reads nothing but the options of privacy and federation, so that `MetaFedAvg`
-            refuses it too.
-    """
-
-    id: str
-    applies: Callable[[RunConfig], bool]
-    reason: str
-    remedy: str
-    of_strategy: bool = False
-
-    def message(self, config: RunConfig) -> str:
-        """Return what a user is told."""
-        return f"{self.reason.format(**dict(config))}. {self.remedy}."
-
-
-def _has_dp(config: RunConfig) -> bool:
-    return config.privacy.dp != "none"
-
-
-def _is_secure(config: RunConfig) -> bool:
-    return config.privacy.secure_aggregation
-
-
-def _publishes(config: RunConfig, *names: str) -> bool:
-    return set(names) <= set(published_names(config))
-
-
-def _differs(config: RunConfig, *names: str) -> bool:
-    """Return whether one of the section's options is not at its default."""
-    fields = PrivacyConfig.model_fields
-    return any(getattr(config.privacy, name) != fields[name].default for name in names)
-
-
-def _ends_early(config: RunConfig) -> bool:
-    over = config.federation.over_selection
-    return over > 0 and config.federation.min_reply_fraction < config.privacy.secure_threshold * (1 + over)
-
-
-def _scales_run_wide(config: RunConfig) -> bool:
-    data = config.data
-    return data.input_scale == "run" or (data.target_scale == "run" and not data.target_means)
-
-
-def _is_record(config: RunConfig) -> bool:
-    return config.privacy.dp == "record"
-
-
-def _scales_own_targets(config: RunConfig) -> bool:
-    data = config.data
-    of_its_own = data.target_scale == "auto" and data.source == "private" and data.task == "regression"
-    return data.target_scale == "local" or (of_its_own and not data.target_means)
-
-
 CONTRADICTIONS: tuple[Contradiction, ...] = (
     Contradiction(
         "dp-without-clip",
-        lambda config: _has_dp(config) and not config.privacy.clip,
+        lambda config: has_dp(config) and not config.privacy.clip,
         "privacy.dp={privacy.dp} needs privacy.clip, the length C that bounds what one client or example can change",
         "Give --dp-clip C, about the length of a usual update (dp client) or gradient (dp record)",
         of_strategy=True,
     ),
     Contradiction(
         "dp-without-noise",
-        lambda config: _has_dp(config) and not config.privacy.noise and not config.privacy.epsilon,
+        lambda config: has_dp(config) and not config.privacy.noise and not config.privacy.epsilon,
         "privacy.dp={privacy.dp} without noise protects nobody: ε is infinite",
         "Give --dp-epsilon E, for which the noise is found, or --dp-noise z",
         of_strategy=True,
     ),
     Contradiction(
         "dp-options-without-dp",
-        lambda config: not _has_dp(config) and _differs(config, "clip", "noise", "epsilon", "delta"),
+        lambda config: not has_dp(config) and differs(config, "clip", "noise", "epsilon", "delta"),
         "privacy.clip, noise, epsilon and delta have no meaning without privacy.dp, and the run would protect nobody",
         "Give --dp client or --dp record, or leave them out",
         of_strategy=True,
     ),
     Contradiction(
         "hvp-clip-without-record-dp",
-        lambda config: config.privacy.dp != "record" and _differs(config, "hvp_clip"),
+        lambda config: config.privacy.dp != "record" and differs(config, "hvp_clip"),
         "privacy.hvp-clip={privacy.hvp_clip:g} has no meaning with privacy.dp={privacy.dp}: only --dp record clips "
         "Hessian-vector products",
         "Leave it out",
@@ -111,7 +57,7 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "cohort-cap-without-client-dp",
-        lambda config: config.privacy.dp != "client" and _differs(config, "cohort_cap"),
+        lambda config: config.privacy.dp != "client" and differs(config, "cohort_cap"),
         "privacy.cohort-cap={privacy.cohort_cap:g} has no meaning with privacy.dp={privacy.dp}: only --dp client draws "
         "rounds of varying size",
         "Leave it out",
@@ -134,7 +80,7 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "example-weights-with-dp",
-        lambda config: _has_dp(config) and config.federation.weighting == "examples",
+        lambda config: has_dp(config) and config.federation.weighting == "examples",
         "privacy.dp={privacy.dp} contradicts federation.weighting=examples: a client with many examples would count "
         "for more than the clipping length, and numbers of examples are not covered by ε",
         "Set --weighting uniform",
@@ -172,13 +118,13 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "local-training-with-dp",
-        lambda config: _has_dp(config) and config.federation.training == "local",
+        lambda config: has_dp(config) and config.federation.training == "local",
         "privacy.dp={privacy.dp} contradicts federation.training=local, where clients send no model to be protected",
         "Leave --dp out, or set federation.training to federated",
     ),
     Contradiction(
         "client-curves-outside-simulations",
-        lambda config: _has_dp(config) and config.data.source == "private" and _publishes(config, "client-curves"),
+        lambda config: has_dp(config) and config.data.source == "private" and publishes(config, "client-curves"),
         "privacy.publish=client-curves contradicts data.source=private: the curve of a client tells of its own data, "
         "and ε covers none of it",
         "Publish evaluation, which is means over clients, or nothing: each client finds its own curve in its log and "
@@ -186,7 +132,7 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "federated-statistics-with-dp",
-        lambda config: _has_dp(config) and config.data.scale == "federated" and not _publishes(config, "statistics"),
+        lambda config: has_dp(config) and config.data.scale == "federated" and not publishes(config, "statistics"),
         "privacy.dp={privacy.dp} contradicts data.scale=federated: what clients tell of their columns has no noise, "
         "and ε does not cover it",
         "Give data.feature-means and data.feature-scales that are known without these data, leave data.scale at given "
@@ -195,7 +141,7 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "run-wide-scales-with-dp",
-        lambda config: _has_dp(config) and _scales_run_wide(config) and not _publishes(config, "statistics"),
+        lambda config: has_dp(config) and scales_run_wide(config) and not publishes(config, "statistics"),
         "privacy.dp={privacy.dp} contradicts data.input-scale={data.input_scale} with data.target-scale="
         "{data.target_scale}: run takes means and scales of all clients' data without noise, and they are part of the "
         "published model",
@@ -205,7 +151,7 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     Contradiction(
         "counts-with-dp",
         lambda config: (
-            _has_dp(config) and config.evaluation.report_counts and not _publishes(config, "evaluation", "examples")
+            has_dp(config) and config.evaluation.report_counts and not publishes(config, "evaluation", "examples")
         ),
         "privacy.dp={privacy.dp} contradicts evaluation.report-counts: counts of test examples have no noise, and ε "
         "does not cover them",
@@ -214,9 +160,9 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     Contradiction(
         "shots-with-dp",
         lambda config: (
-            _has_dp(config)
+            has_dp(config)
             and bool(config.evaluation.shots)
-            and not _publishes(config, "evaluation", "client-curves", "examples")
+            and not publishes(config, "evaluation", "client-curves", "examples")
         ),
         "privacy.dp={privacy.dp} contradicts evaluation.shots={evaluation.shots}: its curves and tables tell of single "
         "clients and of how many examples they have",
@@ -225,9 +171,9 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     Contradiction(
         "target-with-dp",
         lambda config: (
-            _has_dp(config)
+            has_dp(config)
             and bool(config.evaluation.target_metric or config.evaluation.target_accuracy)
-            and not _publishes(config, "evaluation")
+            and not publishes(config, "evaluation")
         ),
         "privacy.dp={privacy.dp} contradicts evaluation.target-metric and target-accuracy: evaluations are withheld, "
         "and nobody would see when the target is reached",
@@ -235,14 +181,14 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "hessian-free-with-record-dp",
-        lambda config: _is_record(config) and config.method.estimator == "hessian-free",
+        lambda config: is_record(config) and config.method.estimator == "hessian-free",
         "privacy.dp=record contradicts method.estimator=hessian-free: the difference of two noised gradients, divided "
         "by a small displacement, is nothing but noise",
         "Set --estimator exact, unrolled or first-order",
     ),
     Contradiction(
         "other-inner-steps-with-record-dp",
-        lambda config: _is_record(config) and has_own_inner_steps(config.method),
+        lambda config: is_record(config) and has_own_inner_steps(config.method),
         "privacy.dp=record contradicts method.objective={method.objective} with method.step-sizes={method.step_sizes} "
         "and method.adapted-part={method.adapted_part}: clipped and noised inner steps exist of one size, for all "
         "parameters, in the fine-tuned objective",
@@ -250,7 +196,7 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "own-part-with-record-dp",
-        lambda config: _is_record(config) and config.method.client_state in ("head", "body"),
+        lambda config: is_record(config) and config.method.client_state in ("head", "body"),
         "privacy.dp=record contradicts method.client-state={method.client_state}: a client's own part is fitted to its "
         "records without noise, and the gradients of the shared part, which are sent, depend on it",
         "Set client-state to none or model (a model of its own is never sent)",
@@ -268,21 +214,21 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "compile-with-record-dp",
-        lambda config: _is_record(config) and config.method.compile == "on",
+        lambda config: is_record(config) and config.method.compile == "on",
         "privacy.dp=record contradicts method.compile=on: what is compiled is the gradient of a whole batch, and "
         "examples are clipped one by one",
         "Leave --compile off",
     ),
     Contradiction(
         "class-weights-with-record-dp",
-        lambda config: _is_record(config) and config.task.class_weights != "none",
+        lambda config: is_record(config) and config.task.class_weights != "none",
         "privacy.dp=record contradicts task.class-weights={task.class_weights}: weights are made 1 on average over a "
         "client's examples, so that one record changes those of all others",
         "Set task.class-weights to none",
     ),
     Contradiction(
         "local-target-scale-with-record-dp",
-        lambda config: _is_record(config) and _scales_own_targets(config),
+        lambda config: is_record(config) and scales_own_targets(config),
         "privacy.dp=record contradicts data.target-scale={data.target_scale}: each client scales values to predict by "
         "the mean and deviation of its own records, so that one of them changes the targets of all others",
         "Give data.target-means and data.target-scales that are known without these data, or set data.target-scale to "
@@ -290,21 +236,21 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "holdout-with-record-dp",
-        lambda config: _is_record(config) and config.method.outer_holdout_fraction > 0,
+        lambda config: is_record(config) and config.method.outer_holdout_fraction > 0,
         "privacy.dp=record contradicts method.outer-holdout-fraction={method.outer_holdout_fraction:g}: ε counts each "
         "record in batches of every kind",
         "Leave method.outer-holdout-fraction at 0",
     ),
     Contradiction(
         "few-support-examples-with-record-dp",
-        lambda config: _is_record(config) and config.data.support_examples > 0,
+        lambda config: is_record(config) and config.data.support_examples > 0,
         "privacy.dp=record contradicts data.support-examples={data.support_examples}: which records are among the few "
         "depends on the others",
         "Leave data.support-examples at 0",
     ),
     Contradiction(
         "robust-means-with-secure-aggregation",
-        lambda config: _is_secure(config) and config.federation.aggregation != "mean",
+        lambda config: is_secure(config) and config.federation.aggregation != "mean",
         "privacy.secure-aggregation contradicts federation.aggregation={federation.aggregation}: a robust mean "
         "compares clients' models, and the server sees their sum alone",
         "Set federation.aggregation to mean, or leave --secure-aggregation out",
@@ -313,7 +259,7 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     Contradiction(
         "small-cohort-with-secure-aggregation",
         lambda config: (
-            _is_secure(config) and config.federation.participation_fraction * config.data.num_clients < SMALLEST_COHORT
+            is_secure(config) and config.federation.participation_fraction * config.data.num_clients < SMALLEST_COHORT
         ),
         "privacy.secure-aggregation needs 3 clients in a round, and participation-fraction="
         "{federation.participation_fraction:g} of {data.num_clients} clients are fewer: in a sum of two, each finds "
@@ -322,14 +268,14 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "early-end-of-rounds-with-secure-aggregation",
-        lambda config: _is_secure(config) and config.federation.min_reply_fraction < config.privacy.secure_threshold,
+        lambda config: is_secure(config) and config.federation.min_reply_fraction < config.privacy.secure_threshold,
         "federation.min-reply-fraction={federation.min_reply_fraction:g} is below privacy.secure-threshold="
         "{privacy.secure_threshold:g}: a round that ends with so few models has no sum",
         "Raise min-reply-fraction, or lower secure-threshold, which stays above 0.5",
     ),
     Contradiction(
         "over-selection-with-secure-aggregation",
-        lambda config: _is_secure(config) and _ends_early(config),
+        lambda config: is_secure(config) and ends_early(config),
         "federation.over-selection={federation.over_selection:g} lets a round end with fewer of the clients "
         "asked than privacy.secure-threshold={privacy.secure_threshold:g}: it has no sum",
         "Lower over-selection, or secure-threshold, which stays above 0.5",
@@ -337,20 +283,20 @@ CONTRADICTIONS: tuple[Contradiction, ...] = (
     ),
     Contradiction(
         "buffered-mode-with-secure-aggregation",
-        lambda config: _is_secure(config) and config.federation.mode == "buffered",
+        lambda config: is_secure(config) and config.federation.mode == "buffered",
         "privacy.secure-aggregation contradicts federation.mode=buffered: masks cancel among clients of one round",
         "Set mode to synchronous, with over-selection against stragglers, or leave --secure-aggregation out",
         of_strategy=True,
     ),
     Contradiction(
         "local-training-with-secure-aggregation",
-        lambda config: _is_secure(config) and config.federation.training == "local",
+        lambda config: is_secure(config) and config.federation.training == "local",
         "privacy.secure-aggregation contradicts federation.training=local, where clients send no model to be summed",
         "Leave --secure-aggregation out, or set federation.training to federated",
     ),
     Contradiction(
         "secure-options-without-secure-aggregation",
-        lambda config: not _is_secure(config) and _differs(config, "secure_threshold", "secure_neighbours"),
+        lambda config: not is_secure(config) and differs(config, "secure_threshold", "secure_neighbours"),
         "privacy.secure-threshold and secure-neighbours have no meaning without privacy.secure-aggregation, and the "
         "server would see every model",
         "Give --secure-aggregation, or leave them out",
@@ -370,7 +316,7 @@ def check_scales(config: RunConfig, found: Sequence[str]) -> None:
     Raises:
         ConfigError: there are some, and ε covers none of them.
     """
-    if found and _has_dp(config) and not _publishes(config, "statistics"):
+    if found and has_dp(config) and not publishes(config, "statistics"):
         raise ConfigError(
             f"privacy.dp={config.privacy.dp} contradicts {' and '.join(found)} of all clients' data, which have no "
             "noise and would be part of the published model. Give means and scales that are known without these data "
@@ -385,7 +331,7 @@ def check_attack(config: RunConfig, attack: str) -> None:
     Raises:
         ConfigError: with what to change.
     """
-    if _is_secure(config) and attack != "label-flip":
+    if is_secure(config) and attack != "label-flip":
         raise ConfigError(
             f"--attack {attack} contradicts privacy.secure-aggregation: it changes models on their way to the server, "
             "and what is on its way is masked. Choose --attack label-flip, which changes what clients train on, or "

@@ -5,7 +5,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord
 
-import nufed.common.wire
+import nufed.common.model_arrays
 from nufed.common.errors import WireError
 from nufed.common.model_arrays import arrays_to_params, params_to_arrays
 
@@ -32,7 +32,7 @@ def announced(**changes):
     ],
 )
 def test_nothing_is_decoded_that_is_not_announced_as_the_model_sent(arrays, monkeypatch):
-    monkeypatch.setattr(nufed.common.wire, "from_npy", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(nufed.common.model_arrays, "from_npy", lambda *_: pytest.fail("decoded"))
 
     with pytest.raises(WireError) as caught:
         arrays_to_params(arrays, MODEL)
