@@ -27,6 +27,7 @@ from nufed.deploy.commands import personal as personal_cli
 from nufed.deploy.commands import privacy as privacy_cli
 from nufed.deploy.commands import runs as runs_cli
 from nufed.deploy.commands import theory as theory_cli
+from nufed.deploy.commands import tune as tune_cli
 from nufed.deploy.commands.argument_help import explain_arguments
 from nufed.deploy.commands.dashboard import DashboardOptions
 from nufed.deploy.commands.option_groups import (
@@ -295,5 +296,6 @@ personal_cli.register(app)
 runs_cli.register(app)
 dashboard_cli.register(app)
 theory_cli.register(app)
+tune_cli.register(app)
 privacy_cli.register(app)
 explain_arguments(app)

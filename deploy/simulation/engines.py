@@ -74,7 +74,7 @@ def simulate_checked(
     if options.resume:
         check_resumable(options.resume, config)
     else:
-        config, options = _settled(config, options)
+        config, options = settled(config, options)
     federation = prepare(config)
     for note in federation.notes:
         options.events.say_of_clients(note)
@@ -104,8 +104,12 @@ def attacked(
     return replace(options, hostile=hostile)
 
 
-def _settled(config: RunConfig, options: ServerOptions) -> tuple[RunConfig, ServerOptions]:
-    """Return the options with what follows from data of all clients: names, means, and how many clients there are."""
+def settled(config: RunConfig, options: ServerOptions) -> tuple[RunConfig, ServerOptions]:
+    """Return the options with what follows from data of all clients: names, means, and how many clients there are.
+
+    Raises:
+        NufedError: the data cannot be had, or privacy withholds what would follow.
+    """
     from nufed.common.data.private.simulated import is_own_file, settle, site_statistics_of
     from nufed.common.data.private.task import awaits_statistics, statistics_shape
 
