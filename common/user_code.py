@@ -39,6 +39,7 @@ NEEDED = frozenset(
             "numpy",
             "nufed",
             "onnx",
+            "optuna",
             "peft",
         ),
         *("onnxscript", "pandas", "prometheus_client", "pyarrow", "pydantic", "pydantic_core", "pydantic_settings"),

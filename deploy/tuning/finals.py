@@ -136,8 +136,12 @@ def _lead(one: Finalist, other: Finalist) -> Differences:
 def sentence(verdict: Verdict) -> str:
     """Return which ν are ahead of FedAvg + fine-tuning, behind it, or not distinguishable from it, with intervals."""
     parts: dict[str, list[tuple[int, str]]] = {_AHEAD: [], _BEHIND: [], _EQUAL: []}
+    unsure = []
     for nu, lead in verdict.leads.items():
         interval = lead.interval
+        if not math.isfinite(interval.mean):
+            unsure.append(f"{name_of(nu)} has no interval against FedAvg + fine-tuning, as {_diverged(verdict, nu)}")
+            continue
         kind = (
             "is ahead of" if interval.low > 0 else "is behind" if interval.high < 0 else "is not distinguishable from"
         )
@@ -145,7 +149,17 @@ def sentence(verdict: Verdict) -> str:
     said = [f"{name_of(nu)} {kind} FedAvg + fine-tuning ({gap})" for kind, each in parts.items() for nu, gap in each]
     num = len(verdict.finalists[0].judged)
     few = f"; {MIN_SEEDS} seeds are needed for an interval, and there are {num}" if num < MIN_SEEDS else ""
-    return f"{'; '.join(said)}{few}. Chosen: {verdict.chosen.name}, {_why(verdict)}."
+    return f"{'; '.join([*said, *unsure])}{few}. Chosen: {verdict.chosen.name}, {_why(verdict)}."
+
+
+def _diverged(verdict: Verdict, nu: int) -> str:
+    """Return which of two finalists diverged, and with how many seeds."""
+    parts = []
+    for finalist in verdict.finalists:
+        num = sum(not math.isfinite(each.value) for each in finalist.judged.values())
+        if num and finalist.trial.nu in (0, nu):
+            parts.append(f"{finalist.name} diverged with {num} of {len(finalist.judged)} seeds")
+    return " and ".join(parts) or "no client has a value under both"
 
 
 def _why(verdict: Verdict) -> str:
@@ -153,6 +167,8 @@ def _why(verdict: Verdict) -> str:
     lead = verdict.leads.get(verdict.chosen.trial.nu)
     if lead is None:
         return f"which has the best mean on clients held out of training, {mean}"
+    if not math.isfinite(lead.interval.mean):
+        return f"which diverged with no seed, with {mean} on clients held out of training"
     if lead.interval.low > 0:
         return f"with {mean} on clients held out of training"
     return f"which has the best mean on clients held out of training, {mean}, by no more than chance may give"

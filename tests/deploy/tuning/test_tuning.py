@@ -105,6 +105,18 @@ def test_a_lead_by_chance_is_said_to_be_one_and_fedavg_is_chosen_where_it_is_bes
     assert "ν = 2 is behind FedAvg + fine-tuning" in sentence(plain)
 
 
+def test_a_finalist_that_diverges_with_a_seed_is_not_chosen_and_gives_no_interval():
+    verdict = decided(lambda nu, fold, i: math.nan if nu == 0 and fold == 2 else 0.9 - 0.1 * nu)
+
+    said = sentence(verdict)
+
+    assert (
+        "ν = 1 has no interval against FedAvg + fine-tuning, as FedAvg + fine-tuning diverged with 1 of 3 seeds" in said
+    )
+    assert verdict.chosen.trial.nu == 1
+    assert "not distinguishable" not in said
+
+
 def test_trials_that_came_further_are_better_and_equal_ones_are_told_apart_by_loss():
     whole, lucky, calm = trial(1, 0.5), trial(1, 0.9, rounds=1, state="pruned"), trial(1, 0.5, loss=0.2)
 
