@@ -19,6 +19,7 @@ from nufed.client.workplace import Workplace
 from nufed.common.errors import ModelError
 from nufed.common.message_schema import MetricValue
 from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
+from nufed.common.meta.cohort_curves import Scratch
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_update import Stream
 from nufed.common.method_rules import sequential_options, sequential_training
@@ -115,8 +116,9 @@ class Cohort:
             if (layers := dense_layers(place.model, place.task)) is None:
                 yield from self._alone(group, f"{type(place.model).__name__} is not made of linear layers alone")
                 continue
+            compute = _evaluate_with(DenseKernel(layers, place.task))
             for chunk in evaluation_chunks([each for each in group if _can_be_judged(each)]):
-                yield from self._together(_evaluate_with(DenseKernel(layers, place.task)), chunk)
+                yield from self._together(compute, chunk)
             yield from (Answer(each.number, None) for each in group if not _can_be_judged(each))
 
     def _problem_of_mapping(self, assignment: Assignment) -> str:
@@ -201,13 +203,15 @@ def _train_with(kernel: CohortKernel) -> Compute:
 
 
 def _evaluate_with(kernel: DenseKernel) -> Compute:
+    scratch = Scratch()  # for all chunks of a phase, and no longer
+
     def evaluate(chunk: Chunk) -> list[EvaluateReply]:
         params = stack_params([each.params for each in chunk])
         places, all_metrics = [each.place for each in chunk], chunk[0].all_metrics
-        curves = cohort_curves(kernel, places, params, all_metrics=all_metrics)
+        curves = cohort_curves(kernel, places, params, scratch, all_metrics=all_metrics)
         replies: list[dict[str, MetricValue]] = [{**own} for own in curves]
         for shots in zip(*(shots_of(each.place, chunk[0].shots) for each in chunk), strict=True):
-            of_shot = cohort_curves(kernel, [shot.place for shot in shots], params)
+            of_shot = cohort_curves(kernel, [shot.place for shot in shots], params, scratch)
             for reply, shot, own in zip(replies, shots, of_shot, strict=True):
                 reply.update(shot.metrics(own))
         return [EvaluateReply(len(each.place.data.test), own) for each, own in zip(chunk, replies, strict=True)]

@@ -10,7 +10,9 @@ from nufed.client.workplace import Workplace
 from nufed.common.examples import Examples
 from nufed.common.meta.cohort_curves import (
     JudgeBy,
+    JudgedBeside,
     Judgement,
+    Scratch,
     judge_outputs,
     outputs_through_products,
     outputs_while_adapting,
@@ -24,7 +26,7 @@ from nufed.common.trees import cat, one_tensor
 
 
 def cohort_curves(
-    kernel: DenseKernel, places: Sequence[Workplace], params: Stacked, *, all_metrics: bool = False
+    kernel: DenseKernel, places: Sequence[Workplace], params: Stacked, scratch: Scratch, *, all_metrics: bool = False
 ) -> list[Curves]:
     """Return what `adaptation_curves` does for each client, up to rounding.
 
@@ -32,16 +34,18 @@ def cohort_curves(
         kernel: of the clients' models.
         places: clients of one configuration, each with support examples.
         params: the server's models, stacked in the order of the clients.
+        scratch: memory for what is large, free for the next call after this one.
         all_metrics: report all of the run's metrics, and what they are compared with; else the primary one alone.
     """
     splits = [(place.data.test, place.data.validation) for place in places]
-    judged = _pad([_join(*pair) for pair in splits])
+    judged, outputs = _outputs(kernel, params, places, [_join(*pair) for pair in splits], scratch)
     sizes = torch.tensor([[len(split) for split in pair] for pair in splits], device=judged.shares.device)
     evaluation, task = places[0].config.evaluation, places[0].task
     by, kept = judging(evaluation, task), _Kept(evaluation.primary_step if all_metrics else -1)
-    outputs = kept.watching(_outputs(kernel, places, params, one_tensor(judged.inputs)))
     judge_by = JudgeBy(task, by.computes if all_metrics else by.on_the_way, _in_units(places))
-    results = judge_outputs(outputs, one_tensor(judged.targets), _split_weights(sizes, judged.shares), judge_by)
+    results = judge_outputs(
+        kept.watching(outputs), one_tensor(judged.targets), _split_weights(sizes, judged.shares), judge_by
+    )
     curves: list[Curves] = [{} for _ in places]
     for name, column, result in zip(("test", "validation"), sizes.T.tolist(), results, strict=True):
         _enter(curves, name, result, column)
@@ -74,17 +78,25 @@ def _in_units(places: Sequence[Workplace]) -> Callable[[Tensor], Tensor]:
     return lambda numbers: torch.stack([in_units(own, scaling) for own, scaling in zip(numbers, scalings, strict=True)])
 
 
-def _outputs(kernel: DenseKernel, places: Sequence[Workplace], params: Stacked, inputs: Tensor) -> Iterator[Tensor]:
-    """Yield the outputs for `inputs` [m, T, ...] after s = 0 … S steps."""
+def _outputs(
+    kernel: DenseKernel, params: Stacked, places: Sequence[Workplace], judged: Sequence[Examples], scratch: Scratch
+) -> tuple[CohortBatch, Iterator[Tensor]]:
+    """Return the judged examples as one batch [m, T, ...], and the outputs for it after s = 0 … S steps."""
     config = places[0].config
     sizes = inner_sizes(config.method, config.evaluation.adapt_lr or config.method.inner_lr)
     num_steps = config.evaluation.num_adapt_steps
     if config.evaluation.adapt_batch_size:
-        return outputs_while_adapting(kernel, params, _drawn_batches(places), inputs, sizes)
-    support = _pad([place.data.support for place in places])
-    if products_pay(kernel, support.shares.shape[1], inputs.shape[1], num_steps):
-        return outputs_through_products(kernel, params, support, inputs, (sizes, num_steps))
-    return outputs_while_adapting(kernel, params, [support] * num_steps, inputs, sizes)
+        batch = _pad(judged)
+        return batch, outputs_while_adapting(kernel, params, _drawn_batches(places), one_tensor(batch.inputs), sizes)
+    support = [place.data.support for place in places]
+    num_support, num_judged = (max(map(len, parts)) for parts in (support, judged))
+    if not products_pay(kernel, num_support, num_judged, num_steps):
+        batch, whole = _pad(judged), _pad(support)
+        return batch, outputs_while_adapting(kernel, params, [whole] * num_steps, one_tensor(batch.inputs), sizes)
+    like = one_tensor(support[0].inputs)
+    rows = scratch.take("rows", (len(places), num_support + num_judged, *like.shape[1:]), like)
+    whole, batch = _pad(support, rows[:, :num_support]), _pad(judged, rows[:, num_support:])
+    return batch, outputs_through_products(kernel, params, JudgedBeside(rows, whole, scratch), (sizes, num_steps))
 
 
 def _drawn_batches(places: Sequence[Workplace]) -> Iterator[CohortBatch]:
@@ -94,10 +106,13 @@ def _drawn_batches(places: Sequence[Workplace]) -> Iterator[CohortBatch]:
         yield _pad([Examples(batch.inputs, batch.targets, batch.weights) for batch in batches])
 
 
-def _pad(parts: Sequence[Examples]) -> CohortBatch:
-    """Return one batch for each client: its examples in their order, then zeros that weigh nothing."""
+def _pad(parts: Sequence[Examples], into: Tensor | None = None) -> CohortBatch:
+    """Return one batch for each client: its examples in their order, then zeros that weigh nothing.
+
+    `into` [m, N, ...] is where the inputs are put, N being the largest number of examples; None takes new memory.
+    """
     longest = max(map(len, parts))
-    inputs = _padded([one_tensor(part.inputs) for part in parts], longest)
+    inputs = _padded([one_tensor(part.inputs) for part in parts], longest, into)
     targets = _padded([one_tensor(part.targets) for part in parts], longest)
     shares = inputs.new_zeros(len(parts), longest)
     for number, part in enumerate(parts):
@@ -106,11 +121,12 @@ def _pad(parts: Sequence[Examples]) -> CohortBatch:
     return CohortBatch(inputs, targets, shares, _padded(own, longest) if len(own) == len(parts) else None)
 
 
-def _padded(parts: Sequence[Tensor], longest: int) -> Tensor:
+def _padded(parts: Sequence[Tensor], longest: int, into: Tensor | None = None) -> Tensor:
     """Return [m, longest, ...], each part followed by zeros."""
-    padded = parts[0].new_zeros(len(parts), longest, *parts[0].shape[1:])
-    for number, part in enumerate(parts):
-        padded[number, : len(part)] = part
+    padded = parts[0].new_empty(len(parts), longest, *parts[0].shape[1:]) if into is None else into
+    for own, part in zip(padded, parts, strict=True):
+        own[: len(part)] = part
+        own[len(part) :] = 0
     return padded
 
 

@@ -15,6 +15,7 @@ from nufed.client.app import app as client_app
 from nufed.common.config import RunConfig
 from nufed.common.data import describe_task
 from nufed.common.errors import ConfigError, RunError, WireError
+from nufed.common.meta.cohort_curves import Scratch
 from nufed.common.meta.estimators import ESTIMATORS, Estimator
 from nufed.common.meta.exact import exact
 from nufed.common.meta.first_order import first_order
@@ -196,6 +197,23 @@ def test_small_memory_means_several_computations(monkeypatch):
 
     assert_trained_alike(CONFIG, 1e-10)
     assert_judged_alike(CONFIG, 1e-10)
+
+
+def test_memory_that_chunks_share_leaves_nothing_of_one_in_the_next(monkeypatch, said):
+    """Whatever is in the memory that is lent, no client's curves have it in them."""
+    lend, lent = Scratch.take, []
+
+    def full_of_nan(scratch, name, *arguments):
+        lent.append(name)
+        return lend(scratch, name, *arguments).fill_(float("nan"))
+
+    monkeypatch.setattr(Scratch, "take", full_of_nan)
+    changes = {"data.num-clients": 21, "model.hidden-sizes": "80,7"}
+
+    assert_judged_alike(CONFIG.updated(changes), 1e-10)
+
+    assert sorted(set(lent)) == ["products", "rows"]
+    assert said.text == ""
 
 
 @pytest.mark.parametrize(
