@@ -103,7 +103,8 @@ def parallel_metalearn(problem: Problem, batches: MetaBatches, inner_lr: float) 
     """Return `MAML.step` of parallel-metalearn, with an outer optimizer that leaves the parameters as they are.
 
     It takes one support batch for all inner steps: here these are stacked, and the model takes the one of its step. Of
-    its two ways of going through tasks, `sequential` is the faster one for a single task.
+    its two ways of going through tasks, `sequential` takes two thirds of the time of `vmap` on a single task of the MLP
+    (4.9 ms ÷ 7.7 ms at ν = 1, 16 ÷ 26 at ν = 5), and as long on the CNN.
     """
     from metalearn.algorithms import MAML
     from metalearn.inner_optimizers import InnerSGD
