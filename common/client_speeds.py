@@ -2,8 +2,9 @@
 
     lognormal:SIGMA       exp(SIGMA x) for each client, x standard normal: half of them take less than 1 s
     slow:SHARE:FACTOR     1 s, and FACTOR s for a SHARE of the participating clients, who are drawn
-    file:PATH             a CSV file with the columns `client` and `seconds`
-    python:MODULE:NAME    a function of (names, seed) that returns seconds by name, or a list in the order of names
+    file:PATH             a CSV file with the columns `client` and `seconds`, a line for each participating client
+    python:MODULE:NAME    a function of (names, seed) that returns seconds by name, or a list in the order of names,
+                          which are those of the participating clients
 
 What a client takes is the same in every round, and follows from the run's seed.
 """
@@ -40,7 +41,7 @@ def client_seconds(
         num_participating: clients that train; the others follow them.
         num_clients: in all.
         seed: of the run.
-        names: returns the names of all clients, by partition.
+        names: returns the names of all clients, by partition; those that train are the first.
 
     Raises:
         ConfigError: with what is expected.
@@ -58,12 +59,11 @@ def client_seconds(
         drawn = numpy_generator(seed, "client-speeds").permutation(num_participating)
         slow = set(drawn[: round(share * num_participating)].tolist())
         return [factor if index in slow else 1.0 for index in range(num_clients)]
-    if kind == "file" and argument:
-        return _by_name(speeds, _read(speeds, Path(argument)), names())
-    if kind == "python" and argument:
-        found = load_function(argument, OPTION)(list(names()), seed)
-        return _by_name(speeds, found, names())
-    raise _refused(speeds, _FORMS)
+    if kind not in ("file", "python") or not argument:
+        raise _refused(speeds, _FORMS)
+    participating = list(names())[:num_participating]
+    found = _read(speeds, Path(argument)) if kind == "file" else load_function(argument, OPTION)(participating[:], seed)
+    return _by_name(speeds, found, participating) + [1.0] * (num_clients - num_participating)
 
 
 def _numbers(speeds: str, argument: str, count: int) -> list[float]:
@@ -83,13 +83,21 @@ def _refused(speeds: str, expected: str) -> ConfigError:
 def _read(speeds: str, path: Path) -> dict[str, str]:
     try:
         with open_regular(path) as file:
-            text = file.read(_LARGEST_FILE).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+            content = file.read(_LARGEST_FILE + 1)
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"Expected a CSV file at {path} ({OPTION}), but {error}. Check the path.") from error
-    rows = csv.DictReader(io.StringIO(text))
-    if not {"client", "seconds"} <= set(rows.fieldnames or ()):
+    if len(content) > _LARGEST_FILE:
+        raise _refused(speeds, f"a CSV file of at most {_LARGEST_FILE} bytes")
+    if not {"client", "seconds"} <= set(reader.fieldnames or ()):
         raise _refused(speeds, "a CSV file whose first line names the columns client and seconds")
-    return {str(row["client"]): str(row["seconds"]) for row in rows}
+    found: dict[str, str] = {}
+    for row in rows:
+        if (name := str(row["client"])) in found:
+            raise _refused(speeds, f"a line for each client, but {name!r} has several")
+        found[name] = str(row["seconds"])
+    return found
 
 
 def _by_name(speeds: str, found: Any, names: Sequence[str]) -> list[float]:

@@ -10,6 +10,10 @@ _PATH = re.compile(
 """Folders of a path: what stands before its last part."""
 
 
+_MAY_NAME_FILES = frozenset({"data.source", "federation.client-speeds", "model.init", "model.name"})
+"""Options that hold a path, some of them after a word and a colon."""
+
+
 def without_folders(text: str) -> str:
     """Return a text in which every path has lost its folders.
 
@@ -28,6 +32,8 @@ def shareable_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Examples:
         >>> shareable_options({"data.source": "csv:private/ward.csv?label=died", "seed": 0})
         {'data.source': 'csv:…/ward.csv?label=died', 'seed': 0}
+        >>> shareable_options({"federation.client-speeds": "file:ward-3/speeds.csv", "model.init": "ward-3/model.pt"})
+        {'federation.client-speeds': 'file:…/speeds.csv', 'model.init': '…/model.pt'}
     """
     return {key: _shareable(key, value) for key, value in options.items()}
 
@@ -35,7 +41,7 @@ def shareable_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def _shareable(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    if key == "data.source" and "/" in value:
+    if key in _MAY_NAME_FILES and "/" in value:
         kind, colon, path = value.partition(":")
         place, question, rest = (path if colon else kind).partition("?")
         short = f"…/{place.rstrip('/').rpartition('/')[2]}" if "/" in place else place

@@ -170,11 +170,18 @@ def test_speeds_come_from_files_and_functions_by_name(tmp_path, monkeypatch):
         "def seconds(names, seed):\n    return [0.5 + i for i in range(len(names))]\n"
     )
     config = SMALL.updated({"federation.num-rounds": 1, "federation.participation-fraction": 1.0})
+    config = config.updated({"data.num-new-clients": 1})  # never trains, and needs no speed
 
     for speeds in ("file:speeds.csv", "python:late_speeds:seconds"):
         (line,) = records(run(config.updated({"federation.client-speeds": speeds}), tmp_path / speeds[:4]))
         assert line["simulated_seconds"] == 9.5
 
-    (tmp_path / "speeds.csv").write_text("\n".join(lines[:-1]))
-    with pytest.raises(ConfigError, match=r"1 of 10 clients.*client-009"):
-        run(config.updated({"federation.client-speeds": "file:speeds.csv"}), tmp_path / "again")
+    long_field = "x" * 2**18
+    for wrong, told in (
+        (lines[:-1], r"1 of 10 clients.*client-009"),
+        ([*lines, "client-003,7"], "client-003' has several"),
+        ([*lines, f"{long_field},1"], "Check the path"),
+    ):
+        (tmp_path / "speeds.csv").write_text("\n".join(wrong))
+        with pytest.raises(ConfigError, match=told):
+            run(config.updated({"federation.client-speeds": "file:speeds.csv"}), tmp_path / "again")
