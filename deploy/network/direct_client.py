@@ -185,7 +185,10 @@ class DirectClient:
 
     def _send_unsent(self, connection: FleetConnection) -> None:
         if self._unsent is not None:
-            connection.send(*self._unsent)
+            reply, seconds = self._unsent
+            if reply.metadata.src_node_id != connection.node_id:
+                raise RunOver("the server was started again and knows nothing of the message")
+            connection.send(reply, seconds)
             self._unsent = None
 
     def _answer(self, message: Message, connection: FleetConnection) -> None:

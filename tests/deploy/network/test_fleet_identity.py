@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 
 from nufed.common.errors import DataError, PeerError
 from nufed.common.wire import ClientDescription
+from nufed.deploy.network import direct_server
 from nufed.deploy.network.call_failures import ServerFinished, TurnedAway
 from nufed.deploy.network.certificates import (
     CertificateFolder,
@@ -265,6 +266,41 @@ def test_a_hanging_client_is_busy_until_it_asks_again_and_a_quorum_ends_the_wait
 
     assert outcome[:2] == (True, True)
     assert outcome[2] < 20
+
+
+def test_a_client_at_work_while_its_server_is_started_again_drops_the_reply_and_goes_on(monkeypatch):
+    monkeypatch.setattr(direct_server, "_FAREWELL", 0)
+    taken, release = threading.Event(), threading.Event()
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        taken.set()
+        assert release.wait(20)
+        return Message(RecordDict(added(message.content, 1)), reply_to=message)
+
+    def leave_at_work(grid):
+        assert grid.wait_for_nodes(1, 20)
+        grid.push_messages([request(node_id, np.zeros(1, np.float32)) for node_id in grid.get_node_ids()])
+        assert taken.wait(20)
+
+    def ask_again(grid):
+        release.set()
+        assert grid.wait_for_nodes(1, 20)
+        messages = [request(node_id, np.zeros(1, np.float32)) for node_id in grid.get_node_ids()]
+        return [reply.has_error() for reply in grid.stream_replies(messages, timeout=30)]
+
+    with DirectServer(LOOPBACK) as server, Started(server) as start:
+        started, _ = start(app, "a")
+        address = server.address
+        call(server, leave_at_work)
+        server.close()
+        with DirectServer(ServerEndpoint(address)) as again:
+            answers = call(again, ask_again)
+
+    assert answers == [False]
+    dropped = [line for line in started.said if "is dropped" in line]
+    assert dropped == ["the server was started again and knows nothing of the message; the reply is dropped"]
 
 
 @pytest.mark.parametrize(
