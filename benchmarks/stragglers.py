@@ -12,7 +12,6 @@ import argparse
 import csv
 import json
 import os
-import re
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -149,18 +148,22 @@ def percent(values: Sequence[float]) -> str:
 
 
 def write(dataset: str, lines: Sequence[str]) -> None:
-    """Put a dataset's table in its place in the docs."""
+    """Put a dataset's table in its place in the docs, or at the page's end."""
     begin, end = f"<!-- begin {dataset} -->", f"<!-- end {dataset} -->"
-    text = PAGE.read_text(encoding="utf-8")
-    new = re.sub(f"{begin}.*?{end}", lambda _: "\n".join([begin, "", *lines, "", end]), text, flags=re.DOTALL)
-    PAGE.write_text(new, encoding="utf-8")
+    text, section = PAGE.read_text(encoding="utf-8"), "\n".join([begin, "", *lines, "", end])
+    if begin in text:
+        text = text[: text.index(begin)] + section + text[text.index(end) + len(end) :]
+    else:
+        text = f"{text.rstrip()}\n\nThe same on {dataset}:\n\n{section}\n"
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
     """Run the comparison and write its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=TARGETS, default="digits")
-    parser.add_argument("--data-root", default="data", help="folder of the data sets")
+    data_root = os.environ.get("NUFED_DATA_ROOT", "data")
+    parser.add_argument("--data-root", default=data_root, help="folder of the data sets")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--replies", type=int, default=300, help="replies that every run takes")
     parser.add_argument("--quick", action="store_true", help="one seed, 60 replies, nothing is written")
