@@ -58,6 +58,7 @@ class CheapClient:
         self._public = key.public_key().public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
         self._process, self._resign_at, self._metadata = secrets.token_hex(16), float("-inf"), ()
         self._node = Node()
+        self._interval = _HEARTBEAT
 
     async def serve(self):
         """Answer for ever, connecting again whenever the connection is lost."""
@@ -75,22 +76,25 @@ class CheapClient:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 await self._call("RegisterNode", fleet.RegisterNodeFleetRequest(public_key=self._public))
         request = fleet.ActivateNodeRequest(public_key=self._public, heartbeat_interval=10.0)
-        answer, _ = await self._call("ActivateNode", request, extra)
+        answer, head = await self._call("ActivateNode", request, extra)
+        self._note_interval(head)
         self._node = Node(node_id=fleet.ActivateNodeResponse.FromString(answer).node_id)
 
+    def _note_interval(self, head):
+        self._interval = max(_HEARTBEAT, float(headers.header_text(head, headers.INTERVAL) or _HEARTBEAT))
+
     async def _answer_next(self):
-        answer, head = await self._call("PullMessages", fleet.PullMessagesRequest(node=self._node))
+        async with self._beating(self._interval):
+            answer, head = await self._call("PullMessages", fleet.PullMessagesRequest(node=self._node))
+        self._note_interval(head)
         proto = fleet.PullMessagesResponse.FromString(answer)
         if not proto.messages_list:
             return
-        beats = asyncio.ensure_future(self._beat())
-        try:
+        async with self._beating(_HEARTBEAT):
             message = message_from_proto(proto.messages_list[0])
             if count := headers.header_text(head, headers.PIECES):
                 message.content = await self._fetch(message.metadata, int(count))
             await self._push(self._reply(message))
-        finally:
-            beats.cancel()
 
     def _reply(self, message):
         if message.metadata.message_type == "query":
@@ -130,10 +134,19 @@ class CheapClient:
         envelope.messages_list.append(message_to_proto(remove_content_from_message(reply)))
         await self._call("PushMessages", envelope, (*extra, (headers.PIECES, str(cut.count))))
 
-    async def _beat(self):
+    @contextlib.asynccontextmanager
+    async def _beating(self, interval):
+        """Give a sign of life every so many seconds, also while a message of one part is on its way."""
+        beats = asyncio.ensure_future(self._beat(interval))
+        try:
+            yield
+        finally:
+            beats.cancel()
+
+    async def _beat(self, interval):
         request = heartbeat_pb2.SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=10.0)
         while True:
-            await asyncio.sleep(_HEARTBEAT)
+            await asyncio.sleep(interval)
             with contextlib.suppress(grpc.aio.AioRpcError):
                 await self._call("SendNodeHeartbeat", request)
 
