@@ -342,7 +342,7 @@ SERVER_WITH_FEW_FILES = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
 from nufed.deploy.network import direct_server, serving
-serving._HANDSHAKE = 2.0
+serving._HANDSHAKE, direct_server._COUNT_FILES = 2.0, 0.0
 endpoint = direct_server.ServerEndpoint("127.0.0.1:0")
 with direct_server.DirectServer(endpoint, on_event=lambda line: print(line, flush=True)) as server:
     print("address", server.address, flush=True)
