@@ -176,10 +176,15 @@ class Roster:
         found = [self.connected(grid, [each]) for each in (_GROUPS if group == "all" else (group,))]
         return dict(sorted((name, members[name]) for members in found for name in judges.of(members)))
 
-    def idle(self, grid: Grid, members: Mapping[str, Member]) -> dict[str, Member]:
+    def idle(self, grid: Grid, members: Mapping[str, Member], *, is_usual: bool = False) -> dict[str, Member]:
         """Return the members that do not still work on a message of an earlier phase; all of them if all do.
 
         So a client that hangs costs the time of one phase, and not of each.
+
+        Args:
+            grid: knows who works.
+            members: to look at.
+            is_usual: whether phases end without the slowest, so that no warning is due of those.
         """
         if not (busy := busy_nodes(grid)):
             self._busy = set()
@@ -187,8 +192,10 @@ class Roster:
         idle = {client_id: member for client_id, member in members.items() if member.node_id not in busy}
         for client_id in members.keys() - idle.keys():
             if idle and client_id not in self._busy:
-                _log.warning(
-                    "Client %s still works on an earlier message, and is not asked until it is back.", client_id
+                _log.log(
+                    logging.DEBUG if is_usual else logging.WARNING,
+                    "Client %s still works on an earlier message, and is not asked until it is back.",
+                    client_id,
                 )
         self._busy = members.keys() - idle.keys() if idle else set()
         return idle or dict(members)

@@ -28,7 +28,7 @@ from nufed.strategy.flower_loop import LoopMethods, check_opens
 from nufed.strategy.known_clients import Member
 from nufed.strategy.members import Roster
 from nufed.strategy.option_ranges import check_ranges
-from nufed.strategy.participation import Judges, choose, choose_more, num_chosen
+from nufed.strategy.participation import Judges, choose, choose_more, num_asked, num_chosen
 from nufed.strategy.phase import AveragingRule, EvaluationPhase, Outgoing, TrainingPhase
 from nufed.strategy.private_rounds import ClientPrivacy, PrivateRound, PrivateRounds, check_private_options
 from nufed.strategy.results import ClientMetrics, EvaluatedGroup, EvaluationResult, RoundResult, Weighting, average
@@ -314,14 +314,17 @@ class MetaFedAvg(LoopMethods):
         here = self._roster.wait_for_participants(grid, patience)
         if self.buffered:
             return BufferPhase(outgoing, self.telling, self._rule(here, outgoing.round), sent, self.buffered.options)
-        participants, private = self._roster.idle(grid, here), None
-        needed = num_chosen(len(participants), self.participation_fraction)
+        is_over, private = self.over_selection > 0, None
+        participants = self._roster.idle(grid, here, is_usual=is_over)
+        needed = num_chosen(len(here if is_over else participants), self.participation_fraction)
         if self.private:
             chosen, private = self.private.begin(participants, outgoing.round)
             needed = len(chosen)
-        elif self.over_selection:
-            fraction, more = self.participation_fraction, self.over_selection
-            chosen = choose_more(participants, fraction, more, seed=self.seed, round=outgoing.round)
+        elif is_over:  # who was dropped and still works makes the round no smaller
+            needed = min(needed, len(participants))
+            is_secure = self.secure is not None  # whose threshold is a share of those asked
+            count = num_asked(len(participants), needed, self.over_selection, rounds_down=is_secure)
+            chosen = choose_more(participants, count, seed=self.seed, round=outgoing.round)
         else:
             chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
         asked = self._roster.described(grid, {client_id: participants[client_id] for client_id in chosen})
@@ -366,7 +369,7 @@ class MetaFedAvg(LoopMethods):
         self._roster.refresh(grid)
         asked = self._roster.judges(grid, group, self.judges)
         if group != "all":  # at the end of a run, whoever is there is waited for
-            asked = self._roster.idle(grid, asked)
+            asked = self._roster.idle(grid, asked, is_usual=self.over_selection > 0)
             if self.buffered and simulated_now(grid) is None:  # who is at work would keep all others waiting
                 at_work = self.buffered.at_work
                 asked = {name: each for name, each in asked.items() if name not in at_work} or asked

@@ -48,37 +48,35 @@ def choose(
 
 def choose_more(
     client_ids: Iterable[str],
-    fraction: float,
-    over_selection: float,
+    count: int,
     *,
     seed: int,
     round: int,  # noqa: A002 - the vocabulary's word
 ) -> tuple[str, ...]:
-    """Return min(n, ⌈(1 + o) m⌉) clients in the order in which they were drawn; the first m are those of `choose`.
+    """Return `count` clients in the order in which they were drawn; the first m are those of `choose`.
 
     Args:
         client_ids: as in `choose`.
-        fraction: r in (0, 1].
-        over_selection: o, at least 0.
+        count: see `num_asked`.
         seed: the run's seed.
         round: k.
-
-    Raises:
-        RunError: the fraction is not in (0, 1].
     """
     candidates = sorted(dict.fromkeys(client_ids))
     drawn = numpy_generator(seed, "sample", round).permutation(len(candidates))
-    return tuple(candidates[index] for index in drawn[: num_asked(len(candidates), fraction, over_selection)])
+    return tuple(candidates[index] for index in drawn[:count])
 
 
-def num_asked(num_clients: int, fraction: float, over_selection: float) -> int:
+def num_asked(num_clients: int, needed: int, over_selection: float, *, rounds_down: bool = False) -> int:
     """Return min(n, ⌈(1 + o) m⌉), the clients that a round asks in order to have m replies.
 
-    Raises:
-        RunError: the fraction is not in (0, 1].
+    Args:
+        num_clients: n.
+        needed: m.
+        over_selection: o.
+        rounds_down: take ⌊(1 + o) m⌋, of which m are never a smaller share than 1 / (1 + o).
     """
-    needed = num_chosen(num_clients, fraction)
-    return min(num_clients, math.ceil(round((1 + over_selection) * needed, 9)))  # 1.1 * 10 is 11, not a little more
+    wanted = round((1 + over_selection) * needed, 9)  # 1.1 * 10 is 11, not a little more
+    return min(num_clients, math.floor(wanted) if rounds_down else math.ceil(wanted))
 
 
 def poisson_choice(

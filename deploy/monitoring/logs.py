@@ -118,6 +118,8 @@ def event_level(event: Event) -> LogLevel:
     """Return how much an event matters."""
     if isinstance(event, Asked | Replied | Phase | CheckpointSaved):
         return "debug"
+    if isinstance(event, Rejected) and event.outcome == "dropped":  # as usual where rounds ask more than they need
+        return "debug"
     if isinstance(event, Note):
         return event.level
     if isinstance(event, Ended):

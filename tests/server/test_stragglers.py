@@ -72,6 +72,16 @@ def test_in_simulated_time_processes_leave_the_run_that_one_process_leaves(confi
     assert records(here) == records(workers)
 
 
+def test_over_selection_leaves_enough_for_a_secure_sum(tmp_path):
+    options = {"federation.over-selection": 0.4, "federation.participation-fraction": 0.6, "federation.num-rounds": 1}
+    config = SMALL.updated({**options, "privacy.secure-aggregation": True, "evaluation.interval": 0})
+
+    (line,) = records(run(config, tmp_path))
+
+    assert (line["sampled"], line["replied"], line["dropped"]) == (8, 6, 2)
+    assert line["secure_aggregation"]["threshold"] == 6
+
+
 def test_over_selection_takes_the_fastest_that_are_needed_and_drops_the_others(tmp_path):
     late = records(run(SMALL, tmp_path / "waiting"))
     early = records(run(OVER, tmp_path / "early"))

@@ -1,9 +1,11 @@
 """Buffered steps with clients that are slow, wrong, double or gone, on a grid that knows nothing of them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nufed.common.errors import ConfigError, RunError
@@ -217,11 +219,22 @@ def test_over_selection_asks_the_chosen_first_and_no_more_than_there_are(n, frac
     names = [f"c{i:02d}" for i in range(n)]
     chosen = choose(names, fraction, seed=seed, round=3)
 
-    asked = choose_more(names, fraction, over, seed=seed, round=3)
+    count = num_asked(n, len(chosen), over)
+    asked = choose_more(names, count, seed=seed, round=3)
 
     assert tuple(sorted(asked[: len(chosen)])) == chosen
-    assert len(set(asked)) == len(asked) == num_asked(n, fraction, over) <= n
-    assert num_asked(100, 0.1, 0.1) == 11
+    assert len(set(asked)) == len(asked) == count <= n
+    assert num_asked(100, 10, 0.1) == num_asked(100, 10, 0.1, rounds_down=True) == 11
+
+
+@given(st.integers(3, 60), st.floats(0.51, 1), st.floats(0, 1), st.floats(0.51, 1))
+def test_a_secure_round_that_ends_early_has_as_many_as_its_threshold(needed, share, over, fraction):
+    """Whatever is rounded: a round of 6 that asks 9 ends with 6, of whom two thirds of 9 were one more."""
+    assume((1 + over) * share <= fraction)
+
+    asked = num_asked(10_000, needed, over, rounds_down=True)
+
+    assert math.ceil(share * asked - 1e-9) <= math.ceil(fraction * needed)
 
 
 def test_a_round_ends_with_as_many_usable_replies_as_it_needs():
