@@ -55,6 +55,33 @@ def check_state_file(config: RunConfig, node_config: Mapping[str, Scalar]) -> No
         _read(path)
 
 
+def kept_in_file(path: Path, place: Workplace, run_id: str = "") -> Params:
+    """Return what a deployed client kept in the last round that it took part in, on this process's device.
+
+    Args:
+        path: of its file.
+        place: the client.
+        run_id: which run it must be of; empty for any.
+
+    Raises:
+        ConfigError: there is no such file, it is damaged, or of another client, run, method or model.
+    """
+    if not path.is_file():
+        raise ConfigError(f"Expected what a client kept between rounds in {path}, but there is no such file. Name it.")
+    found = _read(path)
+    belongs = {"run": run_id, **_owner(place)} if run_id else _owner(place)
+    if found is None or not found.versions:
+        raise ConfigError(f"Expected what a client kept between rounds in {path}, but it kept nothing. Leave it out.")
+    try:
+        _check_fits(found, belongs, place)
+    except WireError as error:
+        raise ConfigError(
+            f"Expected in {path} what {place.data.client_id!r} kept in this run, but {error}. Name that client's file, "
+            "and give the name that it had in the run (--name)."
+        ) from error
+    return _here(found.versions[max(found.versions)])
+
+
 class ClientState:
     """Holds what one client keeps, while a message is answered."""
 
@@ -68,11 +95,7 @@ class ClientState:
         is_deployed = "data" in context.node_config
         self._num_versions = _VERSIONS if is_deployed else 1
         self._path = client_state_path(context.node_config) if is_deployed else None
-        self._belongs = {
-            "run": _run_id(message.content) or _options_hash(place.config),
-            "client": place.data.client_id,
-            "state": place.config.method.client_state,
-        }
+        self._belongs = {"run": _run_id(message.content) or _options_hash(place.config), **_owner(place)}
         self._versions: dict[int, Params] = {}
         if place.config.method.client_state != "none":
             self._versions = self._from_file(self._path) if self._path else _from_node(context.state)
@@ -84,8 +107,7 @@ class ClientState:
         rounds = [number for number in self._versions if number < round_number]
         if not rounds:
             return None
-        device = process_settings().device
-        return {name: tensor.to(device) for name, tensor in self._versions[max(rounds)].items()}
+        return _here(self._versions[max(rounds)])
 
     def keep(self, round_number: int, kept: Mapping[str, Tensor]) -> None:
         """Keep what a round has left, durably where there is a file, before anything of the round is sent.
@@ -108,12 +130,8 @@ class ClientState:
         if found.belongs.get("run") != self._belongs["run"]:
             _tell_once(f"{path} is of another run: this run starts anew, and replaces it")
             return {}
-        expected = dict(trained_parameters(self._place.model))
-        expected = {name: expected[name] for name in own_names(expected, self._place.config.method)}
         try:
-            _check_belongs(found, self._belongs)
-            for kept in found.versions.values():
-                check_params(kept, expected, _WORLD)
+            _check_fits(found, self._belongs, self._place)
         except WireError as error:
             raise refusal(
                 ConfigError,
@@ -140,9 +158,22 @@ def _read(path: Path) -> StateFile | None:
         ) from error
 
 
-def _check_belongs(found: StateFile, belongs: Mapping[str, str]) -> None:
+def _here(params: Params) -> Params:
+    device = process_settings().device
+    return {name: tensor.to(device) for name, tensor in params.items()}
+
+
+def _owner(place: Workplace) -> dict[str, str]:
+    return {"client": place.data.client_id, "state": place.config.method.client_state}
+
+
+def _check_fits(found: StateFile, belongs: Mapping[str, str], place: Workplace) -> None:
     if other := [key for key, value in belongs.items() if found.belongs.get(key) != value]:
         raise WireError(f"it is of another {other[0]}")
+    expected = dict(trained_parameters(place.model))
+    expected = {name: expected[name] for name in own_names(expected, place.config.method)}
+    for kept in found.versions.values():
+        check_params(kept, expected, _WORLD)
 
 
 def node_records(round_number: int, kept: Mapping[str, Tensor]) -> RecordDict:

@@ -14,7 +14,7 @@ from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.parts import check_head, uses_head
 from nufed.common.models import build_model, check_same_outputs, examine
 from nufed.common.models.frozen import frozen_hash, in_training_mode
-from nufed.common.models.heads import find_head, resolve_head
+from nufed.common.models.heads import with_head
 from nufed.common.settings import process_settings
 from nufed.common.task import ModelLoss, make_loss
 from nufed.common.traits import UNKNOWN, Traits
@@ -57,11 +57,11 @@ class ModelPair:
             return method
         examples = _some_of(data)
         if method.head or examples is None:
-            return method.model_copy(update={"head": resolve_head(self.evaluation, method.head)} if method.head else {})
+            return with_head(self.evaluation, method, None)
         with self._lock:
             if self._head is None:
                 rows = torch.arange(min(2, len(examples)), device=examples.device)
-                self._head = find_head(self.evaluation, examples.take(rows).inputs)
+                self._head = with_head(self.evaluation, method, examples.take(rows).inputs).head
             return method.model_copy(update={"head": self._head})
 
     def losses(self, data: ClientData, method: MethodConfig) -> tuple[ModelLoss, ModelLoss]:

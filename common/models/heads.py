@@ -13,13 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nufed.common.config import MethodConfig
 from nufed.common.errors import ModelError
-from nufed.common.meta.parts import head_names
+from nufed.common.meta.parts import head_names, uses_head
 from nufed.common.rng import GLOBAL_STATE, seeded_generators
 from nufed.common.task import call_model
 from nufed.common.trees import Tree, first_leaf
 
 _SEED = 0
+
+
+def with_head(model: nn.Module, method: MethodConfig, inputs: "Tree | None") -> MethodConfig:
+    """Return the method with the names of the head's parameters in `head`, where it treats the head otherwise.
+
+    Args:
+        model: on the device of the inputs; unchanged when this returns.
+        method: names the head, or leaves it to be found.
+        inputs: of a few examples; None where there are none, and a head that is not named stays so.
+
+    Raises:
+        ModelError: as `find_head` and `resolve_head`.
+    """
+    if not uses_head(method):
+        return method
+    if method.head:
+        return method.model_copy(update={"head": resolve_head(model, method.head)})
+    return method if inputs is None else method.model_copy(update={"head": find_head(model, inputs)})
 
 
 def find_head(model: nn.Module, inputs: Tree) -> str:

@@ -21,6 +21,7 @@ from nufed.deploy.commands.terminal import stdout_console
 
 if TYPE_CHECKING:
     from nufed.client.personal_model import PersonalModel
+    from nufed.client.workplace import Workplace
 
 
 def register(app: typer.Typer) -> None:
@@ -69,6 +70,14 @@ def personalize_command(  # noqa: PLR0913 - one parameter per option
             max=0.9,
         ),
     ] = None,
+    client_state: Annotated[
+        Path | None,
+        typer.Option(
+            help="what your client kept between rounds, if the run's method has it keep something; the file ends in "
+            ".client-state",
+            metavar="FILE",
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Adapt a run's model to your data, offline; show what it gains on data held out, and keep it in a file."""
@@ -82,7 +91,8 @@ def personalize_command(  # noqa: PLR0913 - one parameter per option
     from nufed.common.settings import process_settings
     from nufed.server.run_folder import load_model
 
-    check_output(out, inputs=read_from(model, data), force=force)
+    kept = [client_state] if client_state else []
+    check_output(out, inputs=[*read_from(model, data), *kept], force=force)
     chosen = find_keep("best" if keep is None else keep)
     with machine.exported(), while_working("fine-tuning"):
         params, stored = load_model(model)
@@ -104,6 +114,7 @@ def personalize_command(  # noqa: PLR0913 - one parameter per option
         torch.set_num_threads(settings.num_threads)
         place = workplace(config.flat(), node_config, settings)
         check_frozen(place.frozen, str(stored.get("frozen", "")), "the run's model")
+        place = _with_kept(place, client_state, model)
         on_device = {name: tensor.to(settings.device) for name, tensor in params.items()}
         personal = personalize_after_run(place, on_device, out, chosen)
         _show(personal)
@@ -156,6 +167,34 @@ def _adaptation(
         "seed": config.seed if seed is None else seed,
     }
     return config.updated(changes)
+
+
+def _with_kept(place: "Workplace", path: Path | None, model: Path) -> "Workplace":
+    """Return the client with what it kept between rounds of the run whose model this is; say where it starts without.
+
+    Raises:
+        ConfigError: the run's method has clients keep nothing, or the file is not this client's.
+    """
+    from dataclasses import replace
+
+    from nufed.client.client_state import kept_in_file
+    from nufed.common.client_states import RUN_ID
+    from nufed.server.client_states import told_of
+
+    what = place.config.method.client_state
+    if path is None:
+        if what != "none":
+            typer.echo(
+                f"Clients of this run keep a {what} of their own (method.client-state={what}); without yours, this "
+                "starts from the run's model, as a new client does. --client-state FILE names yours."
+            )
+        return place
+    if what == "none":
+        raise ConfigError(
+            f"--client-state {path} is refused: clients of this run keep nothing between rounds. Leave it."
+        )
+    run_id = told_of(model if model.is_dir() else model.parent).get(RUN_ID, "")
+    return replace(place, kept=kept_in_file(path, place, run_id))
 
 
 def _show(personal: "PersonalModel") -> None:

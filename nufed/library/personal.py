@@ -28,6 +28,7 @@ from nufed.common.examples import Batch, Examples, TaskInfo
 from nufed.common.meta.meta_sgd import STEP_SIZE
 from nufed.common.meta.objective import fine_tune
 from nufed.common.models import check_model
+from nufed.common.models.heads import with_head
 from nufed.common.params import Params, model_params
 from nufed.common.rng import numpy_generator
 from nufed.common.task import make_loss
@@ -173,6 +174,8 @@ def personalize(  # noqa: PLR0913 - all but three by name
         raise ConfigError("lr contradicts the step sizes that the run has learned (Meta-SGD). Leave it out.")
     step_size = lr if lr is not None else known.step_size if known else 0.0
     personal = copy.deepcopy(model).eval()
+    few = examples.take(torch.arange(min(2, len(examples)), device=examples.device))
+    method = with_head(personal, method, few.inputs)
     start = {**model_params(personal), **{STEP_SIZE + name: size for name, size in sizes.items()}}
     batches = _batches(examples, steps, batch_size, seed)
     point: Params = {}

@@ -9,14 +9,18 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from nufed.client.app import app
 from nufed.client.client_state import client_state_path
+from nufed.client.personal_model import load_personal_model
 from nufed.client.workplace import forget_workplaces, workplace
 from nufed.common.client_states import RUN_ID, StateFile
 from nufed.common.config import RunConfig
+from nufed.common.durable_file import write_tensors
 from nufed.common.errors import ConfigError
 from nufed.common.methods import METHODS
 from nufed.common.params import model_params
 from nufed.common.settings import process_settings
 from nufed.common.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
+from nufed.deploy.commands.cli import main
+from nufed.server.run_folder import MODEL_FORMAT
 
 SMALL = {"model.hidden-sizes": "8", "data.num-clients": 4, "data.num-new-clients": 1, "evaluation.num-adapt-steps": 5}
 
@@ -128,3 +132,28 @@ def test_it_has_no_part_in_a_method_that_keeps_nothing(node):
     train(configured("fedavg"), node, 1)
 
     assert not client_state_path(node).exists()
+
+
+def test_a_personal_model_made_later_starts_from_what_the_client_kept(node, tmp_path, capsys):
+    """By `nufed personalize`: from its own head where its file is named, else from the server's, and says so."""
+    run = configured("fedrep")
+    train(run, node, 1)
+    kept, model = StateFile.read(client_state_path(node)).versions[1], tmp_path / "model.safetensors"
+    metadata = {"format": MODEL_FORMAT, "round": 1, "config": run.model_dump(by_alias=True)}
+    write_tensors(model, initial(run, node), metadata)
+    own = ["--client-state", str(client_state_path(node))]
+    command = ["personalize", "--model", str(model), "--data", node["data"], "--name", "ward-3", "--steps", "0"]
+    command += ["--out", str(tmp_path / "p.safetensors"), "--force"]
+
+    assert main(command) == 0
+    without, said = load_personal_model(tmp_path / "p.safetensors").params, capsys.readouterr().out
+    assert main([*command, *own]) == 0
+    found = load_personal_model(tmp_path / "p.safetensors").params
+    refused = main([*command[:4], "digits#1/4", *command[5:], *own])
+
+    assert equal(without, initial(run, node))
+    assert "starts from the run's model, as a new client does" in " ".join(said.split())
+    assert {name for name in found if not torch.equal(found[name], without[name])} == kept.keys()
+    assert equal({name: found[name] for name in kept}, kept)
+    assert (refused, main([*command, "--client-state", str(model)])) == (ConfigError.exit_code, ConfigError.exit_code)
+    assert "it is of another client" in " ".join(capsys.readouterr().err.split())

@@ -91,3 +91,25 @@ def test_targets_of_another_kind_are_refused_without_a_value():
     with pytest.raises(nufed.DataError, match="expected inputs as the run had them"):
         nufed.predict(run.model, np.zeros((2, 4)))
     assert "987" not in str(negative.value)
+
+
+class HeadFirst(nn.Module):
+    """Registers its last layer before the one that runs first."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.body = nn.Linear(4, 2), nn.Linear(3, 4)
+
+    def forward(self, inputs):
+        return self.read(torch.tanh(self.body(inputs)))
+
+
+def test_a_personal_model_has_the_head_adapted_that_runs_last_in_whatever_order_layers_are_registered():
+    rng = np.random.default_rng(0)
+    clients = {str(name): (of_numbers(rng), rng.integers(0, 2, 24)) for name in range(4)}
+    run = nufed.simulate(clients, HeadFirst(), num_clients=3, num_new_clients=1, adapted_part="head", **FEW)
+
+    personal = nufed.personalize(run.model, *clients["0"], steps=1)
+
+    changed = {name for name, tensor in personal.named_parameters() if not torch.equal(tensor, run.params[name])}
+    assert changed == {"read.weight", "read.bias"}

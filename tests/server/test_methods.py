@@ -149,7 +149,8 @@ def test_without_its_pull_a_method_is_fedavg(name, off, tmp_path):
     assert configured(name) != configured("fedavg")
 
 
-def test_ditto_trains_fedavgs_model_and_adapts_it_less(tmp_path):
+def test_ditto_trains_fedavgs_model_and_new_clients_adapt_it_less(tmp_path):
+    """Clients that took part start from models of their own instead (tests/methods/test_baselines.py)."""
     config = configured("ditto", federation__num_rounds=2, method__personal_strength=10.0)
 
     ditto = run(tmp_path / "ditto", config)
@@ -157,6 +158,6 @@ def test_ditto_trains_fedavgs_model_and_adapts_it_less(tmp_path):
 
     models = [load_model(folder)[0] for folder in (ditto, fedavg)]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
-    curves = [summary(folder)["participating"]["loss"] for folder in (ditto, fedavg)]
+    curves = [summary(folder)["new"]["loss"] for folder in (ditto, fedavg)]
     assert curves[0][:2] == pytest.approx(curves[1][:2], rel=1e-6)  # the pull is 0 where fine-tuning starts
     assert curves[0][5] > curves[1][5]
