@@ -126,7 +126,8 @@ def personalize(  # noqa: PLR0913 - all but three by name
     """Return a copy of a model, fine-tuned to somebody's examples by plain gradient steps, in evaluation mode.
 
     What the run did to inputs and targets (`data.input-scale`, `data.target-scale`) is done to these examples too; the
-    copy takes inputs and gives outputs in that scale, and `nufed.predict` undoes it.
+    copy takes inputs and gives outputs in that scale, and `nufed.predict` undoes it. Where clients of the run keep
+    something between rounds (`method.client-state`), the copy starts from the run's model, as a new client does.
 
     Args:
         model: `Run.model`, or any module without running statistics; not changed.
