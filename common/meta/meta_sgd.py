@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from nufed.common.errors import WireError
 from nufed.common.examples import Batch
 from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
 from nufed.common.params import Params, norm
@@ -22,6 +23,11 @@ STEP_SIZE = "step-size/"
 MOVED, SQUARED = STEP_SIZE + "moved/", STEP_SIZE + "squared/"
 """Before a parameter's name: those of the sums b and g that its step size √(b / g) is observed from (ARUBA)."""
 
+_FALSE_SUMS = (
+    "expected sums of squares with method.step-sizes=observed, but those of {!r} are not above 0: a client has sent "
+    "what it cannot have observed; in a new run, set federation.aggregation to a robust rule, e.g. median"
+)
+
 
 def with_step_sizes(params: Mapping[str, Tensor], inner_lr: float) -> Params:
     """Return the parameters and, behind them, step sizes that all are `inner_lr`."""
@@ -30,11 +36,18 @@ def with_step_sizes(params: Mapping[str, Tensor], inner_lr: float) -> Params:
 
 
 def split_step_sizes(params: Mapping[str, Tensor]) -> tuple[Params, Params]:
-    """Return (parameters of the model, step sizes by the same names, learned or observed; empty if there are none)."""
+    """Return (parameters of the model, step sizes by the same names, learned or observed; empty if there are none).
+
+    Raises:
+        WireError: a sum that sizes are observed from is what no sum of squares can be: a client has sent false ones.
+    """
     model = {name: tensor for name, tensor in params.items() if not name.startswith(STEP_SIZE)}
     learned = {name: params[STEP_SIZE + name] for name in model if STEP_SIZE + name in params}
     if learned or not any(name.startswith(MOVED) for name in params):
         return model, learned
+    for name in model:
+        if bool((params[MOVED + name] < 0).any() | (params[SQUARED + name] <= 0).any()):
+            raise WireError(_FALSE_SUMS.format(name))
     return model, {name: (params[MOVED + name] / params[SQUARED + name]).sqrt() for name in model}
 
 

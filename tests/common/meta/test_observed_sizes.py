@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nufed.common.config import MethodConfig, RunConfig
-from nufed.common.errors import ConfigError
+from nufed.common.errors import ConfigError, WireError
 from nufed.common.examples import Examples
 from nufed.common.meta.local_update import Stream, local_update
 from nufed.common.meta.meta_sgd import MOVED, SQUARED, split_step_sizes
@@ -94,3 +94,13 @@ def test_what_has_no_meaning_with_it_is_refused_with_the_way_out(options, said):
 
     with pytest.raises(ConfigError, match=said):
         check_privacy(RunConfig.parse({**observed, **options}))
+
+
+@pytest.mark.parametrize(("sums", "value"), [(MOVED, -1e-9), (SQUARED, 0.0)])
+def test_sums_that_no_squares_have_are_refused_and_not_called_diverged_fine_tuning(sums, value):
+    """As a client's sums with their signs flipped make them, where the rule is the mean."""
+    params = initial_params({"w": torch.tensor(START)}, METHOD)
+    params[sums + "w"][1] = value
+
+    with pytest.raises(WireError, match=r"federation\.aggregation to a robust rule"):
+        split_step_sizes(params)
