@@ -16,6 +16,7 @@ INNER_STEPS, ESTIMATOR = "method.num-inner-steps", "method.estimator"
 CLIENT_STATE = "method.client-state"
 PROXIMAL, PERSONAL, SERVER_LR = "method.proximal-strength", "method.personal-strength", "federation.server-lr"
 SERVER_OPTIMIZER = "federation.server-optimizer"
+INNER_LR, BATCH_SIZE = "method.inner-lr", "method.batch-size"
 
 DEFINING_OPTIONS = (
     INNER_STEPS,
@@ -32,7 +33,8 @@ DEFINING_OPTIONS = (
 """Options that every preset decides: they have their defaults where it does not say otherwise.
 
 An option belongs here if a method without it is another method, whatever its value is tuned to. What one method alone
-is about (the server's step of Reptile) is in that preset's `overrides`, and is left alone by all others.
+is about (the server's step of Reptile, step size and batch of iMAML) is in that preset's `overrides`, and is left alone
+by all others.
 """
 
 
@@ -183,8 +185,15 @@ METHODS: dict[str, Method] = {
     "imaml": Method(
         "the minimum near w in ν steps, and its gradient by conjugate gradients, λ = --set method.personal-strength",
         "Rajeswaran et al. 2019, Algorithm 2",
-        {INNER_STEPS: 10, ESTIMATOR: "exact", "method.objective": "implicit", PERSONAL: 2.0},
-        frozenset({INNER_STEPS, PERSONAL}),
+        {
+            INNER_STEPS: 10,
+            ESTIMATOR: "exact",
+            "method.objective": "implicit",
+            PERSONAL: 10.0,
+            INNER_LR: 0.02,  # in steps of the default of 0.05 the search for the minimum diverges on digits
+            BATCH_SIZE: 0,
+        },
+        frozenset({INNER_STEPS, PERSONAL, INNER_LR, BATCH_SIZE}),
     ),
     "aruba": Method(
         "FedAvg, and a fine-tuning step size for each parameter, observed from how far clients move it",
@@ -228,7 +237,11 @@ def preset_notes(name: str, given: Mapping[str, Scalar], config: RunConfig, *, t
     ]
     notes = [f"method {name} overrides what was given: {', '.join(lost)}"] if lost else []
     described = option_descriptions()
-    of_others = {key for other in METHODS.values() for key in other.overrides} - decided.keys() - {ESTIMATOR}
+    of_others = (
+        {key for other in METHODS.values() for key in other.overrides}
+        - decided.keys()
+        - {ESTIMATOR, INNER_LR, BATCH_SIZE}
+    )
     kept = [f"{key}={found[key]}" for key in sorted(of_others & given.keys()) if found[key] != described[key][0]]
     if kept:
         notes.append(f"{', '.join(kept)} stays as given: method {name} leaves it open")
