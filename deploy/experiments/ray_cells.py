@@ -141,6 +141,8 @@ class _Work:
         import ray
 
         waiting = deque(cells)
+        if not self._owner.is_here and ray.available_resources().get("CPU", 0.0) < _cpus():  # type: ignore[no-untyped-call]
+            self._say(f"Ray: waiting for {_cpus()} CPU, which the cluster has but others use; Ctrl-C gives up")
         while waiting or self._running:
             while waiting and len(self._running) < max(1, self._owner.room()):
                 cell = waiting.popleft()

@@ -143,8 +143,8 @@ class Portions:
         count = math.ceil(len(messages) / self._most)
         if num_actors > count == 1 < len(messages) and messages[0].metadata.message_type == MessageType.TRAIN:
             text = (
-                f"All {len(messages)} clients of a round fit into one actor of {num_actors} (--clients-per-actor "
-                f"{self._most}); fewer for each would use the others."
+                f"All {len(messages)} clients of a round fit into one actor of {num_actors}, which is given "
+                f"{self._most} at a time; fewer for each would use the others."
             )
             self.repeat(Done((), ((_log.name, logging.WARNING, text),)))
         ends = [len(messages) * number // count for number in range(count + 1)]

@@ -32,6 +32,8 @@ NODE_PATIENCE = 180.0
 
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 """No usage report to Ray's makers; actors without a GPU of their own see CUDA_VISIBLE_DEVICES as the user set it."""
+_NICENESS = "RAY_worker_niceness"
+"""Ray runs actors below all else on a machine; of a Ray of our own they have the priority of this process."""
 _SAME_VERSIONS = {"flwr": "every part", "torch": "every part but what follows +", "numpy": "the first number"}
 """What must be equal here and on each node, for messages to be read and for the same bits."""
 _OF_THIS_MACHINE = ("NUFED_OUT", "NUFED_GIVEN")
@@ -134,7 +136,8 @@ def ray_cluster(address: str = LOCAL, variables: Mapping[str, str] | None = None
     if ray.is_initialized():
         raise RunError("Expected no Ray in this process, but it is running. Call ray.shutdown() first.")
     if where == LOCAL:
-        surroundings = {**_QUIET, "PYTHONPATH": _import_path(), **(variables or {})}
+        niceness = os.environ.get(_NICENESS, "0")
+        surroundings = {**_QUIET, _NICENESS: niceness, "PYTHONPATH": _import_path(), **(variables or {})}
         with environment(surroundings), _handlers_kept() as interruptible, _ending():
             _init(address=LOCAL, include_dashboard=False)
             interruptible()
@@ -227,8 +230,8 @@ def _join(where: str, address: str, runtime_env: dict[str, Any]) -> None:
         if "client server failed" in reason:  # it looks for the head's agent at port 0 where Ray chooses the port
             raise RunError(
                 f"Expected Ray Client at {address} to unpack this run's code, but it could not. Start the head with "
-                "`ray start --head --runtime-env-agent-port PORT`, any free port: without it Ray Client of some "
-                "versions looks in vain for what unpacks code."
+                "`ray start --head --runtime-env-agent-port PORT`, any free port outside 10002 to 19999: without it "
+                "Ray Client of some versions looks in vain for what unpacks code."
             ) from error
         raise RunError(
             f"Expected to join the Ray cluster at {address}, but Ray refused: {reason}. HOST:PORT is for machines that "

@@ -110,7 +110,7 @@ def simulate(  # noqa: PLR0913 - all by name
         **options: options of the run by their field names, e.g. `num_inner_steps=3, inner_lr=0.05, num_rounds=60`
             (`nufed options` lists them with their defaults), and of the machine: `device`, `num_threads`,
             `data_root`, `download`; and what engines are told of machines (docs/cluster.md): `ray_address`,
-            `ray_resources`, `cpus_per_client`, `gpus_per_client`.
+            `ray_resources`, `cpus_per_client`, `gpus_per_client`, `clients_per_actor`.
 
     Returns:
         The run, with its model, curves and summary.

@@ -1,40 +1,48 @@
-"""A Ray cluster on this machine, in a process of its own: `python -m tests.system.ray_nodes CPUS CPUS…`.
+"""A Ray cluster on this machine, in a process of its own: `python ray_nodes.py NODE NODE…`, each as JSON.
 
-The first node is the head. Prints the cluster's address; a line with a node's number ends that node as a power failure
-would, and is answered by `gone`. Ends with its standard input.
+The first node is the head. Prints the cluster's address; `remove N` ends a node as a power failure would, `add NODE`
+starts one more, and both are answered by `done`. Ends with its standard input. Run as a file, so that its nodes
+import nothing of this repository but what is sent to them.
 """
 
+import json
 import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+_ALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
 class Nodes:
-    """Holds the process that the cluster belongs to."""
+    """The cluster, seen from a test; holds the process that it belongs to."""
 
     def __init__(self, process):
-        self._process = process
+        self.process = process
         self.address = process.stdout.readline().strip()
 
-    def kill(self, number):
-        """End a node at once."""
-        self._process.stdin.write(f"{number}\n")
-        self._process.stdin.flush()
-        assert self._process.stdout.readline().strip() == "gone"
+    def remove(self, number):
+        """End a node at once, by its place in the order of their starts."""
+        self._tell(f"remove {number}")
+
+    def add(self, **node):
+        """Start one more node."""
+        self._tell(f"add {json.dumps(node)}")
+
+    def _tell(self, line):
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "done\n"
 
 
 @contextmanager
-def running(*cpus):
-    """Yield a cluster of nodes with so many CPUs each."""
-    command = [sys.executable, "-m", "tests.system.ray_nodes", *map(str, cpus)]
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
+def running(folder, *nodes):
+    """Yield a cluster of nodes, whose working folder is `folder`; each has what `Cluster.add_node` takes."""
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, __file__, *map(json.dumps, nodes)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
         try:
             yield Nodes(process)
         finally:
@@ -46,13 +54,19 @@ def main():
     """Start the nodes and do as told."""
     from ray.cluster_utils import Cluster
 
-    sizes = list(map(int, sys.argv[1:]))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": sizes[0], "include_dashboard": False})
-    nodes = [cluster.head_node, *(cluster.add_node(num_cpus=size) for size in sizes[1:])]
-    print(cluster.address, flush=True)
+    said, sys.stdout = sys.stdout, sys.stderr
+    head, *others = map(json.loads, sys.argv[1:])
+    cluster = Cluster(initialize_head=True, head_node_args={**_ALL, **head})
+    nodes = [cluster.head_node, *(cluster.add_node(wait=False, **_ALL, **each) for each in others)]
+    cluster.wait_for_nodes()
+    print(cluster.address, file=said, flush=True)
     for line in sys.stdin:
-        cluster.remove_node(nodes[int(line)], allow_graceful=False)
-        print("gone", flush=True)
+        word, argument = line.split(maxsplit=1)
+        if word == "remove":
+            cluster.remove_node(nodes[int(argument)], allow_graceful=False)
+        else:
+            nodes.append(cluster.add_node(wait=False, **_ALL, **json.loads(argument)))
+        print("done", file=said, flush=True)
     cluster.shutdown()
 
 

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from nufed.common.errors import DataError, NufedError
-from nufed.deploy.simulation.engine_options import EngineOptions
+from nufed.deploy.simulation import ray_simulation
 from nufed.deploy.simulation.in_process import simulate_in_process
 from nufed.deploy.simulation.ray_simulation import simulate_with_ray
 from tests.system.process_tree import descendants
@@ -123,43 +123,35 @@ def record(path):
     Path(path).write_bytes(pickle.dumps(seen))
 
 
-def fail():
-    """Print the errors that runs end with, one a line."""
-    greedy = {"options": EngineOptions(cpus_per_client=4096)}
-    for main, options in ((ask_for_an_explanation, {}), (start_another, {}), (let_a_client_die, {}), (observe, greedy)):
-        try:
-            run(simulate_with_ray, main, 2, **options)
-        except NufedError as error:
-            print(type(error).__name__, error, sep=": ")
-
-
-def ask_for_an_explanation(grid, context):
-    grid.send_and_receive([request(node, "evaluate") for node in grid.get_node_ids()])
-
-
-def start_another(grid, context):
-    run(simulate_with_ray, observe, 2)
-
-
-def let_a_client_die(grid, context):
-    grid.send_and_receive([request(grid.get_node_ids()[0], "train.die")])
-
-
 def sleep_until_interrupted():
-    """Print the processes of the run, wait for clients that take ten minutes, exit with 130 if interrupted."""
+    """Print the errors that a run ends with, then its processes; wait for clients that take ten minutes.
+
+    Exits with 130 if interrupted.
+    """
+    ray_simulation.TRIES = 2
     try:
-        run(simulate_with_ray, ask_for_ten_minutes, 2)
+        run(simulate_with_ray, fail_and_sleep, 2)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def ask_for_ten_minutes(grid, context):
+def fail_and_sleep(grid, context):
+    nodes = grid.get_node_ids()
+    for fail in (
+        lambda: grid.send_and_receive([request(node, "evaluate") for node in nodes]),
+        lambda: run(simulate_with_ray, observe, 2),
+        lambda: grid.send_and_receive([request(nodes[0], "train.die")]),
+    ):
+        try:
+            fail()
+        except NufedError as error:
+            print(type(error).__name__, error, sep=": ")
     try:
         print(*descendants(os.getpid()), flush=True)  # from here on the test may interrupt
-        grid.send_and_receive([request(node, "train.slowly") for node in grid.get_node_ids()])
+        grid.send_and_receive([request(node, "train.slowly") for node in nodes])
     except KeyboardInterrupt:
         print("the interrupted run is written down", flush=True)
         raise
 
 
-COMMANDS = {"record": record, "fail": fail, "sleep": sleep_until_interrupted}
+COMMANDS = {"record": record, "sleep": sleep_until_interrupted}

@@ -50,7 +50,7 @@ def test_all_clients_in_one_job_are_the_engine_cohort_to_the_last_bit(workers, c
         expected = answers(engine(CohortGrid, CONFIG), CONFIG, request, message_type)
         assert answers(grid, CONFIG, request, message_type) == expected
 
-    [said] = [text for text in caplog.messages if "--clients-per-actor" in text]
+    [said] = [text for text in caplog.messages if "fit into one actor" in text]
     assert said.startswith(f"All {NUM_NODES} clients of a round fit into one actor of 2")
 
 

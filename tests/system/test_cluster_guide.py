@@ -35,6 +35,7 @@ class Machine:
         (home / "home").mkdir(parents=True)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         environment = {"PATH": path, "HOME": "/mnt", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment |= {"RAY_worker_niceness": "0"}  # another priority than other programs' would make it last
         environment |= {"PYTHONPATH": str(ROOT), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         self._shell = subprocess.Popen(
             ["ip", "netns", "exec", namespace, "unshare", "-pmf", "--mount-proc", "--kill-child", "bash"],

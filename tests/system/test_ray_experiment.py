@@ -57,8 +57,8 @@ TABLES = ("results.csv", "clients.csv", "rounds.csv", "tuning.csv")
 
 
 @pytest.fixture(scope="module")
-def nodes():
-    with ray_nodes.running(1, 1) as cluster:
+def nodes(tmp_path_factory):
+    with ray_nodes.running(tmp_path_factory.mktemp("elsewhere"), {"num_cpus": 1}, {"num_cpus": 1}) as cluster:
         yield cluster
 
 
@@ -111,7 +111,7 @@ def test_files_are_those_of_one_machine_though_it_was_interrupted_and_a_node_was
 
     process = start(there, *words)
     wait_for_cells(there, len(before) + 1, process)
-    nodes.kill(1)
+    nodes.remove(1)
     reference = start(here, "--jobs", "1")
     out, said = process.communicate(timeout=200)
     _, expected = reference.communicate(timeout=200)

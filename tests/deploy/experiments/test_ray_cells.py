@@ -1,8 +1,10 @@
 """What comes back from a cluster is written where it belongs, and nothing else is; refusals of `--jobs ray`."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError, RunError
@@ -10,6 +12,7 @@ from nufed.deploy.commands.experiment import _num_jobs
 from nufed.deploy.experiments import ray_cells
 from nufed.deploy.experiments.cells import CELLS, DONE, Cell, outcome_of, run_cell
 from nufed.deploy.experiments.ray_cells import Far, check_engine, packed, read_source, source_file, unpacked
+from nufed.deploy.experiments.told import NO_TRACKERS
 
 CELL = Cell(
     "own",
@@ -97,3 +100,17 @@ def test_refusals_name_both_options(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError, match=r"Expected Ray for --jobs ray.*pip install 'flwr\[simulation\]'"):
         check_engine("cohort")
+
+
+@pytest.mark.parametrize(("free", "lines"), [(0.0, ["Ray: waiting for 1 CPU"]), (1.0, [])])
+def test_a_cluster_that_others_use_is_waited_for_and_it_is_said(tmp_path, monkeypatch, free, lines):
+    said, owner = [], ray_cells.RayCells("auto", "cohort")
+    owner._cluster = SimpleNamespace(is_own=False, nodes=list)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": free})
+    work = ray_cells._Work(owner, tmp_path, NO_TRACKERS, said.append)
+    work._start = lambda _: next(iter(()))
+
+    with pytest.raises(RuntimeError, match="StopIteration"):  # at the first start
+        next(work.finished([CELL]))
+
+    assert [line[: len("Ray: waiting for 1 CPU")] for line in said] == lines

@@ -14,7 +14,8 @@ from nufed.deploy.simulation import ray_cluster, shipped_code
 from nufed.deploy.simulation.engine_options import EngineOptions, ray_resources, split_engine_options
 from nufed.deploy.simulation.process_pool import worker_devices
 from nufed.deploy.simulation.ray_actors import Packed
-from nufed.deploy.simulation.ray_pool import _room
+from nufed.deploy.simulation.ray_cluster import RayNode
+from nufed.deploy.simulation.ray_pool import ActorPool, _room
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,27 @@ def test_a_named_device_contradicts_a_share_of_each(monkeypatch, device, is_refu
         options.check("ray")
     assert options.variables() == {"NUFED_DEVICE": "cuda"}
     assert EngineOptions().variables() == {}
+
+
+@pytest.mark.parametrize(
+    ("is_own", "per_client", "words"),
+    [
+        (True, {"CPU": 4096}, "Expected this machine with at least 4096 CPU, .* there is 10.0.0.7: 2 CPU"),
+        (
+            False,
+            {"CPU": 1, "GPU": 0.5},
+            "a node of the Ray cluster with at least 1 CPU, 0.5 GPU, .* 2 CPU, 0 GPU",
+        ),
+        (False, {"CPU": 1, "slot": 2}, "at least 1 CPU, 2 slot, .* 2 CPU, 1 slot"),
+    ],
+)
+def test_what_no_node_has_is_refused_with_what_there_is(is_own, per_client, words):
+    """Nothing is waited for that cannot come."""
+    node = RayNode("a", "10.0.0.7", (("CPU", 2.0), ("slot", 1.0)))
+    cluster = SimpleNamespace(is_own=is_own, nodes=lambda: [node])
+
+    with pytest.raises(RunError, match=words):
+        ActorPool(cluster, None, per_client, 3, pytest.fail)
 
 
 def test_processes_are_given_gpus_in_turn(monkeypatch):
@@ -169,8 +191,7 @@ def test_own_modules_travel_and_data_beside_them_stay(tmp_path, monkeypatch):
     sent = {path.relative_to(tmp_path / "sent").as_posix() for path in (tmp_path / "sent").rglob("*.*")}
     assert {"seldom.py", "pack_of_tests/__init__.py", "pack_of_tests/words.txt", "rest/__init__.py"} <= sent
     assert {"nufed/__init__.py", "nufed/common/settings.py", "nufed/client/app.py"} <= sent
-    strange = {name for name in sent if not name.startswith("tests/")}  # a package that this process has loaded
-    assert not {name for name in strange if name.endswith((".csv", "torch.py", "page.py", ".secret.py"))}
+    assert not {"torch.py", ".secret.py", "examples.csv", "rest/table.csv", "notes/page.py"} & sent
 
 
 def test_too_much_code_is_refused_with_its_largest_file(tmp_path, monkeypatch):
