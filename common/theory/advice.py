@@ -1,7 +1,7 @@
 """From constants to step sizes: α and β for each ν with the reasoning in words, and a table of what they give."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from nufed.common.errors import ConfigError
@@ -9,8 +9,10 @@ from nufed.common.theory.bounds import ObjectiveConstants, hessian_free_gap, obj
 from nufed.common.theory.constants import Constants, MetaStep, inner_growth, power
 from nufed.common.theory.convergence import BoundTerms, Rate, RunShape, best_rate, max_local_lr
 from nufed.common.theory.estimate import Estimate
+from nufed.common.theory.trial_steps import TrialSteps
 
 GROWTH_LIMIT = math.e**2  # of q^2ν, reached as ν grows with α = 1/(ν|μ|)
+STABLE = 2.0  # of αL, beyond which a gradient step on a quadratic moves away from its minimum
 ONE_STEP_LIMIT = 0.1  # below ναL = 0.1, ν steps of α and one of να have nearly the same meta-gradient
 
 
@@ -29,6 +31,8 @@ class Advice:
         objective: L_F, b, v, γ_F.
         terms: the right side of (11) at this β.
         remarks: what else the theory says of this choice, in sentences.
+        trial_lr: β from the curvature of F along trial steps (`nufed.common.theory.trial_steps`); None if not measured.
+        is_vacuous: whether the bound is no smaller than what holds at the start, so that it says nothing.
     """
 
     num_inner_steps: int
@@ -41,6 +45,8 @@ class Advice:
     objective: ObjectiveConstants
     terms: BoundTerms
     remarks: tuple[str, ...]
+    trial_lr: float | None = None
+    is_vacuous: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,9 @@ def describe(advice: Sequence[Advice]) -> list[Row]:
         return Row(symbol, meaning, source, tuple(values))
 
     terms = [entry.terms for entry in advice]
+    tried = [row("β try", "β to begin with", "measured", (e.trial_lr or math.nan for e in advice))]
     return [
+        *(tried if any(entry.trial_lr is not None for entry in advice) else []),
         row("α", "inner step size", "section 4", (entry.inner_lr for entry in advice)),
         row("q", "stretch of one inner step", "section 2", (entry.growth for entry in advice)),
         row("L_F", "smoothness of F", "(4)", (entry.objective.smoothness for entry in advice)),
@@ -146,8 +154,40 @@ def _advise(source: Constants | Estimate, step: MetaStep, run: RunShape, inner_l
         inner_growth(constants, alpha),
         objective,
         rate.terms,
-        tuple(_remarks(constants, step, rate.terms)),
+        (*_silence(constants, step, objective, run, rate.terms), *_remarks(constants, step, rate.terms)),
+        is_vacuous=rate.terms.total >= known_at_start(objective, run),
     )
+
+
+def with_trial(advice: Advice, trial: TrialSteps) -> Advice:
+    """Return the advice with the β that trial steps found, and whether the bound says more than they do."""
+    remarks, is_vacuous = advice.remarks, advice.is_vacuous
+    if not is_vacuous and advice.terms.total >= trial.gradient:
+        said = f"The theory has nothing to say here: its bound of E‖∇F‖², {advice.terms.total:.3g}, is not below the "
+        remarks, is_vacuous = (f"{said}{trial.gradient:.3g} measured at the start.", *remarks), True
+    beta = trial.local_lr if math.isfinite(trial.local_lr) else None
+    if beta is not None:
+        found = f"Begin with β = {beta:.3g}, from how F curves along {trial.num_steps} meta steps, which lowered it "
+        remarks = (f"{found}from {trial.before:.3g} to {trial.after:.3g}.", *remarks)
+    return replace(advice, remarks=remarks, trial_lr=beta, is_vacuous=is_vacuous)
+
+
+def known_at_start(objective: ObjectiveConstants, run: RunShape) -> float:
+    """Return 2 L_F Δ_F, which ‖∇F‖² does not exceed at the start, before any training."""
+    return 2 * objective.smoothness * run.initial_gap
+
+
+def _silence(
+    constants: Constants, step: MetaStep, objective: ObjectiveConstants, run: RunShape, terms: BoundTerms
+) -> Iterator[str]:
+    """Yield why the theory has nothing to say, where it has not."""
+    if terms.total >= (known := known_at_start(objective, run)):
+        yield (
+            f"The theory has nothing to say here: its bound of E‖∇F‖², {terms.total:.3g}, is not below 2 L_F Δ_F = "
+            f"{known:.3g}, which holds before training."
+        )
+    if step.num_inner_steps and step.inner_lr * constants.L > STABLE:
+        yield "Nor does it cover fine-tuning that may diverge: α is beyond 2/L."
 
 
 def _local_lr_reason(rate: Rate, limit: float) -> str:
@@ -164,7 +204,7 @@ def _remarks(constants: Constants, step: MetaStep, terms: BoundTerms) -> list[st
     remarks = [f"The term '{terms.largest}' dominates the bound."]
     if stretch > GROWTH_LIMIT:
         remarks.append(f"Inner factors may stretch the meta-gradient up to q^2ν = {stretch:.3g} times; lower α.")
-    if alpha * constants.L > 2:
+    if alpha * constants.L > STABLE:
         remarks.append(f"αL = {alpha * constants.L:.3g} exceeds 2: a single inner step may increase its loss.")
     if nu > 1 and 0 < nu * alpha * constants.L <= ONE_STEP_LIMIT:
         remarks.append(

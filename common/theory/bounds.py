@@ -22,11 +22,14 @@ from nufed.common.theory.constants import (
 def smoothness(constants: Constants, inner_lr: float, num_inner_steps: int) -> float:
     """Return L_F(ν) = L q^2ν + αρB q^(ν-1) S_ν(q), a Lipschitz constant of every ∇F_i; Lemma 2, (4).
 
-    ν = 1, α = 1/L, general losses: 4L + αρB, as Fallah et al. (2020). ν = 0: L.
+    ν = 1, α = 1/L, general losses: 4L + αρB, as Fallah et al. (2020). ν = 0: L. Convex quadratics (ρ = 0, μ >= 0) with
+    α <= 1/L have the curvature of (15), which falls with ν.
     """
     q, nu = inner_growth(constants, inner_lr), num_inner_steps
     if nu == 0:
         return constants.L
+    if constants.rho == 0 and constants.smallest_eigenvalue >= 0 and 0 < inner_lr * constants.L <= 1:
+        return min(constants.L * power(q, 2 * nu), max_curvature(inner_lr, nu))
     drift = inner_lr * constants.rho * constants.B * power(q, nu - 1) * geometric_sum(q, nu)
     return constants.L * power(q, 2 * nu) + drift
 

@@ -96,6 +96,22 @@ def estimate_constants(
     )
 
 
+def gradient_after(loss: LossFn, point: Mapping[str, Tensor], clients: Sequence[Batch], probe: Probe) -> float:
+    """Return B at a point: the largest norm of a client's gradient after the probe's ν steps of the probe's α.
+
+    Args:
+        loss: mean over the examples of a batch.
+        point: parameters.
+        clients: each client's examples.
+        probe: ν and α.
+
+    Raises:
+        ModelError: loss or gradient is not finite on the way.
+    """
+    ends = [inner_path(loss, point, [batch], probe)[-1][1] for batch in clients]
+    return max(*ends, inner_path(loss, point, clients, probe)[-1][1])
+
+
 def _visit_client(
     loss: LossFn, point: Mapping[str, Tensor], batch: Batch, probe: Probe
 ) -> tuple[Measured, list[float]]:

@@ -20,9 +20,12 @@ from nufed.deploy.commands.tables import fits, print_table
 from nufed.deploy.commands.terminal import stdout_console
 
 if TYPE_CHECKING:  # torch, which these need, takes seconds to import: other commands do without
+    from nufed.common.examples import Batch
+    from nufed.common.params import Params
     from nufed.common.settings import Settings
+    from nufed.common.task import LossFn
     from nufed.common.theory.advice import Advice, Row
-    from nufed.common.theory.constants import Constants
+    from nufed.common.theory.constants import Constants, MetaStep
     from nufed.common.theory.convergence import RunShape
     from nufed.common.theory.estimate import Estimate
 
@@ -119,6 +122,7 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     from nufed.common.settings import process_settings
     from nufed.common.theory.advice import recommend
     from nufed.common.theory.constants import MetaStep
+    from nufed.common.theory.estimate import Estimate
 
     nus = _parse_nus(inner_steps_list)
     config, notes = run.resolve_with_notes()
@@ -127,14 +131,19 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     _refuse_both(run, given)
     inner_lr = config.method.inner_lr if "method.inner-lr" in run.changes() else None
     source: Constants | Estimate
+    problem: _Problem | None = None
     if given is None:
         with machine.exported(), while_working("measuring the constants"):
-            source, gap = _measure(config, max(nus), measure_clients, process_settings())
+            problem = _loaded(config, measure_clients, process_settings())
+            source, gap = _measure(config, max(nus), problem)
     else:
         source, gap = given, 1.0
     shape = _shape(config, gap if initial_gap is None else initial_gap)
     step = MetaStep.from_config(config.method, default_delta=1e-3 if config.model.dtype == "float32" else 1e-5)
     advice = recommend(source, nus, step, shape, inner_lr)
+    if problem is not None and isinstance(source, Estimate):
+        with machine.exported(), while_working("taking trial steps"):
+            advice = [_tried(entry, source, problem, (step, shape)) for entry in advice]
     if as_json:
         typer.echo(json.dumps(_as_json(source, advice), indent=2, ensure_ascii=False))
     else:
@@ -186,10 +195,19 @@ def _shape(config: RunConfig, gap: float) -> "RunShape":
     )
 
 
-def _measure(
-    config: RunConfig, num_inner_steps: int, num_clients: int, settings: "Settings"
-) -> "tuple[Estimate, float]":
-    """Return constants at the initial model and the clients' mean loss there, an upper bound of Δ_F for losses >= 0."""
+@dataclass(frozen=True)
+class _Problem:
+    """What constants are measured on: the loss, the initial model, and clients' support splits."""
+
+    loss: "LossFn"
+    params: "Params"
+    batches: "list[Batch]"
+    seed: int
+    inner_lr: float
+
+
+def _loaded(config: RunConfig, num_clients: int, settings: "Settings") -> _Problem:
+    """Return the problem, with dropout off: the constants are those of the loss that an adapted model is judged by."""
     import torch
 
     from nufed.common.data import load_federation
@@ -199,25 +217,52 @@ def _measure(
     from nufed.common.task import make_loss
     from nufed.common.tasks.options import with_loss_options
     from nufed.common.tasks.weights import weighted
-    from nufed.common.theory.estimate import estimate_constants
-    from nufed.common.theory.measure import Probe
 
     torch.set_num_threads(settings.num_threads)
     dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
     federation = load_federation(config.data, seed=config.seed, dtype=dtype, settings=settings)
     participating = [client for client in federation.clients if client.group == "participating"]
     order = numpy_generator(config.seed, "theory", "clients").permutation(len(participating))[:num_clients]
-    # dropout is off: the constants are those of the loss that an adapted model is judged by
     task = with_loss_options(federation.task, config.task)
     model = build_model(config.model, task, seed=config.seed).eval().to(settings.device)
     supports = [weighted(participating[i].support, task) for i in sorted(order)]
     batches = [support.to(settings.device).as_batch() for support in supports]
-    loss, params = make_loss(model, task), model_params(model)
+    return _Problem(make_loss(model, task), model_params(model), batches, config.seed, config.method.inner_lr)
+
+
+def _measure(config: RunConfig, num_inner_steps: int, problem: _Problem) -> "tuple[Estimate, float]":
+    """Return constants at the initial model and the clients' mean loss there, an upper bound of Δ_F for losses >= 0."""
+    import torch
+
+    from nufed.common.theory.estimate import estimate_constants
+    from nufed.common.theory.measure import Probe
+
     probe = Probe(seed=config.seed, num_inner_steps=num_inner_steps, inner_lr=config.method.inner_lr)
-    estimate = estimate_constants(loss, [params], batches, probe)
+    estimate = estimate_constants(problem.loss, [problem.params], problem.batches, probe)
     with torch.no_grad():
-        mean_loss = float(torch.stack([loss(params, batch) for batch in batches]).mean())
+        mean_loss = float(torch.stack([problem.loss(problem.params, batch) for batch in problem.batches]).mean())
     return estimate, mean_loss
+
+
+def _tried(advice: "Advice", source: "Estimate", problem: _Problem, how: "tuple[MetaStep, RunShape]") -> "Advice":
+    """Return the advice with B after steps of the α that is advised, and with the β that trial steps find."""
+    from nufed.common.errors import ModelError
+    from nufed.common.theory.advice import recommend, with_trial
+    from nufed.common.theory.estimate import gradient_after
+    from nufed.common.theory.measure import Probe
+    from nufed.common.theory.trial_steps import trial_steps
+
+    nu, alpha, step, shape = advice.num_inner_steps, advice.inner_lr, *how
+    probe = Probe(seed=problem.seed, num_inner_steps=nu, inner_lr=alpha)
+    try:
+        largest = gradient_after(problem.loss, problem.params, problem.batches, probe)
+        trial = trial_steps(problem.loss, problem.params, problem.batches, (nu, alpha))
+    except ModelError:
+        remark = f"Fine-tuning diverges from the initial model with α = {alpha:.3g}: neither this nor the theory helps."
+        return dataclasses.replace(advice, remarks=(remark, *advice.remarks), is_vacuous=True)
+    constants = dataclasses.replace(source.constants, B=largest)
+    (again,) = recommend(constants, [nu], step, shape, alpha)
+    return with_trial(dataclasses.replace(again, inner_lr_reason=advice.inner_lr_reason), trial)
 
 
 def _as_json(source: "Constants | Estimate", advice: "list[Advice]") -> dict[str, Any]:
@@ -257,7 +302,7 @@ def _print(source: "Constants | Estimate", advice: "list[Advice]") -> None:
         )
     console.print(
         "These are bounds: they say which way each quantity acts, and cover step sizes smaller than what training "
-        "stands. Tune β for each ν on an equal grid, upwards from here.",
+        "stands; “β try”, where there is one, is measured and no bound. `nufed tune` finds α and β for each ν.",
         highlight=False,
     )
 
