@@ -167,7 +167,7 @@ def with_trial(advice: Advice, trial: TrialSteps) -> Advice:
         remarks, is_vacuous = (f"{said}{trial.gradient:.3g} measured at the start.", *remarks), True
     beta = trial.local_lr if math.isfinite(trial.local_lr) else None
     if beta is not None:
-        found = f"Begin with β = {beta:.3g}, from how F curves along {trial.num_steps} meta steps, which lowered it "
+        found = f"Begin with β = {beta:.3g}, half of what lowered F most in {trial.num_steps} meta steps, "
         remarks = (f"{found}from {trial.before:.3g} to {trial.after:.3g}.", *remarks)
     return replace(advice, remarks=remarks, trial_lr=beta, is_vacuous=is_vacuous)
 

@@ -2,7 +2,10 @@
 
 Meta steps are taken with sizes that follow the curvature found on the way (Malitsky and Mishchenko, "Adaptive Gradient
 Descent without Descent", ICML 2020, Algorithm 1): λ_k = min(√(1 + θ) λ_{k-1}, ‖Δw‖ / (2 ‖Δ∇F‖)), θ = λ_{k-1}/λ_{k-2}.
-Here F is the mean over the measured clients with all of their examples, and its gradient is exact.
+These
+follow the sharpest place of the path; so several multiples of their median are tried as one size for all steps, and
+that which lowers F most is taken. Here F is the mean over the measured clients with all of their examples, and its
+gradient is exact.
 """
 
 import math
@@ -17,6 +20,8 @@ from nufed.common.examples import Batch
 from nufed.common.params import Params, add_scaled, norm
 from nufed.common.task import LossFn
 
+_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Sizes that are tried, in units of the median that the curvature gave."""
 _FIRST = 1e-3
 """Of the first step, relative to max(1, ‖w‖)/‖∇F‖: short, so that the curvature at the start is what it finds."""
 
@@ -26,10 +31,10 @@ class TrialSteps:
     """What meta steps from a point found.
 
     Attributes:
-        local_lr: β, half the median size of the later half of the steps: a client's own loss curves more than the mean.
+        local_lr: β, half of the size that lowered F most: a client's own loss curves more than the mean.
         smoothness: largest ‖Δ∇F‖/‖Δw‖ between two points of the path.
         before: F at the start.
-        after: F at the end.
+        after: F after steps of that size.
         gradient: ‖∇F‖² at the start.
         num_steps: steps taken.
     """
@@ -77,9 +82,32 @@ def trial_steps(
         here, gradient = there, following
         growth, size = following_size / size, following_size
         sizes.append(size)
+    if not sizes:
+        return TrialSteps(math.inf, smoothness, before, value, steepness, 0)
     later = sorted(sizes[len(sizes) // 2 :])
-    local_lr = later[len(later) // 2] / 2 if later else math.inf
-    return TrialSteps(local_lr, smoothness, before, value, steepness, len(sizes))
+    ends = {}
+    for factor in _FACTORS:
+        size = factor * later[len(later) // 2]
+        ends[size] = _end(loss, point, clients, inner_steps, (size, num_steps))
+    best = min(ends, key=lambda each: ends[each])
+    return TrialSteps(best / 2, smoothness, before, ends[best], steepness, num_steps)
+
+
+def _end(
+    loss: LossFn,
+    point: Mapping[str, Tensor],
+    clients: Sequence[Batch],
+    inner_steps: tuple[int, float],
+    steps: tuple[float, int],
+) -> float:
+    """Return F after steps of one size; inf if it leaves the finite numbers."""
+    here, (size, number) = dict(point), steps
+    try:
+        for _ in range(number):
+            here = add_scaled(here, meta_gradient(loss, here, clients, *inner_steps)[1], -size)
+        return meta_gradient(loss, here, clients, *inner_steps)[0]
+    except ModelError:
+        return math.inf
 
 
 def meta_gradient(

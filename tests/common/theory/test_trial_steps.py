@@ -32,13 +32,13 @@ def test_the_gradient_is_that_of_the_loss_after_nu_steps(nu):
 
 
 @pytest.mark.parametrize("nu", [0, 1, 4])
-def test_the_step_size_lies_between_those_of_the_smallest_and_the_largest_curvature(nu):
+def test_the_step_size_is_stable_at_the_largest_curvature_and_not_far_below(nu):
     factors = A * (1 - 0.3 * A) ** (2 * nu)
 
     found = trial_steps(quadratic, POINT, CLIENTS, (nu, 0.3))
 
     assert float(factors.min()) <= found.smoothness <= float(factors.max()) * (1 + 1e-9)
-    assert 0.25 / float(factors.max()) <= found.local_lr <= 0.25 / float(factors.min())
+    assert 0.1 / float(factors.max()) <= found.local_lr <= 1 / float(factors.max())
     assert found.after < 0.2 * found.before
 
 
