@@ -270,7 +270,7 @@ class Roster:
         if holder and holder.node_id != newcomer.node_id:
             _log.info("Client %s is back, on node %d.", name, newcomer.node_id)
         other = self.members.get(self._names.get(newcomer.node_id, ""))
-        if other is not None and other.node_id == newcomer.node_id:
+        if other is not None and other.client_id != name and other.node_id == newcomer.node_id:
             self._known.remove(other.client_id)  # one node is one client: under another name it is no second one
         self._names[newcomer.node_id] = name
         self._settled.add(newcomer.node_id)

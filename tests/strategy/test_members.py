@@ -375,6 +375,18 @@ def test_who_still_works_on_an_earlier_message_is_left_out_unless_all_do(caplog)
     assert caplog.text.count("Client a still works on an earlier message") == 1
 
 
+def test_a_client_that_says_anew_who_it_is_keeps_its_place():
+    """Else all who are connected are looked up anew, for each of a hundred thousand that is asked the first time."""
+    grid = StreamingGrid({5: client("a"), 6: client("b")})
+    roster = discovered(grid)
+
+    roster.reask("a")
+    roster.refresh(grid)
+
+    assert len(grid.asked("query")) == 3
+    assert list(roster.members) == ["a", "b"]
+
+
 def test_the_errors_that_are_a_clients_own_are_flowers():
     assert members._CLIENTS_OWN_ERRORS == (
         ErrorCode.LOAD_CLIENT_APP_EXCEPTION,
