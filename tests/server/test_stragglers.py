@@ -47,6 +47,19 @@ def run(config, out, engine="local", **options):
     return folder
 
 
+class StopsAfter(RunControl):
+    """Ends a run in whose folder are so many rounds."""
+
+    def __init__(self, rounds, out):
+        super().__init__()
+        self._rounds, self._out = rounds, out
+
+    @property
+    def stop_reason(self):
+        lines = [file.read_text().count("\n") for file in self._out.glob("*/metrics.jsonl")]
+        return "enough" if sum(lines) >= self._rounds else None
+
+
 def records(folder):
     """Return the rounds of a run without what depends on this machine's time."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -101,25 +114,9 @@ def test_a_buffered_run_that_was_stopped_at_any_step_ends_at_the_same_model(tmp_
     assert max(line["buffer"]["max_staleness"] for line in records(whole)) >= 3
 
     for stop in (1, 4):
-        control = RunControl()
         out = tmp_path / f"stopped-{stop}"
-
-        class Stops:
-            name, kinds, stop_at = "stops", None, stop
-
-            def handle(self, event, control=control):
-                if event.kind == "checkpoint" and event.round == self.stop_at:
-                    control.request_stop("enough")
-
-            def close(self):
-                pass
-
-        out.mkdir()
-        with EventStream() as events:
-            events.attach(Stops(), patience=None)
-            options = ServerOptions(out=out, events=events, control=control)
-            with pytest.raises(KeyboardInterrupt):
-                simulate_checked(BUFFERED, options, engine="local")
+        with pytest.raises(KeyboardInterrupt):
+            run(BUFFERED, out, control=StopsAfter(stop, out))
         (folder,) = out.iterdir()
         assert len(records(folder)) in (stop, stop + 1)
         run(BUFFERED, out, resume=folder)
