@@ -213,7 +213,7 @@ def find_method(name: str) -> Method:
     Raises:
         ConfigError: the name is unknown.
     """
-    return find_registered(METHODS, name, what="method", option="--method")
+    return find_registered(METHODS, name, what="method", option="--method; `nufed methods` lists them")
 
 
 def preset_notes(name: str, given: Mapping[str, Scalar], config: RunConfig, *, typed: Collection[str]) -> list[str]:

@@ -85,7 +85,7 @@ def test_the_first_screen_says_what_it_is_and_shows_the_command_with_its_output(
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"`(--[a-z-]+)", README))))
 def test_every_flag_in_the_readme_exists(flag):
-    commands = ("simulate", "server", "client")
+    commands = ("simulate", "server", "client", "experiment")
     pages = [CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"}).output for name in commands]
 
     assert any(re.search(rf"{flag}\b", page) for page in pages)

@@ -20,8 +20,8 @@ def inner_sizes(method: MethodConfig, step_size: float | None = None) -> tuple[f
         step_size: another α, that of test time; not read where they are a list.
 
     Examples:
-        >>> inner_sizes(MethodConfig(num_inner_steps=4, inner_lr=0.2, inner_schedule="linear"))
-        (0.2, 0.15, 0.1, 0.05)
+        >>> inner_sizes(MethodConfig(num_inner_steps=4, inner_lr=1.0, inner_schedule="linear"))
+        (1.0, 0.75, 0.5, 0.25)
     """
     base, nu = method.inner_lr if step_size is None else step_size, method.num_inner_steps
     if method.inner_schedule == "constant":

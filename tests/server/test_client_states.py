@@ -1,6 +1,7 @@
 """What simulated clients keep is part of the checkpoint: a run that goes on is the run that was not stopped."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -76,6 +77,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(name, tmp_path, monkeypatch):
 
 
 def test_engines_leave_the_same_bytes(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "nufed.cohort")
     config = configured("fedrep")
 
     folders = [run(tmp_path / engine, config, engine=engine) for engine in ("local", "processes", "cohort")]

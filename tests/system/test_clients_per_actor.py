@@ -1,5 +1,7 @@
 """Several clients at once in each worker: what the engine `cohort` computes, however many workers there are."""
 
+import logging
+
 import pytest
 
 import nufed.deploy.simulation.process_pool as pool
@@ -71,6 +73,7 @@ def test_numbers_follow_from_the_clients_of_a_job_and_not_from_the_number_of_wor
     ids=str,
 )
 def test_whom_it_cannot_batch_it_runs_one_at_a_time_and_says_so_once(workers, changes, reason, caplog):
+    caplog.set_level(logging.WARNING, "nufed.cohort")
     config = CONFIG.updated({**changes, "method.num-inner-steps": 1})
     grid = grid_of(workers, config, 2)
 

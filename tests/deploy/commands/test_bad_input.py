@@ -119,7 +119,7 @@ UNKNOWN_NAMES = [
     (["--set", "method.inner-lrr=1"], CONFIG, "Unknown option 'method.inner-lrr'. Did you mean 'method.inner-lr'?"),
     (["--set", "inner-lr=1"], CONFIG, "Did you mean 'method.inner-lr'?"),
     (["--config", "typo.toml"], CONFIG, "In typo.toml: Unknown option 'method.inner-lrr'. Did you mean"),
-    (["--method", ""], CONFIG, "Unknown method '' (--method). Known: anil"),
+    (["--method", ""], CONFIG, "Unknown method '' (--method; `nufed methods` lists them)"),
     (["--device", "gpu"], CONFIG, "--device='gpu' is not on this machine. Choose one of: cpu"),
     (["--roundz", "3"], CONFIG, "No such option"),
     (["digits"], CONFIG, "unexpected extra argument"),

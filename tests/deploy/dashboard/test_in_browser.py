@@ -96,6 +96,8 @@ def test_every_page_of_runs_fits_is_readable_and_can_be_used_without_seeing(brow
             page.wait_for(
                 "[...document.querySelectorAll('.plot')].every((plot) => plot.hidden || plot.querySelector('canvas'))"
             )
+            if panel == "overview":
+                page.wait_for_text("% →")
             page.wait_for("!document.querySelector('tbody') || document.querySelector('tbody tr')")
             page.evaluate("document.querySelectorAll('details.as-table').forEach((each) => { each.open = true; })")
             seen[panel] = page.text()
