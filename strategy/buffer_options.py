@@ -12,6 +12,7 @@ from nufed.common.config.federation import FederationConfig
 from nufed.common.errors import ConfigError
 from nufed.common.params import Params
 from nufed.common.privacy.rules import check_strategy_privacy
+from nufed.strategy.exchange import simulated_now
 from nufed.strategy.participation import num_chosen
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def check_speeds(federation: FederationConfig, grid: Grid) -> None:
     Raises:
         ConfigError: with what to change.
     """
-    if federation.client_speeds and getattr(grid, "simulated_now", None) is None:
+    if federation.client_speeds and simulated_now(grid) is None:
         raise ConfigError(
             f"federation.client-speeds={federation.client_speeds!r} is how long simulated clients train, and these "
             "are not simulated: they take the time that they take. Leave it out."

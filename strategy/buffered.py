@@ -29,6 +29,7 @@ from nufed.strategy.known_clients import Member
 from nufed.strategy.members import Roster
 from nufed.strategy.open_exchange import OpenExchange
 from nufed.strategy.phase import AveragingRule, Outgoing, TrainingPhase, most_examples
+from nufed.strategy.phase_record import array_bytes
 from nufed.strategy.results import BufferOutcome, RoundResult
 from nufed.strategy.telling import Telling
 
@@ -116,9 +117,7 @@ class BufferPhase(TrainingPhase):
     def _include(self, work: Work, member: Member) -> None:
         self._record.include(member.node_id, work.client_id, work.begun, work.wire)
         self._asked[work.client_id], self._most[work.client_id] = member, most_examples(member)
-        self._bytes_down += sum(
-            len(array.data) for record in work.message.content.array_records.values() for array in record.values()
-        )
+        self._bytes_down += array_bytes(work.message.content)
 
     def _largest_weight(self, largest: int) -> int:
         return self._options.size * (1 if self._rule.weighting == "uniform" else largest)
@@ -203,10 +202,10 @@ class BufferedSteps:
         In simulated time a run that goes on from there is the same run. In real time nobody is at work any more when a
         server is started again: only how many were at work is of use then.
         """
-        if self._grid is None or getattr(self._grid, "simulated_now", None) is None:
+        now = None if self._grid is None else simulated_now(self._grid)
+        if now is None:
             return {"at_work": sorted(self._work)}, {}
         kept = [[work.client_id, work.round, work.due, work.asked_at] for work in self._work.values()]
-        now = getattr(self._grid, "simulated_now", None)
         return {"at_work": kept, "drawn": self._drawn, "now": now}, dict(self._models)
 
     def restore(self, told: Mapping[str, Any], models: Mapping[int, Params]) -> int:

@@ -95,7 +95,7 @@ class PhaseRecord:
         elif not reply.has_content():
             self._enter(client_id, "rejected", "the reply is empty")
         else:
-            received = _array_bytes(reply.content)
+            received = array_bytes(reply.content)
             self.bytes_up += received
             try:
                 metrics = accept(client_id, reply.content)
@@ -233,5 +233,6 @@ def _stray(client_id: str | None) -> str:
     return "nobody asked it" if client_id is None else f"client {client_id} has answered already"
 
 
-def _array_bytes(content: RecordDict) -> int:
+def array_bytes(content: RecordDict) -> int:
+    """Return the size of the arrays in a message's content."""
     return sum(len(array.data) for record in content.array_records.values() for array in record.values())
