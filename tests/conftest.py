@@ -1,7 +1,10 @@
 """The strict mode: deterministic algorithms, one thread, a clean environment."""
 
+import logging
 import os
+import shutil
 import signal
+import tempfile
 
 import pytest
 import torch
@@ -23,6 +26,24 @@ settings.load_profile("suite")
 def _deterministic_torch():
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_ray():
+    """Let `flwr run` and `--ray-address auto` find no other process's cluster: Ray leaves its address in a file."""
+    folder = tempfile.mkdtemp(prefix="nufed-", dir="/tmp")  # paths of sockets are short
+    os.environ["RAY_TMPDIR"] = folder
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _loggers_stay():
+    """Refuse a test after which the loggers of this process, and so the tests after it, log something else."""
+    logger = logging.getLogger("nufed")
+    before = logger.level, logger.propagate, logger.disabled
+    yield
+    assert (logger.level, logger.propagate, logger.disabled) == before
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,11 @@ A finished cell is known by `done.json`; a folder without it was cut short and i
 
 import hashlib
 import json
+import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,21 @@ def outcome_of(cell: Cell, out: Path) -> Outcome | None:
         raise RunError(f"Expected the record of a finished run in {path}, but {error}. Delete it and go on.") from error
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Log errors alone inside the block: what each of many runs has to say is in its folder."""
+    loggers = [logging.getLogger(name) for name in ("nufed", "flwr")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+@silent()
 def run_cell(cell: Cell, out: Path, engine: str, trackers: Trackers = NO_TRACKERS) -> Outcome:
     """Run a cell from the start and record it.
 

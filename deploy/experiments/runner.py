@@ -186,17 +186,12 @@ def _start_worker() -> None:
 
 
 def settle() -> None:
-    """Make this process one that runs cells: silent, and with as many threads as the settings say.
+    """Let this process compute with as many threads as the settings say: part of what makes runs bit-identical.
 
-    Settings of the machine come through the environment; the number of threads is part of what makes runs
-    bit-identical (`nufed.common.settings`).
+    Settings of the machine come through the environment (`nufed.common.settings`).
     """
-    import logging
-
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    logging.getLogger("nufed").setLevel(logging.ERROR)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
 
     import torch
 

@@ -11,7 +11,7 @@ from nufed.common.durable_file import write_json, writing
 from nufed.common.errors import ConfigError
 from nufed.common.events import EventStream
 from nufed.common.json_text import json_ready, parse_object
-from nufed.deploy.experiments.cells import Cell, check_estimators, check_published
+from nufed.deploy.experiments.cells import Cell, check_estimators, check_published, silent
 from nufed.deploy.experiments.runner import Workers, settle
 from nufed.deploy.tuning.finals import Verdict, decide, final_config, finalists_of
 from nufed.deploy.tuning.held_out import Clients
@@ -125,9 +125,10 @@ def tune(config: RunConfig, space: Space, plan: Plan, workers: Workers) -> Tuned
     _keep(out, config, space, plan)
     settle()
     runs = Runs(clients, out, workers.engine)
-    trials = Search(settled, space, runs, share, workers.say).trials()
-    finalists = finalists_of(trials, plan.finalists)
-    verdict = decide(settled, finalists, plan.seeds, runs, workers.say)
+    with silent():
+        trials = Search(settled, space, runs, share, workers.say).trials()
+        finalists = finalists_of(trials, plan.finalists)
+        verdict = decide(settled, finalists, plan.seeds, runs, workers.say)
     best = config.updated({INNER: verdict.chosen.trial.nu, **verdict.chosen.trial.options})
     cost = _cost(settled, space, trials, verdict)
     return Tuned(best, verdict, trials, cost, plan, space, (len(clients.folds[0]), config.data.num_clients))

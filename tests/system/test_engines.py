@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -83,6 +85,7 @@ def end(words, seconds=60):
 def flower(tmp_path_factory):
     """Yield the environment of a local SuperLink that `flwr run` starts; end it afterwards."""
     home, port = tmp_path_factory.mktemp("flwr"), str(free_port())
+    own = tempfile.mkdtemp(dir="/tmp")  # where Flower looks for a cluster to join: short, for the paths of sockets
     yield {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(home),
@@ -90,8 +93,10 @@ def flower(tmp_path_factory):
         "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "NUFED_OUT": str(home / "runs"),
+        "RAY_TMPDIR": own,
     }
     end(("--simulation", "--port", port))
+    shutil.rmtree(own, ignore_errors=True)
 
 
 def flwr_run(environment, config):
