@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,13 @@ from nufed.common.json_text import json_ready
 from nufed.deploy.commands.dashboard import DashboardOptions
 from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.option_groups import MachineOptions, beginning_with, engine_names, with_option_groups
-from nufed.deploy.commands.outputs import Force, check_document, check_experiment_folder, check_report
+from nufed.deploy.commands.outputs import (
+    Force,
+    check_document,
+    check_experiment_folder,
+    check_page,
+    check_report,
+)
 from nufed.deploy.commands.run_options import RunOptions, complete_assignment
 from nufed.deploy.commands.terminal import stdout_console
 from nufed.deploy.commands.watch_options import Track
@@ -164,8 +170,9 @@ def report_command(
     markdown: Annotated[
         Path | None,
         typer.Option(
-            help="also put verdicts and tables into this Markdown file, whose other text stays: a section named like "
-            "each folder and, of several folders, one named `overview`",
+            help="also keep this Markdown file: sections of runs, and a table with a row for each experiment, whose "
+            "section has a page of its own (for results.md, results/FOLDER.md), unless the file has its marks; other "
+            "text, rows and pages stay",
             metavar="FILE",
         ),
     ] = None,
@@ -175,9 +182,8 @@ def report_command(
 
     Several run folders make one comparison; several experiments, a report each.
     """
-    from nufed.common.durable_file import write_text
     from nufed.deploy.experiments.report import write_report
-    from nufed.deploy.experiments.report_markdown import with_sections
+    from nufed.deploy.experiments.report_documents import with_stories, write_documents
     from nufed.deploy.experiments.story import is_run, read_story, story_of_runs
 
     names = [folder.resolve().name for folder in folders]
@@ -189,10 +195,13 @@ def report_command(
         raise ConfigError(f"There are two folders named {twice!r}, and sections are named like them. Rename one.")
     if out:
         check_report(out, folders, force=force)
-    document = _document(markdown) if markdown else ""
+    beside = folders[0].resolve().parent / COMPARISON
+    sections = (
+        {beside.stem: False} if are_compared else {folder.resolve().name: not is_run(folder) for folder in folders}
+    )
+    texts, places = _documents(markdown, sections) if markdown else ({}, {})
     with while_working("reporting"):
         if are_compared:
-            beside = folders[0].resolve().parent / COMPARISON
             stories = {beside.stem: (story_of_runs(folders), out or beside)}
         else:
             targets = [out or folder / "report.html" for folder in folders]
@@ -202,17 +211,38 @@ def report_command(
             write_report(story, target)
             typer.echo(str(target))
         if markdown:
-            write_text(markdown, with_sections(document, {name: story for name, (story, _) in stories.items()}))
-            typer.echo(str(markdown))
+            changed = with_stories(texts, markdown, {name: story for name, (story, _) in stories.items()}, places)
+            write_documents(changed, markdown)
+            typer.echo("\n".join(map(str, changed)))
 
 
-def _document(path: Path) -> str:
+def _documents(document: Path, sections: Mapping[str, bool]) -> tuple[dict[Path, str], dict[str, Path]]:
+    """Return the texts of the document and of its sections' files, and the file of each section.
+
+    Args:
+        document: that `--markdown` names.
+        sections: their names -> whether they are an experiment's, which has a page of its own.
+
+    Raises:
+        ConfigError: one cannot be such a file.
+    """
+    from nufed.deploy.experiments.report_documents import page_of
+
+    check_document(document)
+    text = _text_of(document)
+    places = {name: page_of(name, document, text) if is_suite else document for name, is_suite in sections.items()}
+    pages = set(places.values()) - {document}
+    for page in pages:
+        check_page(page)
+    return {document: text, **{page: _text_of(page) for page in pages}}, places
+
+
+def _text_of(path: Path) -> str:
     """Return the text that sections are put into; empty if the file is still to be made.
 
     Raises:
-        ConfigError: the path names no such file.
+        ConfigError: it is no text.
     """
-    check_document(path)
     try:
         return path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:

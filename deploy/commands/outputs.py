@@ -93,6 +93,20 @@ def check_document(path: Path) -> None:
         raise ConfigError(f"Expected --markdown to name a file in a folder that exists, got {path}. Name another file.")
 
 
+def check_page(path: Path) -> None:
+    """Refuse the file of a section beside a document if a folder, or a file, is in its way.
+
+    Raises:
+        ConfigError: with what to do.
+    """
+    if path.is_dir():
+        raise ConfigError(f"The section goes into {path}, but that is a folder. Move it, or name another --markdown.")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise ConfigError(
+            f"Sections go into the folder {path.parent}, but that is a file. Move it, or name another --markdown."
+        )
+
+
 def _suite_in(record: Path) -> str | None:
     try:
         return str(parse_object(record.read_text(encoding="utf-8"))["suite"]["name"])

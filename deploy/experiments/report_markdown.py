@@ -1,8 +1,7 @@
-"""A report's verdict and tables as Markdown, for documents that are kept with the code."""
+"""A report's verdict and tables as a section of Markdown."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from nufed.common.errors import RunError
 from nufed.common.examples import Group
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
 from nufed.deploy.experiments.hypotheses import Finding
@@ -22,10 +21,8 @@ from nufed.deploy.experiments.report_tables import (
 from nufed.deploy.experiments.report_words import ONE_RUN, glossary, how_sure
 from nufed.deploy.experiments.robustness import NOTE, robustness_tables
 from nufed.deploy.experiments.story import GROUP_NAMES, Story, verdict_on
-from nufed.deploy.experiments.wording import estimate, left_out, steps
+from nufed.deploy.experiments.wording import left_out, steps
 from nufed.server.progress_lines import duration
-
-OVERVIEW = "overview"
 
 
 def markdown_report(story: Story, *, level: int = 2) -> str:
@@ -98,45 +95,6 @@ def _all_metrics(comparison: Comparison, group: Group) -> list[str]:
     if not comparison.first.metrics and not comparison.has_baselines:
         return []
     return ["All metrics:", markdown_table(metrics_table(comparison, group))]
-
-
-def overview_table(stories: Mapping[str, Story]) -> TextTable:
-    """Return a row for each suite's main setting: the best method, on new clients if there are any, and H1 to H5."""
-    names = list(dict.fromkeys(finding.name for story in stories.values() for finding in story.findings))
-    rows = []
-    for name, story in stories.items():
-        comparison, verdicts = story.main, {finding.name: finding.verdict for finding in story.findings}
-        group, step = comparison.groups[0], comparison.primary_step
-        best = comparison.best(group, step)
-        value = estimate(comparison.mean(best, group, step), comparison.measure)
-        won = f"{comparison.labels[best]}: {value}, {group}, {steps(step)}"
-        rows.append([name, str(len(comparison.seeds)), won, *(verdicts.get(each, "not tested") for each in names)])
-    return TextTable(["suite", "seeds", "best", *names], rows)
-
-
-def with_sections(document: str, stories: Mapping[str, Story]) -> str:
-    """Return the document with every story as the section of its name, and an overview of several as `overview`."""
-    if len(stories) > 1:
-        document = with_section(document, OVERVIEW, markdown_table(overview_table(stories)))
-    for name, story in stories.items():
-        document = with_section(document, name, markdown_report(story))
-    return document
-
-
-def with_section(document: str, name: str, text: str) -> str:
-    """Return the document with the text between `<!-- begin NAME -->` and `<!-- end NAME -->`, replaced or appended.
-
-    What was written by hand around it stays.
-    """
-    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-    section = f"{begin}\n{text.strip()}\n{end}"
-    before, found, rest = document.partition(begin)
-    if not found:
-        return f"{document.rstrip()}\n\n{section}\n".lstrip()
-    _, closed, after = rest.partition(end)
-    if not closed:
-        raise RunError(f"Expected {end} behind {begin}, but the document lacks it. Write it where the section ends.")
-    return before + section + after
 
 
 def markdown_table(table: TextTable) -> str:

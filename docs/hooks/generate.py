@@ -24,9 +24,9 @@ COPIED = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the pages of a folder where the navigation names the folder, `decisions/`, the folder's index first."""
-    names = sorted(path.name for path in (ROOT / "docs/decisions").glob("0*.md"))
     folders = {
-        "decisions/": ["decisions/index.md", *(f"decisions/{name}" for name in names)],
+        "decisions/": ["decisions/index.md", *pages_in("decisions", "0*.md")],
+        "results/": ["results.md", *pages_in("results", "*.md")],
         "reference/modules/": ["reference/modules/index.md", *module_pages()],
     }
 
@@ -39,6 +39,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
     config.nav = expanded(config.nav)
     return config
+
+
+def pages_in(folder: str, pattern: str) -> list[str]:
+    """Return the pages that stand in a folder of the documents, by name."""
+    return sorted(f"{folder}/{path.name}" for path in (ROOT / "docs" / folder).glob(pattern))
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nufed.common.errors import ConfigError
+from nufed.deploy.commands.cli import main
 from tests.system.process_tree import descendants, wait_until_ended
 
 pytestmark = pytest.mark.system
@@ -47,6 +49,16 @@ def test_a_suite_ends_in_tables_a_verdict_and_a_report_and_is_not_run_twice(tmp_
 
     assert done_cells(folder) == cells
     assert json.loads(again)["methods"] == verdict["methods"]
+
+    document, page = tmp_path / "results.md", folder.with_suffix(".md")
+    document.write_text("# Mine\n", encoding="utf-8")
+    codes = [main(["report", str(folder), "--markdown", str(document)]) for _ in range(2)]
+
+    assert codes == [0, 0]
+    assert document.read_text(encoding="utf-8").count("| [smoke](results/smoke.md) | 2 |") == 1
+    assert page.read_text(encoding="utf-8").count("<!-- begin smoke -->\n## ") == 1
+    (tmp_path / "other").write_text("no folder", encoding="utf-8")
+    assert main(["report", str(folder), "--markdown", str(tmp_path / "other.md")]) == ConfigError.exit_code
 
 
 def test_an_interrupted_suite_ends_at_once_without_a_traceback_and_goes_on_where_it_stopped(tmp_path):

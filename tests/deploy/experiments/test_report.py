@@ -15,7 +15,8 @@ from nufed.deploy.commands.cli import main
 from nufed.deploy.experiments.comparison import compare
 from nufed.deploy.experiments.hypotheses import Graded
 from nufed.deploy.experiments.report import write_report
-from nufed.deploy.experiments.report_markdown import markdown_report, markdown_table, with_section, with_sections
+from nufed.deploy.experiments.report_documents import merged, page_of, with_section, with_stories
+from nufed.deploy.experiments.report_markdown import markdown_report, markdown_table
 from nufed.deploy.experiments.report_tables import (
     TextTable,
     clients_table,
@@ -336,16 +337,62 @@ def test_a_document_keeps_what_was_written_around_a_section():
         with_section("<!-- begin own -->", "own", "text")
 
 
-def test_several_stories_begin_with_an_overview_that_is_replaced_with_them():
-    document = with_sections("# Title\n", {"one": story(), "two": story(title="Other")})
+SUMMARY, ONE, TWO = Path("docs/results.md"), Path("docs/results/one.md"), Path("docs/results/two.md")
+PAGES = {"one": ONE, "two": TWO}
 
-    again = with_sections(document, {"one": story(), "two": story(title="Newer")})
 
-    assert "| suite | seeds | best | H1 | H2 | H3a | H3b | H4 | H5 |" in again
-    assert "| one | 5 | ν = 2: 86.2 ± 2.8 %, new, 2 steps | supported | supported | " in again
-    assert again.count("<!-- begin ") == 3
-    assert again.index("<!-- begin overview") < again.index("<!-- begin one") < again.index("## Newer")
-    assert "Other" not in again
+def test_each_suite_has_a_page_beside_the_summary_whose_overview_keeps_the_rows_of_the_others():
+    first = with_stories({SUMMARY: "# Results\n", ONE: "", TWO: ""}, SUMMARY, {"one": story(), "two": story()}, PAGES)
+    by_hand = {**first, ONE: first[ONE].replace("<!-- begin one -->", "By hand.\n\n<!-- begin one -->")}
+
+    again = with_stories(
+        {SUMMARY: by_hand[SUMMARY], ONE: by_hand[ONE]}, SUMMARY, {"one": story(title="Newer")}, {"one": ONE}
+    )
+
+    assert {*first} == {SUMMARY, ONE, TWO}
+    assert "| suite | seeds | best | H1 | H2 | H3a | H3b | H4 | H5 |" in first[SUMMARY]
+    assert (
+        "| [one](results/one.md) | 5 | ν = 2: 86.2 ± 2.8 %, new, 2 steps | supported | supported | " in first[SUMMARY]
+    )
+    assert first[TWO].startswith(
+        "# two\n\nOne of the suites of [results](../results.md).\n\n<!-- begin two -->\n## A <title>"
+    )
+    assert again[SUMMARY] == first[SUMMARY]
+    assert again[ONE] == by_hand[ONE].replace("## A <title>", "## Newer")
+    assert {*again} == {SUMMARY, ONE}
+
+
+def test_a_section_stays_in_the_document_that_has_its_marks():
+    document = "# Mine\n\n<!-- begin one -->\n<!-- end one -->\n\nAfter.\n"
+
+    places = {name: page_of(name, SUMMARY, document) for name in PAGES}
+    texts = with_stories({SUMMARY: document}, SUMMARY, {"one": story()}, {"one": places["one"]})
+
+    assert places == {"one": SUMMARY, "two": TWO}
+    assert {*texts} == {SUMMARY}
+    assert texts[SUMMARY] == document.replace("begin one -->", f"begin one -->\n{markdown_report(story()).strip()}")
+
+
+def test_rows_of_other_statements_say_that_theirs_were_not_tested():
+    old = TextTable(
+        ["suite", "seeds", "best", "H1"], [["[a](results/a.md)", "3", "x", "supported"], ["b", "3", "y", ""]]
+    )
+    new = TextTable(["suite", "seeds", "best", "H2"], [["[b](results/b.md)", "5", "z", "undecided"]])
+
+    table = merged(old, new)
+
+    assert table.header == ["suite", "seeds", "best", "H1", "H2"]
+    assert table.rows == [
+        ["[a](results/a.md)", "3", "x", "supported", "not tested"],
+        ["[b](results/b.md)", "5", "z", "not tested", "undecided"],
+    ]
+
+
+def test_an_overview_that_was_edited_by_hand_is_not_lost():
+    document = "# R\n\n<!-- begin overview -->\nmine\n<!-- end overview -->\n"
+
+    with pytest.raises(RunError, match="between the marks of the overview"):
+        with_stories({SUMMARY: document, ONE: ""}, SUMMARY, {"one": story()}, {"one": ONE})
 
 
 def test_a_report_of_several_folders_has_no_single_file(tmp_path, capsys):
