@@ -11,7 +11,7 @@ from nufed.common.config import ModelConfig
 from nufed.common.errors import ConfigError, ModelError, nearest_match_hint
 from nufed.common.examples import TaskInfo
 from nufed.common.given import find_given, is_given
-from nufed.common.models import cnn, huggingface, linear, mlp
+from nufed.common.models import cnn, fedavg_cnn, huggingface, linear, mlp
 from nufed.common.models.checks import check_model, check_parameters, in_precision
 from nufed.common.models.frozen import freeze_all_but, in_training_mode, load_frozen
 from nufed.common.rng import derive_seed, seeded_generators
@@ -41,6 +41,9 @@ class ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     "mlp": ModelSpec(mlp.build, "fully connected layers of the widths in model.hidden-sizes"),
     "cnn": ModelSpec(cnn.build, "two convolution blocks with GroupNorm and average pooling, for images"),
+    "fedavg-cnn": ModelSpec(
+        fedavg_cnn.build, "two 5 x 5 convolutions with max-pooling, then layers of the widths in model.hidden-sizes"
+    ),
     "linear": ModelSpec(linear.build, "one linear layer: logistic regression, or least squares without bias"),
     huggingface.NAME: ModelSpec(
         huggingface.build, "a model of transformers from a folder on this machine, with LoRA if asked for", "FOLDER"

@@ -155,11 +155,22 @@ def test_dropout_is_there_when_asked_for(name):
     assert differences[1] > 0
 
 
+def test_fedavg_cnn_has_the_parameters_of_the_published_networks():
+    """PFLlib's FedAvgCNN for 28 x 28 images and FedEM's FemnistCNN, counted from their layers."""
+    femnist = TaskInfo("classification", (1, 28, 28), 62, tuple(map(str, range(62))))
+    for sizes, task, count in (("512", TASKS["mnist"], 582_026), ("2048", femnist, 2_278_334)):
+        model = build_model(ModelConfig(name="fedavg-cnn", hidden_sizes=sizes, activation="relu"), task, seed=0)
+
+        assert [type(layer).__name__ for layer in model][:6] == ["Conv2d", "ReLU", "MaxPool2d"] * 2
+        assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
 @pytest.mark.parametrize("shape", [(6,), (1, 3, 8), (8, 8)])
-def test_cnn_refuses_what_is_no_image(shape):
+@pytest.mark.parametrize("name", ["cnn", "fedavg-cnn"])
+def test_networks_for_images_refuse_what_is_none(shape, name):
     """The message offers the mlp."""
-    with pytest.raises(ModelError, match=r"model.name=cnn expects images .*use model.name=mlp"):
-        build_model(ModelConfig(name="cnn"), TaskInfo("classification", shape, 3, ("a", "b", "c")), seed=0)
+    with pytest.raises(ModelError, match=rf"model.name={name} expects images .*use model.name=mlp"):
+        build_model(ModelConfig(name=name), TaskInfo("classification", shape, 3, ("a", "b", "c")), seed=0)
 
 
 def test_an_unknown_model_is_refused_with_the_nearest_name():
