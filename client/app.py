@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from nufed.client.attending import attend, expected_params
 from nufed.client.client_state import ClientState, check_state_file
 from nufed.client.error_replies import without_data
+from nufed.client.global_skill import global_curves
 from nufed.client.own_gain import tell_own_gain
 from nufed.client.personal_model import keep_after_run, personal_path
 from nufed.client.personalize import adaptation_curves
@@ -89,6 +90,7 @@ def evaluate(message: Message, context: Context) -> Message:
     if place.shown.evaluation:
         curves = adaptation_curves(place, params, all_metrics=request.all_metrics)
         curves |= shot_curves(place, params, request.shots)
+        curves |= global_curves(place, params) if request.all_metrics else {}
         reply = EvaluateReply(len(place.data.test), curves)
     elif request.final and "data" in context.node_config:
         tell_own_gain(place, params)

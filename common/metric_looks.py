@@ -5,6 +5,8 @@ from typing import Literal
 
 Better = Literal["higher", "lower"]
 LOSS = "loss"
+GLOBAL = "global-"
+"""What the names of metrics begin with that are of everybody's test examples."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,15 @@ def sign_of(better: str) -> float:
     return 1.0 if better == "higher" else -1.0
 
 
+def global_name(name: str) -> str:
+    """Return what a metric is called where it is of everybody's test examples, e.g. `global-accuracy`."""
+    return GLOBAL + name
+
+
 def look_of(name: str) -> Look:
     """Return how numbers of the loss or of a metric are read; of one that does not come along nothing is known."""
+    if name.startswith(GLOBAL):
+        return look_of(name.removeprefix(GLOBAL))
     if name == LOSS:
         return LOSS_LOOK
     if name in LOOKS:

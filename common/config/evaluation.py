@@ -40,6 +40,13 @@ class EvaluationConfig(Section):
     report_counts: bool = Field(
         False, description="have clients report how many test examples of each class they take for each"
     )
+    global_examples: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="test examples of all participating clients together that each fine-tuned model is judged on too, "
+        "at the end: what fine-tuning costs in global skill (simulations); 0 judges on none",
+    )
     shots: str = Field(
         "",
         pattern=r"^( *[1-9]\d{0,6} *(, *[1-9]\d{0,6} *)*)?$",

@@ -73,6 +73,15 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _everybodys_examples_are_here(self) -> Self:
+        if self.evaluation.global_examples and self.data.source == "private":
+            raise ValueError(
+                f"evaluation.global-examples={self.evaluation.global_examples} contradicts data.source=private: other "
+                "clients' test examples are at no client but in a simulation; leave global-examples at 0"
+            )
+        return self
+
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """Return the configuration that flat (`method.inner-lr`) or nested values describe.

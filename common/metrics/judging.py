@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +12,7 @@ from nufed.common.config import EvaluationConfig
 from nufed.common.data.target_scaling import TargetScaling
 from nufed.common.errors import ConfigError, nearest_match_hint
 from nufed.common.examples import TaskInfo
-from nufed.common.metric_looks import LOSS, LOSS_LOOK, Look
+from nufed.common.metric_looks import LOSS, LOSS_LOOK, Look, global_name
 from nufed.common.metrics import values
 from nufed.common.metrics.judged import Judged, judged
 from nufed.common.metrics.own import own_metric
@@ -69,7 +69,10 @@ def judging(evaluation: EvaluationConfig, task: TaskInfo) -> Judging:
         if name in computes:
             raise ConfigError(f"evaluation.metrics names two metrics {name!r}. Leave one out, or rename a function.")
         looks[name], computes[name] = look, compute
-    return Judging(LOSS if key == LOSS else found[key][0], looks, computes)
+    primary = LOSS if key == LOSS else found[key][0]
+    if evaluation.global_examples:  # computed apart, on other examples (nufed.client.global_skill)
+        looks[global_name(primary)] = replace(looks[primary], may_be_undefined=True)
+    return Judging(primary, looks, computes)
 
 
 def default_metrics(task: TaskInfo) -> tuple[list[str | Own], str]:

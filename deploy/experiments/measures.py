@@ -1,4 +1,4 @@
-"""Further measures to judge methods by: who is worse off, who is served worst, and what few examples give.
+"""Further measures: who is worse off, who is served worst, what few examples give, what fine-tuning costs elsewhere.
 
 Definitions: docs/metrics.md, "Beside the mean".
 """
@@ -6,11 +6,12 @@ Definitions: docs/metrics.md, "Beside the mean".
 import numpy as np
 
 from nufed.common.examples import Group
+from nufed.common.metric_looks import global_name
 from nufed.deploy.experiments.comparison import Comparison
 from nufed.deploy.experiments.finished import ClientTable, FinishedRun, Floats
 from nufed.deploy.experiments.report_tables import TextTable
 from nufed.deploy.experiments.statistics import Interval, t_interval
-from nufed.deploy.experiments.wording import estimate, span
+from nufed.deploy.experiments.wording import difference, estimate, span
 
 SHARE = "accuracy"
 """Shares of clients are worded as this is."""
@@ -80,6 +81,29 @@ def worst_client(comparison: Comparison, method: str, group: Group) -> Interval:
     """Return the worst client's measure at s*, mean over seeds."""
     tables = [run.groups[group] for _, run in sorted(comparison.runs[method].items())]
     return t_interval([_worst(comparison, table) for table in tables])
+
+
+def global_table(comparison: Comparison, group: Group) -> TextTable | None:
+    """Return what fine-tuning gives on one's own test examples and costs on everybody's; None where nobody measured it.
+
+    Means over clients, then over seeds; the change is paired by seed, better being positive.
+    """
+    measure, step = comparison.measure, comparison.primary_step
+    rows = []
+    for method, runs in comparison.runs.items():
+        curves = {
+            name: np.array([run.groups[group].means(name) for _, run in sorted(runs.items())])
+            for name in (measure, global_name(measure))
+        }
+        everybodys = curves[global_name(measure)]
+        if not np.isfinite(everybodys).any():
+            continue
+        ends = [t_interval(list(values[:, each])) for values in curves.values() for each in (0, step)]
+        change = t_interval(list(comparison.sign * (everybodys[:, step] - everybodys[:, 0])))
+        cells = [estimate(each, measure) for each in ends]
+        rows.append([comparison.labels[method], *cells, difference(change, measure)])
+    header = [f"{whose} data, s = {each}" for whose in ("own", "everybody's") for each in (0, step)]
+    return TextTable(["method", *header, "change on everybody's"], rows) if rows else None
 
 
 def shots_table(comparison: Comparison, group: Group) -> TextTable | None:

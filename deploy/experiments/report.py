@@ -16,7 +16,7 @@ from nufed.common.durable_file import write_bytes, write_text, writing
 from nufed.common.examples import Group
 from nufed.deploy.experiments import report_words as words
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
-from nufed.deploy.experiments.measures import shots_table, worse_off_table, worst_table
+from nufed.deploy.experiments.measures import global_table, shots_table, worse_off_table, worst_table
 from nufed.deploy.experiments.privacy_figure import levels_of, privacy_figure, privacy_table, spent_lines
 from nufed.deploy.experiments.report_figures import (
     adaptation_figure,
@@ -116,6 +116,8 @@ def _sections(story: Story, drawn: Drawn) -> Iterator[Section]:
     yield Section(f"How {GROUP_NAMES[main.groups[0]]} differ", figures_html(drawn, "clients", captions), words.CLIENTS)
     yield Section("The worst served", _by_group({group: worst_table(main, group) for group in main.groups}))
     yield from _worse_off(main)
+    if everybody := {group: table for group in main.groups if (table := global_table(main, group))}:
+        yield Section("Global skill", _by_group(everybody), words.GLOBAL_SKILL)
     if main.targets():
         yield Section("To target", table_html(target_table(main), "To target"), words.TARGETS)
     if other := baseline_of(main):

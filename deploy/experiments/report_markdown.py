@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from nufed.common.examples import Group
 from nufed.deploy.experiments.comparison import Comparison, exact_methods
 from nufed.deploy.experiments.hypotheses import Finding
-from nufed.deploy.experiments.measures import shots_table, worse_off_table, worst_table
+from nufed.deploy.experiments.measures import global_table, shots_table, worse_off_table, worst_table
 from nufed.deploy.experiments.privacy_figure import levels_of, privacy_table, spent_lines
 from nufed.deploy.experiments.report import baseline_of
 from nufed.deploy.experiments.report_tables import (
@@ -86,6 +86,8 @@ def _further(comparison: Comparison, group: Group) -> Iterator[str]:
     """Yield what else a group is judged by: few examples, who is served worst, and who is worse off."""
     if shots := shots_table(comparison, group):
         yield from ("Few examples:", markdown_table(shots))
+    if everybody := global_table(comparison, group):
+        yield from ("What fine-tuning gives on one's own data and costs on everybody's:", markdown_table(everybody))
     yield from ("The worst served:", markdown_table(worst_table(comparison, group)))
     if worse := worse_off_table(comparison, group):
         yield from ("Clients worse off (share; ties are not worse):", markdown_table(worse))

@@ -67,6 +67,10 @@ WORSE_OFF = (
     "method named; ties are not worse. Alone: each client trains by itself. With few test examples a share near one "
     "half is what chance alone gives."
 )
+GLOBAL_SKILL = (
+    "Every client's model as it adapts, on its own test examples and on a sample of everybody's: what personalization "
+    "gives at home, and costs elsewhere. The change is from s = 0 to s*; negative is forgotten."
+)
 TARGETS = (
     "Median over seeds (range). “>” means not reached within the run. Gradients: equivalents of one client that takes "
     "part in every round. Bytes: sent and received by the server."

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nufed.client.global_skill import global_curves
 from nufed.client.shots import shots_of
 from nufed.client.train_reply import train_reply
 from nufed.client.workplace import Workplace
@@ -214,6 +215,9 @@ def _evaluate_with(kernel: DenseKernel) -> Compute:
             of_shot = cohort_curves(kernel, [shot.place for shot in shots], params, scratch)
             for reply, shot, own in zip(replies, shots, of_shot, strict=True):
                 reply.update(shot.metrics(own))
+        if all_metrics:
+            for reply, each in zip(replies, chunk, strict=True):
+                reply.update(global_curves(each.place, each.params))
         return [EvaluateReply(len(each.place.data.test), own) for each, own in zip(chunk, replies, strict=True)]
 
     return evaluate

@@ -1,0 +1,316 @@
+"""How near `nufed tune` comes to the best of its full grid, at which cost; and how well the theory's advice trains.
+
+    python -m benchmarks.tuning [--only digits ...] [--heart heart_disease.npz] [--out FOLDER]
+
+For each data set: (1) `nufed tune --nu 0,1,2,5` on the federation of seed 0; it sees support and validation splits of
+participating clients. (2) The full grid of the same space: six values of α times six of β for each ν, judged by the
+test splits of the new clients of the federation of seed 0, the six best also by those of seeds 1 and 2. (3) The best of
+the grid, by its mean over the three, and the tuned choice, on the federations of seeds 3 to 8: their difference is the
+gap. What the grid chooses by is of the kind that it is then judged by, which `nufed tune` never sees.
+(4) What `nufed theory` advises for ν = 1, 2 and 5, beside the grid's best with that ν by seed 0, on seeds 3 to 5.
+
+Every run is kept in `tuning-runs.jsonl` in the folder: the same command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import ROOT, table
+from nufed.client.workplace import forget_workplaces
+from nufed.common.config import RunConfig
+from nufed.common.errors import DivergedError, NothingTrainedError
+from nufed.common.events import EventStream
+from nufed.common.json_text import parse_object
+from nufed.deploy.experiments.archive import standardized_archive
+from nufed.deploy.experiments.cells import silent
+from nufed.deploy.experiments.runner import Workers
+from nufed.deploy.experiments.statistics import Differences, Grain
+from nufed.deploy.simulation.engines import prepare, simulate
+from nufed.deploy.tuning.judged_run import gradients_per_round
+from nufed.deploy.tuning.result import to_json
+from nufed.deploy.tuning.space import ALPHA, BETA, GRID_VALUES, INNER, Range, Space, rounded
+from nufed.deploy.tuning.tuner import Plan, default_budget, tune
+from nufed.server.run import ServerOptions
+
+NUS, SPAN = (0, 1, 2, 5), Range(0.005, 3.0)
+SPACE = Space(NUS, SPAN, SPAN)
+FINALISTS, TUNE_SEEDS, HELD_OUT = 3, 4, 0.2  # the defaults of the command
+GRID_SEED, MORE_SEEDS, FRESH_SEEDS, ADVICE_SEEDS = 0, (1, 2), tuple(range(3, 9)), (3, 4, 5)
+NUM_KEPT, ADVISED_NUS = 6, (1, 2, 5)
+ENGINE = "cohort"
+COMMON: dict[str, Any] = {
+    "method.num-local-steps": 5,
+    "evaluation.num-adapt-steps": 5,
+    "evaluation.primary-step": 5,
+    "evaluation.interval": 0,
+    "data.num-clients": 20,
+    "data.num-new-clients": 20,
+}
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "two-groups-digits": {
+        "data.source": "digits",
+        "data.partition": "iid",
+        "data.transform": "two-groups",
+        "model.hidden-sizes": "",
+        "federation.num-rounds": 30,
+    },
+    "digits": {
+        "data.source": "digits",
+        "data.partition": "classes",
+        "data.classes-per-client": 2,
+        "method.max-grad-norm": 3.0,
+        "federation.num-rounds": 24,
+    },
+    "sensors": {"data.source": "sensors", "federation.num-rounds": 20},
+    "sinusoid": {
+        "data.source": "sinusoid",
+        "data.num-clients": 40,
+        "model.hidden-sizes": "40,40",
+        "model.activation": "tanh",
+        "method.batch-size": 10,
+        "method.max-grad-norm": 10.0,
+        "federation.num-rounds": 40,
+        "federation.participation-fraction": 0.2,
+    },
+    "heart": {
+        "data.source": "npz",
+        "data.partition": "by-user",
+        "data.num-clients": 4,
+        "data.num-new-clients": 0,
+        "model.hidden-sizes": "16",
+        "model.activation": "tanh",
+        "federation.num-rounds": 24,
+        "federation.participation-fraction": 1.0,
+    },
+}
+
+
+@dataclass
+class Record:
+    """Values of runs that are done, in memory and in a file; holds state because a run is asked for more than once."""
+
+    path: Path
+    known: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Read what the file has."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        self.known |= {each["key"]: each["value"] for each in map(json.loads, lines)}
+
+    def value(self, key: str, make: Callable[[], float]) -> float:
+        """Return a run's value, made if it is not known."""
+        if key not in self.known:
+            self.known[key] = make()
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "value": self.known[key]}) + "\n")
+        return self.known[key]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A data set of the benchmark.
+
+    Attributes:
+        name: a key of `PROBLEMS`.
+        base: its options.
+        record: of its runs.
+    """
+
+    name: str
+    base: RunConfig
+    record: Record
+
+    def value(self, point: Mapping[str, Any], seed: int) -> float:
+        """Return the primary metric at s*, on test splits, of new clients if there are any; NaN if the run diverged."""
+        config = self.base.updated({**point, "seed": seed})
+        key = json.dumps([self.name, seed, point[INNER], point[ALPHA], point[BETA]])
+        return self.record.value(key, lambda: trained(config))
+
+    def mean(self, point: Mapping[str, Any], seeds: Sequence[int]) -> float:
+        """Return the mean over seeds."""
+        return statistics.fmean(self.value(point, seed) for seed in seeds)
+
+
+def trained(config: RunConfig) -> float:
+    """Return what a run's clients say of its model, a loss as minus itself; NaN if it diverged."""
+    with tempfile.TemporaryDirectory() as folder, silent():
+        prepare(config)
+        try:
+            with EventStream() as events:
+                simulate(config, ServerOptions(out=Path(folder), is_disposable=True, events=events), engine=ENGINE)
+        except (DivergedError, NothingTrainedError):
+            return math.nan
+        finally:
+            forget_workplaces()
+        summary = parse_object(next(Path(folder).glob("*/summary.json")).read_text(encoding="utf-8"))
+    group = summary.get("new") or summary["participating"]
+    value = group[group["measure"]][summary["primary_step"]]
+    if value is None:
+        return math.nan
+    return float(value) if group["better"] == "higher" else -float(value)
+
+
+def grid() -> list[dict[str, Any]]:
+    """Return the points of the full grid, evenly spaced in logarithms."""
+    ratio = (SPAN.high / SPAN.low) ** (1 / (GRID_VALUES - 1))
+    values = [rounded(SPAN.low * ratio**index) for index in range(GRID_VALUES)]
+    return [{INNER: nu, ALPHA: alpha, BETA: beta} for nu in NUS for alpha in values for beta in values]
+
+
+def ranked(problem: Problem, points: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Return points by their mean over seeds, the best first; those that diverged last."""
+
+    def score(point: dict[str, Any]) -> float:
+        value = problem.mean(point, seeds)
+        return value if math.isfinite(value) else -math.inf
+
+    return sorted(points, key=score, reverse=True)
+
+
+def best_of_grid(problem: Problem, points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the best point by the first seed, and of the best ones by three."""
+    kept = ranked(problem, points, [GRID_SEED])[:NUM_KEPT]
+    return ranked(problem, kept, [GRID_SEED, *MORE_SEEDS])[0]
+
+
+def tuned(problem: Problem, out: Path) -> dict[str, Any]:
+    """Return what `nufed tune` chooses with its defaults, as the options and the cost of its `result.json`."""
+    plan = Plan(default_budget(SPACE, FINALISTS, TUNE_SEEDS), FINALISTS, TUNE_SEEDS, HELD_OUT)
+    told: Callable[[str], None] = lambda line: print(f"  {line}", file=sys.stderr, flush=True)  # noqa: E731
+    return to_json(tune(problem.base, SPACE, plan, Workers(out / f"tune-{problem.name}", 1, ENGINE, told)))
+
+
+def measure(problem: Problem, out: Path) -> dict[str, Any]:
+    """Return the gap of the tuned choice to the best of the grid, and the costs."""
+    found = tuned(problem, out)
+    choice = {INNER: found["chosen"]["num_inner_steps"], ALPHA: problem.base.method.inner_lr}
+    choice |= {key: found["chosen"][key] for key in (ALPHA, BETA) if key in found["chosen"]}
+    best = best_of_grid(problem, grid())
+    pairs = {seed: problem.value(best, seed) - problem.value(choice, seed) for seed in FRESH_SEEDS}
+    gap = Differences(pairs, Grain(0.0)).interval
+    length = problem.base.federation.num_rounds
+    grid_gradients = sum(length * gradients_per_round(problem.base.updated(point)) for point in grid())
+    return {
+        "name": problem.name,
+        "measure": found["measure"],
+        "chosen": choice,
+        "best": best,
+        "chosen_value": problem.mean(choice, FRESH_SEEDS),
+        "best_value": problem.mean(best, FRESH_SEEDS),
+        "gap": [gap.mean, gap.low, gap.high],
+        "runs": found["cost"]["runs"],
+        "grid_runs": len(grid()),
+        "gradients_share": found["cost"]["gradients"] / grid_gradients,
+        "sentence": found["sentence"],
+    }
+
+
+def advice(problem: Problem) -> list[dict[str, Any]]:
+    """Return for each ν what `nufed theory` advises, and what it trains to beside the best of the grid with that ν."""
+    changes = [f"--set={key}={value}" for key, value in problem.base.given().items()]
+    program = "import sys; from nufed.deploy.commands.cli import main; raise SystemExit(main(sys.argv[1:]))"
+    arguments = ["theory", "--json", "--nu", ",".join(map(str, ADVISED_NUS)), *changes]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    printed = parse_object(done.stdout)
+    rows = []
+    for each in printed["advice"]:
+        nu = each["num_inner_steps"]
+        advised = {INNER: nu, ALPHA: each["inner_lr"], BETA: each["trial_lr"]}
+        covered = {**advised, BETA: each["local_lr"]}
+        best = ranked(problem, [point for point in grid() if point[INNER] == nu], [GRID_SEED])[0]
+        values = [problem.mean(point, ADVICE_SEEDS) for point in (advised, covered, best)]
+        rows.append(
+            {"name": problem.name, "nu": nu, "advised": advised, "covered": covered, "best": best, "is": values}
+        )
+    return rows
+
+
+def shown(point: Mapping[str, Any]) -> str:
+    """Return options of a run in short."""
+    return f"ν = {point[INNER]}, α = {point[ALPHA]:.3g}, β = {point[BETA]:.3g}"
+
+
+def worth(value: float, measure_name: str) -> str:
+    """Return a value as a reader takes it: a share in percent, a loss as it is."""
+    return f"{-value:.3g}" if measure_name == "loss" else f"{100 * value:.1f} %"
+
+
+def gap_words(row: Mapping[str, Any]) -> str:
+    """Return the gap in points with its interval, or as a share of the loss."""
+    if row["measure"] == "loss":
+        return f"{100 * row['gap'][0] / -row['best_value']:+.0f} % of the loss"
+    mean, low, high = (100 * each for each in row["gap"])
+    return f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def tables(rows: Sequence[Mapping[str, Any]], advised: Sequence[Mapping[str, Any]]) -> str:
+    """Return both tables as Markdown."""
+    header = ["data", "tuned", "", "best of the grid", "", "gap in points", "runs", "of the grid", "gradients"]
+    lines = []
+    for row in rows:
+        values = [worth(row[key], row["measure"]) for key in ("chosen_value", "best_value")]
+        share = f"1 / {row['grid_runs'] / row['runs']:.1f}"
+        cost = [f"{row['runs']:.1f}", share, f"1 / {1 / row['gradients_share']:.1f}"]
+        lines.append(
+            [row["name"], shown(row["chosen"]), values[0], shown(row["best"]), values[1], gap_words(row), *cost]
+        )
+    measures = {row["name"]: row["measure"] for row in rows}
+    second = []
+    for row in advised:
+        name = measures[row["name"]]
+        advised_value, covered, best = (worth(value, name) for value in row["is"])
+        sizes = [shown(row[key]).partition(", ")[2] for key in ("advised", "best")]
+        second.append([row["name"], row["nu"], sizes[0], advised_value, covered, sizes[1], best])
+    names = ["data", "ν", "advised to begin with", "trains to", "at the β covered", "best of the grid", "trains to"]
+    return f"{table(header, lines)}\n\n{table(names, second)}"
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--only", nargs="*", choices=PROBLEMS, default=list(PROBLEMS), help="data sets")
+    parser.add_argument("--heart", type=Path, help="archive of the heart disease data; without it they are left out")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print both tables, and write them as JSON."""
+    options = parsed(arguments)
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = Record(options.out / "tuning-runs.jsonl")
+    rows, advised = [], []
+    for name in options.only:
+        values = {**COMMON, **PROBLEMS[name]}
+        if name == "heart":
+            if options.heart is None:
+                continue
+            values["data.path"] = str(standardized_archive(options.heart, options.out / "heart.npz"))
+        problem = Problem(name, RunConfig().updated(values), record)
+        started = time.process_time()
+        rows.append(measure(problem, options.out))
+        advised += advice(problem)
+        print(f"{name}: {time.process_time() - started:.0f} s", file=sys.stderr, flush=True)
+        (options.out / "tuning.json").write_text(json.dumps({"tuned": rows, "advised": advised}, indent=2))
+    print(tables(rows, advised))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
