@@ -20,8 +20,10 @@ import numpy as np
 from nufed.common.durable_file import write_text
 from nufed.common.examples import Group
 from nufed.deploy.experiments.comparison import Comparison
+from nufed.deploy.experiments.conduct import RECORD
 from nufed.deploy.experiments.finished import ClientTable, FinishedRun
-from nufed.deploy.experiments.report_markdown import markdown_table, with_section
+from nufed.deploy.experiments.report_documents import with_section
+from nufed.deploy.experiments.report_markdown import markdown_table
 from nufed.deploy.experiments.report_tables import TextTable
 from nufed.deploy.experiments.statistics import Grain, Interval, t_interval
 from nufed.deploy.experiments.story import read_story
@@ -65,6 +67,8 @@ class Board:
     rows: Sequence[Row]
 
 
+_PFLLIB_OTHERS = (Row("", "fo-2", 2), Row("", "meta-2", 2), Row("", "local-only"))
+
 BOARDS = (
     Board(
         "pfllib-dirichlet",
@@ -72,15 +76,14 @@ BOARDS = (
         "dirichlet",
         (
             Row("97.89 ± 0.05", "", label="FedCP, the best"),
-            Row("85.85 ± 0.19", "fedavg", label="FedAvg, not fine-tuned"),
+            Row("85.85 ± 0.19", "fedavg", label="FedAvg"),
             Row("", "fedavg", 5),
-            Row("95.10 ± 0.10", "per-fedavg-fo", 1, "Per-FedAvg"),
+            Row("95.10 ± 0.10", "per-fedavg-fo", 1, "Per-FedAvg (FO)"),
+            Row("", "per-fedavg-fo", 5, "Per-FedAvg (FO)"),
             Row("97.44 ± 0.06", "fedper", label="FedPer"),
             Row("97.46 ± 0.07", "fedbabu", 5, "FedBABU"),
             Row("97.47 ± 0.04", "ditto", label="Ditto"),
-            Row("", "fo-2", 2),
-            Row("", "meta-2", 2),
-            Row("", "local-only"),
+            *_PFLLIB_OTHERS,
         ),
     ),
     Board(
@@ -89,15 +92,14 @@ BOARDS = (
         "two-classes",
         (
             Row("99.85 ± 0.08", "", label="GPFL, the best"),
-            Row("80.41 ± 0.08", "fedavg", label="FedAvg, not fine-tuned"),
+            Row("80.41 ± 0.08", "fedavg", label="FedAvg"),
             Row("", "fedavg", 5),
-            Row("99.18 ± 0.08", "per-fedavg-fo", 1, "Per-FedAvg"),
+            Row("99.18 ± 0.08", "per-fedavg-fo", 1, "Per-FedAvg (FO)"),
+            Row("", "per-fedavg-fo", 5, "Per-FedAvg (FO)"),
             Row("99.47 ± 0.03", "fedper", label="FedPer"),
             Row("99.41 ± 0.05", "fedbabu", 5, "FedBABU"),
             Row("99.44 ± 0.06", "ditto", label="Ditto"),
-            Row("", "fo-2", 2),
-            Row("", "meta-2", 2),
-            Row("", "local-only"),
+            *_PFLLIB_OTHERS,
         ),
     ),
     Board(
@@ -107,10 +109,12 @@ BOARDS = (
         (
             Row("97.84 ± 0.02", "", label="FedU, the best"),
             Row("95.38 ± 0.09", "", label="pFedMe"),
-            Row("90.14 ± 0.61", "fedavg", label="FedAvg, not fine-tuned"),
+            Row("90.14 ± 0.61", "fedavg", label="FedAvg"),
             Row("", "fedavg", 5),
             Row("91.77 ± 0.23", "per-fedavg-short", 1, "Per-FedAvg, five short steps"),
+            Row("", "per-fedavg-short", 5, "Per-FedAvg, five short steps"),
             Row("", "per-fedavg", 1),
+            Row("", "per-fedavg", 5),
             Row("", "meta-2", 2),
             Row("", "fo-5", 5),
             Row("", "local-only"),
@@ -122,9 +126,9 @@ BOARDS = (
         "",
         (
             Row("79.9", "", label="FedEM, the best"),
-            Row("78.6", "fedavg", label="FedAvg, not fine-tuned"),
-            Row("75.3", "fedavg", 5, "FedAvg+, fine-tuned for one epoch"),
-            Row("71.0", "local-only", label="Local"),
+            Row("78.6", "fedavg", label="FedAvg"),
+            Row("75.3", "fedavg", 5, "FedAvg + fine-tuning"),
+            Row("71.0", "local-only", label="local only"),
             Row("", "per-fedavg-fo", 1),
             Row("", "per-fedavg-fo", 5),
             Row("", "fedper"),
@@ -148,29 +152,24 @@ def over_seeds(runs: Sequence[FinishedRun], group: Group, step: int) -> Interval
 
 
 def board_table(board: Board, comparison: Comparison) -> TextTable:
-    """Return the published table with ours beside it: as published, after s* steps, and on new clients after s*."""
-    last = comparison.primary_step
-    header = ["method", "published", "ours, as published", f"ours, s = {last}", f"new clients, s = {last}"]
-    return TextTable(header, list(_cells(board, comparison, last)))
+    """Return the published table with ours beside it, on participating and on new clients."""
+    return TextTable(["method", "s", "published", "ours", "ours, new clients"], list(_cells(board, comparison)))
 
 
-def _cells(board: Board, comparison: Comparison, last: int) -> Iterator[list[str]]:
+def _cells(board: Board, comparison: Comparison) -> Iterator[list[str]]:
+    groups: tuple[Group, Group] = ("participating", "new")
     for row in board.rows:
-        if not row.method:
-            yield [row.label, row.published, "", "", ""]
-            continue
         runs = [run for _, run in sorted(comparison.runs.get(row.method, {}).items())]
         if not runs:
             if row.published:
-                yield [row.label, row.published, "not run", "", ""]
+                yield [row.label, "", row.published, "not run" if row.method else "", ""]
             continue
         label = row.label or comparison.labels[row.method]
-        ours = estimate(over_seeds(runs, "participating", row.step), MEASURE)
-        both: tuple[Group, Group] = ("participating", "new")
-        others = [
-            estimate(over_seeds(runs, group, last), MEASURE) if group in comparison.groups else "" for group in both
+        ours = [
+            estimate(over_seeds(runs, group, row.step), MEASURE) if group in comparison.groups else ""
+            for group in groups
         ]
-        yield [f"{label} (s = {row.step})", row.published, ours, *others]
+        yield [label, str(row.step), row.published, *ours]
 
 
 def _provenance(comparison: Comparison, record: dict[str, object]) -> str:
@@ -184,7 +183,9 @@ def _provenance(comparison: Comparison, record: dict[str, object]) -> str:
 
 def sections(root: Path) -> Iterator[tuple[str, str]]:
     """Yield the name and the Markdown of each table whose suite was run to its end below `root`."""
-    stories = {board.suite: read_story(root / board.suite) for board in BOARDS if (root / board.suite).is_dir()}
+    stories = {
+        board.suite: read_story(root / board.suite) for board in BOARDS if (root / board.suite / RECORD).is_file()
+    }
     for board in BOARDS:
         if board.suite not in stories:
             continue
