@@ -7,7 +7,7 @@ what a search pays for is rounds, and none twice.
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from nufed.common.json_text import parse_object
 from nufed.common.metric_looks import LOSS, look_of, sign_of
 from nufed.deploy.experiments.cells import Cell, step_cost
 from nufed.deploy.experiments.tuning import read_summary
-from nufed.deploy.tuning.held_out import Clients
+from nufed.deploy.tuning.held_out import Clients, client_of
 from nufed.server.client_curves import ClientCurves
 from nufed.server.clients_table import CLIENTS, read_clients_csv
 from nufed.strategy.participation import num_chosen
@@ -37,7 +37,7 @@ class Judged:
         value: its mean over the held-out clients; NaN if the run diverged.
         sign: 1 where more of it is better, else -1.
         loss: mean validation loss at s*, by which equal values are told apart.
-        by_client: client id -> its value.
+        by_client: client id -> its value, the mean over its parts.
         num_examples: validation examples of all of them.
         seconds: of wall time, this rung's rounds alone.
     """
@@ -168,7 +168,11 @@ def judged(folder: Path) -> Judged:
             "Expected held-out clients to have validation examples to be judged on, but none has. "
             "Raise data.validation-fraction."
         )
-    values = {client.client_id: value for client in own if (value := _at(client, measure, step)) is not None}
+    parts: dict[str, list[float]] = {}
+    for client in own:
+        if (value := _at(client, measure, step)) is not None:
+            parts.setdefault(client_of(client.client_id), []).append(value)
+    values = {name: _mean_of_finite(found) for name, found in parts.items()}
     finite = [value for value in values.values() if math.isfinite(value)]
     losses = [float(client.validation_loss[step]) for client in own if client.validation_loss is not None]
     diverged = any(client.has_diverged(step) for client in own) or not finite
@@ -180,6 +184,12 @@ def judged(folder: Path) -> Judged:
         by_client=values,
         num_examples=sum(client.num_validation for client in own),
     )
+
+
+def _mean_of_finite(values: Sequence[float]) -> float:
+    """Return the mean over the parts of one client for which the measure is defined; NaN for none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else math.nan
 
 
 def _at(client: ClientCurves, measure: str, step: int) -> float | None:

@@ -104,7 +104,7 @@ def cost_lines(found: Tuned) -> list[str]:
     who = f"{held} of {total} participating clients at a time, held out of that run's training as if they were new"
     return [
         f"Cost: {spent}, {duration(cost.seconds)}; the full grid: {cost.grid} runs, {cost.grid_gradients:.3g}.",
-        f"Judged on the validation examples of {who}, after {found.config.evaluation.primary_step} fine-tuning steps.",
+        f"Judged on validation examples of {who}, after {found.config.evaluation.primary_step} fine-tuning steps.",
     ]
 
 

@@ -18,7 +18,7 @@ from nufed.common.models import DTYPES
 from nufed.common.settings import process_settings
 from nufed.deploy.commands.cli import main
 from nufed.deploy.tuning.finals import decide, finalists_of, sentence
-from nufed.deploy.tuning.held_out import Clients
+from nufed.deploy.tuning.held_out import Clients, client_of
 from nufed.deploy.tuning.judged_run import Judged
 from nufed.deploy.tuning.result import toml_of
 from nufed.deploy.tuning.search import Trial, best_of, halving, open_study
@@ -62,25 +62,45 @@ def decided(value, nus=(0, 1, 2)):
     return decide(RunConfig(), [trial(nu, 0.5) for nu in nus], 3, KnownRuns(value), lambda line: None)
 
 
-def test_held_out_clients_are_new_in_their_run_keep_their_data_and_are_others_in_every_fold():
+def test_held_out_clients_are_new_in_their_run_and_judged_on_all_that_is_not_test_part_by_part():
     config = RunConfig().updated({"data.num-clients": 9, "data.num-new-clients": 3, "data.new-support-examples": 2})
     settings, dtype = process_settings(), DTYPES[config.model.dtype]
-    whole = load_federation(config.data, seed=0, dtype=dtype, settings=settings).clients
+    whole = {c.client_id: c for c in load_federation(config.data, seed=0, dtype=dtype, settings=settings).clients}
     clients = Clients(config, 0.3)
 
     run = clients.without(1, config.updated({"seed": 77}))
     held = load_federation(run.data, seed=77, dtype=dtype, settings=settings).clients
 
-    new = [client for client in held if client.group == "new"]
-    assert (run.data.num_clients, run.data.num_new_clients) == (6, 3)
-    assert {each.client_id for each in held} == {each.client_id for each in whole if each.group == "participating"}
-    assert [each.client_id for each in new] == [whole[i].client_id for i in clients.folds[1]]
-    for client in new:
-        original = next(each for each in whole if each.client_id == client.client_id)
-        assert len(client.support) == 2 * len(set(original.support.targets.tolist()))
-        assert client.validation.targets.tolist() == original.validation.targets.tolist()
+    participating = [each for each in whole.values() if each.group == "participating"]
+    trained, new = ([each for each in held if each.group == group] for group in ("participating", "new"))
+    assert (run.data.num_clients, run.data.num_new_clients) == (6, len(new))
+    names = [participating[i].client_id for i in clients.folds[1]]
+    assert list(dict.fromkeys(client_of(each.client_id) for each in new)) == names
+    assert {each.client_id for each in trained} == {each.client_id for each in participating} - {*names}
+    for name in names:
+        parts, original = [each for each in new if client_of(each.client_id) == name], whole[name]
+        rows = {tuple(row) for each in parts for row in each.validation.inputs.flatten(1).tolist()}
+        assert len(parts) == 5
+        assert parts[0].validation.targets.tolist() == original.validation.targets.tolist()
+        assert len(rows) == sum(len(each.validation) for each in parts) == 5 * len(original.validation)
+        for each in parts:
+            assert len(each.support) <= 2 * len(set(original.support.targets.tolist()))
+            adapted = {tuple(row) for row in each.support.inputs.flatten(1).tolist()}
+            judged_on = {tuple(row) for row in each.validation.inputs.flatten(1).tolist()}
+            unseen = {tuple(row) for row in original.test.inputs.flatten(1).tolist()}
+            assert not adapted & judged_on
+            assert not (adapted | judged_on) & unseen
     assert sorted(i for fold in clients.folds for i in fold) == list(range(9))
     assert {clients.fold_of(seed) for seed in range(20)} == {1, 2}
+
+
+@pytest.mark.parametrize(("num_clients", "num_judged"), [(4, 2 * 5), (100, 50 * 3), (400, 200)])
+def test_clients_with_examples_enough_are_judged_once(num_clients, num_judged):
+    config = RunConfig().updated({"data.source": "sinusoid", "data.num-clients": num_clients})
+
+    run = Clients(config, 0.5).without(0, config)
+
+    assert run.data.num_new_clients == num_judged  # they have four validation examples each
 
 
 def test_a_lead_is_told_with_its_interval_and_no_lead_as_not_distinguishable():
