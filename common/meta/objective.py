@@ -11,7 +11,7 @@ from nufed.common.meta.adapt import adapt
 from nufed.common.meta.draw import BatchPlan, batch_plan
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.implicit import implicit_gradient
-from nufed.common.meta.meta_gradient import MetaGradient
+from nufed.common.meta.meta_gradient import Estimate, MetaBatches, MetaGradient
 from nufed.common.meta.meta_sgd import adapt_by_sizes, meta_sgd, split_step_sizes, with_step_sizes
 from nufed.common.meta.observed_sizes import with_observations
 from nufed.common.meta.parts import adapt_head, without_head
@@ -50,10 +50,20 @@ def build_objective(loss: LossFn, method: MethodConfig) -> Objective:
             cg_steps=method.cg_steps,
             damping=method.cg_damping,
         )
-        return Objective(implicit, replace(plan, num_hessian=min(1, plan.num_hessian)))
+        own = 0 if method.hessian_batch_size < 0 else min(1, plan.num_hessian)
+        return Objective(_on_one_batch(implicit, method.num_inner_steps), replace(plan, num_inner=1, num_hessian=own))
     if method.step_sizes == "learned":
         return Objective(meta_sgd(loss, has_curvature=method.estimator != "first-order"), plan)
     return Objective(estimator.build(loss, method), plan)
+
+
+def _on_one_batch(meta_gradient: MetaGradient, num_steps: int) -> MetaGradient:
+    """Return the estimator with all steps on one inner batch: a minimum is that of one loss."""
+
+    def of_one(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
+        return meta_gradient(params, replace(batches, inner=batches.inner[:1] * num_steps))
+
+    return of_one
 
 
 def initial_params(params: Params, method: MethodConfig) -> Params:

@@ -1,5 +1,7 @@
 """iMAML's gradient against the system solved densely, the theorem it rests on, and a loop of conjugate gradients."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -42,13 +44,18 @@ def by_hand(w, inner, outer, nu, cg_steps=None):
     matrix = torch.eye(DIM, dtype=torch.float64) + curvature / LAMBDA
     if cg_steps is None:
         return torch.linalg.solve(matrix, right), theta
+    return steps_of(matrix, right, cg_steps), theta
+
+
+def steps_of(matrix, right, cg_steps):
+    """Return what so many conjugate-gradient steps from 0 make of a system."""
     v, r = torch.zeros(DIM, dtype=torch.float64), right.clone()
     p = r.clone()
     for _ in range(cg_steps):
         step = (r @ r) / (p @ matrix @ p)
         v, after = v + step * p, r - step * (matrix @ p)
         p, r = after + (after @ after) / (r @ r) * p, after
-    return v, theta
+    return v
 
 
 def test_rounds_of_local_steps_are_those_of_the_paper():
@@ -69,6 +76,31 @@ def test_rounds_of_local_steps_are_those_of_the_paper():
     assert update.costs.hvps == 3 * 2
     assert 0 < update.measures[CG_RESIDUAL] < 0.1
     assert 0 < update.measures[INNER_GRADIENT] < 0.5
+
+
+def test_all_steps_to_a_minimum_and_its_hessian_are_on_one_batch():
+    """With batches of three of five examples: θ and the system are those of the batch that was drawn first."""
+    support = batch(1, count=5)
+    options = {"objective": "implicit", "personal_strength": LAMBDA, "num_inner_steps": NU, "inner_lr": ALPHA}
+    method = MethodConfig(**options, cg_steps=2, num_local_steps=1, local_lr=1.0, batch_size=3)
+    stream = Stream(0, "a", 1)
+
+    update = local_update(logistic, {"w": START}, support, method, stream)
+
+    subsets = [support.take(torch.tensor(rows)) for rows in itertools.combinations(range(5), 3)]
+    points = {}
+    for number, inner in enumerate(subsets):
+        theta = by_hand(START, inner, inner, NU)[1]
+        points[number] = theta
+    moved = START - update.params["w"]
+    found = 0
+    for number, inner in enumerate(subsets):
+        curvature = hessian(lambda point, on=inner: logistic({"w": point}, on), points[number])
+        matrix = torch.eye(DIM, dtype=torch.float64) + curvature / LAMBDA
+        for outer in subsets:
+            right = outer.inputs.T @ (torch.sigmoid(outer.inputs @ points[number]) - outer.targets) / len(outer)
+            found += bool(torch.allclose(steps_of(matrix, right, 2), moved, rtol=0, atol=1e-12))
+    assert found == 1
 
 
 def test_enough_steps_solve_the_system_and_damping_is_part_of_it():
