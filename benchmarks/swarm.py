@@ -150,8 +150,8 @@ def measure(count, folder):
         joining = swarm.state()["cpu"] - swarm.before["cpu"]
         say(f"all are known after {known:.1f} s")
         swarm.rounds(SMALL, 2)  # warm
-        now = swarm.state()
         idle = swarm.idle(IDLE)
+        now = swarm.state()
         say(f"{now['memory']:.0f} MB; idle: {100 * idle:.1f} % of a core")
         small, small_cpu = swarm.rounds(SMALL, 7)
         say(

@@ -38,6 +38,10 @@ class Call:
         """Return the headers that came."""
         return self._metadata
 
+    def forget_headers(self) -> None:
+        """Let go of the headers, so that a call which is held does not keep them."""
+        self._metadata = ()
+
     def peer(self) -> str:
         """Return the address and port of who calls, as gRPC writes them."""
         return self._peer

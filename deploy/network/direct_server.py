@@ -35,6 +35,7 @@ from nufed.deploy.network.fleet_gate import LARGEST_REQUEST, FleetGate
 from nufed.deploy.network.fleet_grid import FleetGrid
 from nufed.deploy.network.fleet_service import FleetService
 from nufed.deploy.network.flower_state import changed_nodes, flower_states, num_online
+from nufed.deploy.network.free_memory import FreeMemory
 from nufed.deploy.network.network_loop import network_loop
 from nufed.deploy.network.node_auth import NodeAuth
 from nufed.deploy.network.node_keys import AdmittedKeys
@@ -261,6 +262,7 @@ class DirectServer:
 
     def _watch(self) -> None:
         """Notice who came and went, and which keys were admitted or revoked, until the server closes."""
+        memory = FreeMemory()
         while not self._closing.is_set():
             seen = self.service.nodes.count
             self._read_keys()
@@ -268,6 +270,7 @@ class DirectServer:
             if self._roster and (line := self._roster.warning()):
                 self._on_event(line)
             changed = changed_nodes(self._state, self._online)
+            memory.give_back()
             for node_id, is_here in sorted(changed.items()):
                 (self._online.add if is_here else self._online.discard)(node_id)
                 name, what = self.service.sessions.name(node_id), "joined" if is_here else "left"

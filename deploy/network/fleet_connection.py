@@ -54,7 +54,7 @@ from nufed.deploy.network.wakeup import Wakeup
 HEARTBEAT = 3.0
 """Seconds between heartbeats while there is work; a server with many clients has those without work give fewer."""
 
-_LONGEST_INTERVAL = 120.0
+_LONGEST_INTERVAL = 240.0
 
 _DECLARED_INTERVAL = 10.0
 """Seconds; the shortest that Flower's service accepts. Ours counts with a shorter one."""

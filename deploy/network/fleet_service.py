@@ -234,6 +234,7 @@ class FleetService(FleetServicer):
             hold = max(hold, self.life.longest_hold(call.patience))
             call.send_initial_metadata((self.life.header(),))
             await run(self._note_waiting, node_id)
+            call.forget_headers()
         deadline = time.monotonic() + hold
         try:
             while self._admits(signer) and self.sessions.is_newest_wait(node_id, number):

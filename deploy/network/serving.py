@@ -29,6 +29,9 @@ _OPEN_FILES = Path("/proc/self/fd")
 _MOST_CALLS = 32
 """Calls at a time on one connection; a client has four at most."""
 
+_TLS_FRAME = 4096
+"""Bytes of one TLS frame that is sent; each connection has memory for one, of 16 KiB where gRPC chooses."""
+
 _NO_COMPRESSION = 1  # bit set of gRPC's algorithms: a small compressed request cannot unfold to a large one
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _LARGEST_HEALTH_REQUEST = 4096
@@ -92,6 +95,7 @@ def fleet_options(file_limit: int | None, largest_request: int) -> list[tuple[st
         ("grpc.max_concurrent_streams", _MOST_CALLS),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", largest_request),
+        ("grpc.tsi.max_frame_size", _TLS_FRAME),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -7,9 +7,9 @@ from nufed.deploy.network.flower_state import num_online, shorten_life
 LIVENESS_INTERVAL = 7.5
 """Seconds; Flower takes a node for gone after two of them without a sign of life (ours give one every 3 s at work)."""
 
-_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 3.0, 120.0
-_SIGNS = 80.0
-"""In a second, of all idle clients together: with more than 240 of them each gives one less often than every 3 s."""
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 3.0, 240.0
+_SIGNS = 40.0
+"""In a second, of all idle clients together: with more than 120 of them each gives one less often than every 3 s."""
 
 _HELD = 0.8
 """Of that interval is what a request for messages is held: the next one is the next sign of life."""

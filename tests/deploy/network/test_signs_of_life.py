@@ -18,8 +18,8 @@ from nufed.deploy.network.signs_of_life import SignsOfLife
 from tests.deploy.network.loopback import LOOPBACK
 
 
-@pytest.mark.parametrize(("online", "interval"), [(1, 3), (240, 3), (1000, 12.5), (10_000, 120), (100_000, 120)])
-def test_all_idle_clients_together_give_eighty_signs_in_a_second(online, interval, monkeypatch):
+@pytest.mark.parametrize(("online", "interval"), [(1, 3), (120, 3), (1000, 25), (9600, 240), (100_000, 240)])
+def test_all_idle_clients_together_give_forty_signs_in_a_second(online, interval, monkeypatch):
     states = flower_states(None)
     monkeypatch.setattr(states.state(), "num_online", lambda: online)
     life = SignsOfLife(states)
@@ -54,7 +54,7 @@ def test_a_part_of_a_message_is_a_sign_of_life(method):
     assert after > before + 10
 
 
-@pytest.mark.parametrize(("size", "seconds"), [(0, 15), (5_000_000, 55), (10**9, 300)])
+@pytest.mark.parametrize(("size", "seconds"), [(0, 15), (5_000_000, 55), (10**9, 600)])
 def test_a_large_message_has_time_to_come_over_a_slow_line(size, seconds, monkeypatch):
     """Of many clients, one that takes a message gives its next sign only once it has it."""
     states = flower_states(None)
