@@ -12,7 +12,7 @@ What a client takes is the same in every round, and follows from the run's seed.
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,20 @@ def _read(speeds: str, path: Path) -> dict[str, str]:
     return found
 
 
+def _as_numbers(speeds: str, found: Any, names: Sequence[str]) -> list[float]:
+    """Return numbers; what is none is told by its place and type, not repeated: it may be of somebody's data."""
+    if not isinstance(found, Iterable) or isinstance(found, str | bytes):
+        raise _refused(speeds, f"a number of seconds for every client, but got type {type(found).__name__}")
+    seconds: list[float] = []
+    try:
+        for each in found:
+            seconds.append(float(each))  # noqa: PERF401 - how far it came is told
+    except (TypeError, ValueError):
+        told = repr(names[len(seconds)]) if len(seconds) < len(names) else "one beyond the last client"
+        raise _refused(speeds, f"a number of seconds for every client, but that of {told} is none") from None
+    return seconds
+
+
 def _by_name(speeds: str, found: Any, names: Sequence[str]) -> list[float]:
     """Return the seconds of each name, checked."""
     if isinstance(found, Mapping):
@@ -109,10 +123,7 @@ def _by_name(speeds: str, found: Any, names: Sequence[str]) -> list[float]:
                 "them. Give them for every client."
             )
         found = [found[name] for name in names]
-    try:
-        seconds = [float(each) for each in found]
-    except (TypeError, ValueError) as error:
-        raise _refused(speeds, f"a number of seconds for every client, but {error}") from error
+    seconds = _as_numbers(speeds, found, names)
     if len(seconds) != len(names):
         raise _refused(speeds, f"{len(names)} numbers of seconds, one for every client, but got {len(seconds)}")
     for name, each in zip(names, seconds, strict=True):

@@ -261,8 +261,7 @@ class BufferedSteps:
         wanted = self.options.num_at_work(len(participants), fraction)
         if len(self._work) >= wanted:
             return False
-        taken = self._work.keys() | phase.clients
-        free = sorted(roster.idle(grid, {name: each for name, each in participants.items() if name not in taken}))
+        free = roster.free(grid, participants, self._work.keys() | phase.clients)
         chosen: list[str] = []
         while free and len(self._work) + len(chosen) < wanted:
             drawn = numpy_generator(self._seed, "buffered", self._drawn).integers(len(free))

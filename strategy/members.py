@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -27,8 +27,8 @@ from nufed.strategy.exchange import (
     turn_away,
     wait_for_nodes,
 )
-from nufed.strategy.known_clients import KnownClients, Member
-from nufed.strategy.participation import Judges
+from nufed.strategy.known_clients import ConnectedMembers, KnownClients, Member, Problem, Retry
+from nufed.strategy.participation import Judges, Remaining
 from nufed.strategy.results import EvaluatedGroup
 from nufed.strategy.telling import Telling
 
@@ -55,27 +55,6 @@ _NO_HANDLER = "No query function registered"  # what flwr.clientapp.ClientApp ra
 _log = logging.getLogger("nufed.strategy")
 
 
-@dataclass(frozen=True)
-class Retry:
-    """When a node is asked again (seconds on the monotonic clock), and the pause that led there (seconds)."""
-
-    at: float
-    pause: float
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a node takes no part.
-
-    Attributes:
-        reason: a phrase that goes on from the node's name.
-        is_final: whether asking again is of no use: the client must be mended and started again.
-    """
-
-    reason: str
-    is_final: bool = False
-
-
 class Roster:
     """Holds the clients known so far, and keeps them in step with the nodes that are connected.
 
@@ -91,6 +70,7 @@ class Roster:
         self.told = ConfigRecord()
         self._names: dict[int, str] = {}  # what the client of a node was called last
         self._settled: set[int] = set()  # nodes that need not be asked
+        self._all_settled: Set[int] | None = None  # the nodes that were there when all of them were settled
         self._problems: dict[int, Problem] = {}  # why a connected node is no member
         self._turned_away: dict[str, str] = {}  # who was sent home, and why
         self._retries: dict[int, Retry] = {}
@@ -145,7 +125,9 @@ class Roster:
             timeout: seconds.
         """
         here, now = connected_nodes(grid), time.monotonic()
-        if here == self._settled and not self._problems and not self._gone:
+        is_settled = here is self._all_settled or here == self._settled
+        self._all_settled = here if is_settled else None
+        if is_settled and not self._problems and not self._gone:
             return
         self._settled &= here
         self._tell_of_the_gone(grid, here)
@@ -160,6 +142,7 @@ class Roster:
     def reask(self, client_id: str) -> None:
         """Have a client asked again who it is at the next refresh, because what it said no longer holds."""
         self._settled.discard(self.members[client_id].node_id)
+        self._all_settled = None
 
     def learn(self, client_id: str, num_examples: int) -> None:
         """Note how many examples a client has that did not say so before its first reply."""
@@ -167,8 +150,13 @@ class Roster:
         description = replace(member.description, num_support=num_examples)
         self._known.enter(Member(member.node_id, description))
 
-    def connected(self, grid: Grid, groups: Iterable[Group]) -> dict[str, Member]:
-        """Return the members of some groups whose nodes are connected now, in the order of their ids."""
+    @property
+    def announced(self) -> Collection[str]:
+        """The clients that have said how many examples they have."""
+        return self._known.announced
+
+    def connected(self, grid: Grid, groups: Iterable[Group]) -> ConnectedMembers:
+        """Return the members of some groups whose nodes are connected now, in the order of their ids; not a copy."""
         return self._known.connected(connected_nodes(grid), groups)
 
     def judges(self, grid: Grid, group: EvaluatedGroup, judges: Judges) -> dict[str, Member]:
@@ -176,7 +164,7 @@ class Roster:
         found = [self.connected(grid, [each]) for each in (_GROUPS if group == "all" else (group,))]
         return dict(sorted((name, members[name]) for members in found for name in judges.of(members)))
 
-    def idle(self, grid: Grid, members: Mapping[str, Member], *, is_usual: bool = False) -> dict[str, Member]:
+    def idle(self, grid: Grid, members: Mapping[str, Member], *, is_usual: bool = False) -> Mapping[str, Member]:
         """Return the members that do not still work on a message of an earlier phase; all of them if all do.
 
         So a client that hangs costs the time of one phase, and not of each.
@@ -188,17 +176,34 @@ class Roster:
         """
         if not (busy := busy_nodes(grid)):
             self._busy = set()
-            return dict(members)
+            return members
         idle = {client_id: member for client_id, member in members.items() if member.node_id not in busy}
-        for client_id in members.keys() - idle.keys():
-            if idle and client_id not in self._busy:
-                _log.log(
-                    logging.DEBUG if is_usual else logging.WARNING,
-                    "Client %s still works on an earlier message, and is not asked until it is back.",
-                    client_id,
-                )
-        self._busy = members.keys() - idle.keys() if idle else set()
-        return idle or dict(members)
+        self._note_busy(members.keys() - idle.keys() if idle else set(), is_usual=is_usual)
+        return idle or members
+
+    def free(self, grid: Grid, members: ConnectedMembers, taken: Set[str]) -> Remaining:
+        """Return the names of the members that are `idle`, without those that are taken; no work grows with them all.
+
+        Args:
+            grid: knows who works.
+            members: in the order of their ids.
+            taken: names that are not to be in it.
+        """
+        named = ((node, self._names.get(node, "")) for node in busy_nodes(grid))
+        busy = {name for node, name in named if name in members and members[name].node_id == node} - taken
+        idle = Remaining(members.names, taken | busy)
+        self._note_busy(busy if idle else set(), is_usual=False)
+        return idle or Remaining(members.names, taken)
+
+    def _note_busy(self, busy: set[str], *, is_usual: bool) -> None:
+        """Tell of those that are not asked because they still work, once of each."""
+        for client_id in busy - self._busy:
+            _log.log(
+                logging.DEBUG if is_usual else logging.WARNING,
+                "Client %s still works on an earlier message, and is not asked until it is back.",
+                client_id,
+            )
+        self._busy = busy
 
     def described(self, grid: Grid, asked: Mapping[str, Member]) -> dict[str, Member]:
         """Return members that are about to be asked for something, after those that were listed said who they are."""
@@ -207,10 +212,10 @@ class Roster:
             self._admit(grid, newcomer)
         for node in unknown:
             self._problems.pop(node, None)  # a member all the same, which will fail at what it is asked for
-        self._listed -= asked.keys()
+        self._listed.difference_update(asked)  # `-=` would copy all that are left
         return {client_id: self.members[client_id] for client_id in asked}
 
-    def wait_for_participants(self, grid: Grid, timeout: float) -> dict[str, Member]:
+    def wait_for_participants(self, grid: Grid, timeout: float) -> ConnectedMembers:
         """Return the connected participating clients; waits for one if there are none.
 
         Raises:
@@ -274,6 +279,7 @@ class Roster:
             self._known.remove(other.client_id)  # one node is one client: under another name it is no second one
         self._names[newcomer.node_id] = name
         self._settled.add(newcomer.node_id)
+        self._all_settled = None
         self._turned_away.pop(f"client {name}", None)
         self._known.enter(newcomer)
         note_member(grid, newcomer.node_id, name)

@@ -327,8 +327,8 @@ class MetaFedAvg(LoopMethods):
             chosen = choose_more(participants, count, seed=self.seed, round=outgoing.round)
         else:
             chosen = choose(participants, self.participation_fraction, seed=self.seed, round=outgoing.round)
+        rule = self._rule(participants, outgoing.round, private)  # by what they said before this round
         asked = self._roster.described(grid, {client_id: participants[client_id] for client_id in chosen})
-        rule = self._rule(participants, outgoing.round, private)
         if self.secure:
             secure = SecureTrainingPhase(outgoing, asked, self.telling, rule, sent, how=self.secure)
             secure.needed = needed
@@ -340,7 +340,9 @@ class MetaFedAvg(LoopMethods):
     def _rule(
         self, participants: Mapping[str, Member], number: int, private: PrivateRound | None = None
     ) -> AveragingRule:
-        announced = tuple(member.description.num_support for member in participants.values() if member.announced)
+        announced = tuple(
+            participants[name].description.num_support for name in self._roster.announced if name in participants
+        )
         return AveragingRule(
             self.weighting,
             self.max_growth,
@@ -367,7 +369,7 @@ class MetaFedAvg(LoopMethods):
         self, grid: Grid, outgoing: Outgoing, group: EvaluatedGroup, shape: CurveShape | None = None
     ) -> EvaluationPhase:
         self._roster.refresh(grid)
-        asked = self._roster.judges(grid, group, self.judges)
+        asked: Mapping[str, Member] = self._roster.judges(grid, group, self.judges)
         if group != "all":  # at the end of a run, whoever is there is waited for
             asked = self._roster.idle(grid, asked, is_usual=self.over_selection > 0)
             if self.buffered and simulated_now(grid) is None:  # who is at work would keep all others waiting

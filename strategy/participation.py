@@ -2,11 +2,13 @@
 
 import heapq
 import math
-from collections.abc import Iterable
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
 
 from nufed.common.errors import RunError
 from nufed.common.privacy.noise import RandomSource
 from nufed.common.rng import derive_seed, numpy_generator
+from nufed.strategy.known_clients import ConnectedMembers
 
 
 def num_chosen(num_clients: int, fraction: float) -> int:
@@ -41,7 +43,7 @@ def choose(
     Raises:
         RunError: the fraction is not in (0, 1].
     """
-    candidates = sorted(dict.fromkeys(client_ids))  # which is quick where they come sorted
+    candidates = _in_order(client_ids)
     drawn = numpy_generator(seed, "sample", round).permutation(len(candidates))
     return tuple(sorted(candidates[index] for index in drawn[: num_chosen(len(candidates), fraction)]))
 
@@ -61,7 +63,7 @@ def choose_more(
         seed: the run's seed.
         round: k.
     """
-    candidates = sorted(dict.fromkeys(client_ids))
+    candidates = _in_order(client_ids)
     drawn = numpy_generator(seed, "sample", round).permutation(len(candidates))
     return tuple(candidates[index] for index in drawn[:count])
 
@@ -105,6 +107,36 @@ def poisson_choice(
     return tuple(drawn)
 
 
+class Remaining:
+    """Holds the names of a sorted sequence but for some, and gives them out by their place; no work grows with it.
+
+    Examples:
+        >>> left = Remaining(("anna", "ben", "carl", "dora"), {"ben"})
+        >>> len(left), left.pop(1), left.pop(1), len(left)
+        (3, 'carl', 'dora', 1)
+    """
+
+    def __init__(self, names: Sequence[str], left_out: Iterable[str]) -> None:
+        """Begin with all names but those of `left_out` that are among them."""
+        self._names = names
+        places = ((bisect_left(names, name), name) for name in set(left_out))
+        self._out = sorted(place for place, name in places if place < len(names) and names[place] == name)
+
+    def __len__(self) -> int:
+        """Return how many are left."""
+        return len(self._names) - len(self._out)
+
+    def pop(self, index: int) -> str:
+        """Take out the name at a place among those that are left, in their order, and return it."""
+        place = index
+        for out in self._out:
+            if out > place:
+                break
+            place += 1
+        insort(self._out, place)
+        return self._names[place]
+
+
 class Judges:
     """Chooses the clients that judge a run's models; holds each client's place in the order that they are taken in.
 
@@ -118,6 +150,7 @@ class Judges:
         self.number = number
         self._seed = seed
         self._places: dict[str, int] = {}
+        self._last: list[tuple[Sequence[str], tuple[str, ...]]] = []  # who could be asked in each group, and who is
 
     def of(self, client_ids: Iterable[str]) -> tuple[str, ...]:
         """Return those of one group that are asked, sorted.
@@ -125,10 +158,20 @@ class Judges:
         Args:
             client_ids: who could be asked; each once.
         """
-        candidates = list(client_ids)
+        candidates = _in_order(client_ids)
         if not 0 < self.number < len(candidates):
-            return tuple(sorted(candidates))
+            return tuple(candidates)
+        for seen, chosen in self._last:
+            if seen is candidates:
+                return chosen
         for client_id in candidates:
             if client_id not in self._places:
                 self._places[client_id] = derive_seed(self._seed, "judge", client_id)
-        return tuple(sorted(heapq.nsmallest(self.number, candidates, key=self._places.__getitem__)))
+        chosen = tuple(sorted(heapq.nsmallest(self.number, candidates, key=self._places.__getitem__)))
+        self._last = [*self._last[-1:], (candidates, chosen)]
+        return chosen
+
+
+def _in_order(client_ids: Iterable[str]) -> Sequence[str]:
+    """Return names sorted, each once; at no cost where that is known of them."""
+    return client_ids.names if isinstance(client_ids, ConnectedMembers) else sorted(dict.fromkeys(client_ids))

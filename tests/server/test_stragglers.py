@@ -1,6 +1,7 @@
 """Runs with slow clients: over-selection and buffered steps, in simulated time and from any grid."""
 
 import json
+import sys
 
 import pytest
 from safetensors.torch import load_file
@@ -182,6 +183,14 @@ def test_speeds_come_from_files_and_functions_by_name(tmp_path, monkeypatch):
     for speeds in ("file:speeds.csv", "python:late_speeds:seconds"):
         (line,) = records(run(config.updated({"federation.client-speeds": speeds}), tmp_path / speeds[:4]))
         assert line["simulated_seconds"] == 9.5
+
+    is_none, text, number = "'client-001' is none", "got type str", "got type int"
+    for returned, told in (("['1', 'a secret']", is_none), ("'a secret'", text), ("7", number)):
+        (tmp_path / "wrong_speeds.py").write_text(f"def of(names, seed):\n    return {returned}\n")
+        monkeypatch.delitem(sys.modules, "wrong_speeds", raising=False)
+        with pytest.raises(ConfigError, match=told) as raised:
+            run(config.updated({"federation.client-speeds": "python:wrong_speeds:of"}), tmp_path / "wrong")
+        assert "a secret" not in str(raised.value)
 
     long_field = "x" * 2**18
     for wrong, told in (

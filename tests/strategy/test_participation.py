@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nufed.common.errors import ConfigError, RunError
 from nufed.strategy.meta_fedavg import MetaFedAvg
-from nufed.strategy.participation import Judges, choose, num_chosen
+from nufed.strategy.participation import Judges, Remaining, choose, num_chosen
 from tests.strategy.fake_grid import StreamingGrid, client
 
 names = st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=30)
@@ -123,3 +123,15 @@ def test_the_same_clients_judge_whatever_their_order_and_one_that_leaves_is_repl
     assert len(asked) == min(number, len(clients))
     assert set(asked) - {asked[0]} <= set(without_one)
     assert Judges(0, seed=seed).of(shuffled) == tuple(sorted(clients))
+
+
+@given(names=st.sets(st.text(max_size=3), max_size=12), left_out=st.sets(st.text(max_size=3)), data=st.data())
+def test_names_are_given_out_by_their_place_among_those_that_remain(names, left_out, data):
+    expected, left = sorted(names - left_out), Remaining(tuple(sorted(names)), left_out)
+
+    while expected:
+        assert len(left) == len(expected)
+        index = data.draw(st.integers(0, len(expected) - 1))
+        assert left.pop(index) == expected.pop(index)
+
+    assert not left
