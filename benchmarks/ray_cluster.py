@@ -1,11 +1,19 @@
 """What a Ray cluster gains: clients of 1 s work on k actors, times several clients in each, and a node that is lost.
 
-`python -m benchmarks.ray_cluster [--quick]`; wall time. The cluster is one of nodes on this machine, so that work of
-1 s is waiting and not computing: what is measured is what spreading costs, with more actors than processors too. The
-second table computes: digits, a network of linear layers, on two actors of two processors and the engine `cohort` in
-them. A node is ended while a third of the clients have answered; the run then needs the turns that were lost again.
+    python -m benchmarks.ray_cluster                    what is not measured yet; about 4 minutes on two idle cores
+    python -m benchmarks.ray_cluster --actors 4 8       these numbers of actors alone
+    python -m benchmarks.ray_cluster --no-computing     only clients that wait
+    python -m benchmarks.ray_cluster --fresh            all of it anew
+
+Wall time. Each number is kept in `benchmarks/results/ray_cluster_rows.json` as soon as it is measured, so that what was
+ended goes on where it was. The cluster is one of nodes on this machine, so that work of 1 s is waiting and not
+computing: what is measured is what spreading costs, with more actors than processors too. Starting a node takes
+seconds of a processor, which is most of the time. The second table computes: digits, a network of linear layers, on two
+actors of two processors and the engine `cohort` in them. With the fewest actors, a node is also ended while a third of
+the clients have answered; the run then needs the turns that were lost again.
 """
 
+import argparse
 import importlib
 import json
 import sys
@@ -26,7 +34,7 @@ from nufed.deploy.simulation.ray_simulation import simulate_with_ray
 from nufed.deploy.simulation.simulated_grid import FIRST_NODE_ID
 from nufed.server.options import ServerOptions
 
-WORK = 1.0
+WORK, CLIENTS_EACH = 1.0, 4
 COMPUTED = {
     "data.num-clients": 40,
     "data.num-new-clients": 0,
@@ -99,20 +107,34 @@ def computing(engine, clients_per_actor, num_rounds):
 
 def main():
     """Measure, print the tables and write the result."""
-    options = parse_options(__doc__, repeats=1, clock="wall")
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--actors", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--no-computing", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
+    given, others = parser.parse_known_args()
+    options = parse_options(__doc__, repeats=1, clock="wall", arguments=others)
+    kept = options.out / "ray_cluster_rows.json"
+    if given.fresh:
+        kept.unlink(missing_ok=True)
     report = Report.start("ray_cluster", options)
     rows = []
-    for actors in (2,) if options.quick else (2, 4, 8):
-        clients = actors * (4 if options.quick else 8)
-        for is_lost in (False, True):
-            found = _measured("waiting", actors, clients, int(is_lost))
+    for actors in given.actors[:1] if options.quick else given.actors:
+        clients = actors * CLIENTS_EACH
+        for is_lost in (False, True) if actors == min(given.actors) else (False,):
+            found = _measured(kept, "waiting", actors, clients, int(is_lost))
             speedup = clients * WORK / found
             rows.append([actors, clients, "one lost" if is_lost else "", found, speedup, speedup / actors])
     header = ["actors", "clients", "nodes", "s per round", "times faster", "÷ actors (goal 0.9 without a loss)"]
     report.add(f"Clients that wait {WORK:g} s each, on nodes of one actor", header, rows)
-    num_rounds, rows = (3, []) if options.quick else (8, [])
+    if not given.no_computing:
+        _add_computing(report, kept, 3 if options.quick else 8)
+    report.write()
+
+
+def _add_computing(report, kept, num_rounds):
+    rows = []
     for engine, each in (("local", 1), ("cohort", 1), ("ray", 1), ("ray", 10), ("ray", 20)):
-        rows.append([engine, each, _measured("computing", engine, each, num_rounds)])
+        rows.append([engine, each, _measured(kept, "computing", engine, each, num_rounds)])
     slowest = rows[0][-1]
     header = ["engine", "clients per actor", "s per round", "times faster than local"]
     report.add(
@@ -120,11 +142,18 @@ def main():
         header,
         [[*row, slowest / row[-1]] for row in rows],
     )
-    report.write()
 
 
-def _measured(what, *arguments):
-    return in_fresh_process("benchmarks.ray_cluster", what, *map(str, arguments))["seconds"]
+def _measured(kept, *arguments):
+    """Return the seconds that were kept of these arguments, measured first if there are none."""
+    rows = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    if (name := " ".join(map(str, arguments))) not in rows:
+        started = time.perf_counter()
+        rows[name] = in_fresh_process("benchmarks.ray_cluster", *map(str, arguments))["seconds"]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        print(f"{name}: {rows[name]:.2f} s; measured in {time.perf_counter() - started:.0f} s", flush=True)
+    return rows[name]
 
 
 if __name__ == "__main__":

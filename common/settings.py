@@ -49,7 +49,8 @@ class Settings(BaseSettings):
 
 def process_settings() -> Settings:
     """Return the settings that the environment gives now; parsed again only where it changed."""
-    return _parse(tuple((name, value) for name, value in os.environ.items() if name.upper().startswith("NUFED_")))
+    # By name, since `items` would decode all values that there are, for each message of each simulated client.
+    return _parse(tuple((name, os.environ[name]) for name in os.environ if name.upper().startswith("NUFED_")))
 
 
 @contextmanager
