@@ -6,6 +6,7 @@ yet is too. A task that was lost with its node starts again elsewhere; what a ru
 with worker processes of this machine.
 """
 
+import math
 import os
 import shutil
 import socket
@@ -72,14 +73,21 @@ class RayCells:
         self._held.close()
 
     def num_at_a_time(self) -> int:
-        """Return how many cells the cluster has CPUs for now; connects if nothing has been asked of it yet.
+        """Return how many cells the cluster has room for now; connects if nothing has been asked of it yet.
 
         Raises:
-            RunError: there is no such cluster, or it has too few CPUs for one cell.
+            ConfigError: one GPU is named by its number, which differs on each node.
+            RunError: there is no such cluster, or it has too few CPUs, or no GPU, for one cell.
         """
+        gpus = _gpus()
         if self._cluster is None:
             self._cluster = self._held.enter_context(ray_cluster(self.address))
-        if (count := self.room()) < 1:
+        if (count := self.room()) < 1 and gpus:
+            raise RunError(
+                f"Expected a node with a GPU and {_cpus()} CPUs for each run (--device, --threads), but the cluster "
+                "has none. Add such a node, or leave the device out, and runs use processors."
+            )
+        if count < 1:
             raise RunError(
                 f"Expected a node with {_cpus()} CPUs, as many as each run has threads (--threads), but the cluster "
                 "has none. Add nodes with `ray start --address`, or give each run fewer threads."
@@ -98,7 +106,10 @@ class RayCells:
             RunError: a node lacks what NuFed needs.
         """
         nodes = self._cluster.nodes() if self._cluster else []
-        return sum(int(dict(node.resources)["CPU"] // _cpus()) for node in nodes)
+        resources, gpus = [dict(node.resources) for node in nodes], _gpus()
+        return sum(
+            int(min(each["CPU"] // _cpus(), each.get("GPU", 0) // gpus if gpus else math.inf)) for each in resources
+        )
 
     @contextmanager
     def started(
@@ -121,7 +132,7 @@ class _Work:
         self._owner, self._out, self._say = owner, out, say
         self._running: dict[Any, Cell] = {}
         self._starts: dict[str, int] = {}
-        task = ray.remote(run_far).options(num_cpus=_cpus(), max_retries=0)
+        task = ray.remote(run_far).options(num_cpus=_cpus(), num_gpus=_gpus(), max_retries=0)
         here = Path.cwd() if owner.is_here else None
         self._sent: dict[str, Any] = {}
         self._start = lambda cell: task.remote(cell, owner.engine, trackers, here, self._source(cell))
@@ -338,6 +349,18 @@ def unpacked(far: Far, cell: Cell, out: Path) -> Outcome:
 def _is_within(name: str, *folders: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and name.startswith(folders)
+
+
+def _gpus() -> int:
+    """Return the GPUs that Ray is to give each cell: one where runs are to compute on one, else none.
+
+    Raises:
+        ConfigError: the device is a GPU of a certain number; Ray chooses which, and the run sees that one alone.
+    """
+    device = process_settings().device
+    if device.startswith("cuda:"):
+        raise ConfigError(f"Expected --device cuda with --jobs ray, which chooses the GPU of each run, got {device!r}.")
+    return int(device == "cuda")
 
 
 def _cpus() -> int:

@@ -114,3 +114,20 @@ def test_a_cluster_that_others_use_is_waited_for_and_it_is_said(tmp_path, monkey
         next(work.finished([CELL]))
 
     assert [line[: len("Ray: waiting for 1 CPU")] for line in said] == lines
+
+
+def test_each_run_that_computes_on_a_gpu_is_given_one(monkeypatch):
+    nodes = [SimpleNamespace(resources=held) for held in ((("CPU", 4.0), ("GPU", 1.0)), (("CPU", 4.0),))]
+    owner, without = (
+        ray_cells.RayCells("auto", "local", _cluster=SimpleNamespace(nodes=lambda x=x: x)) for x in (nodes, nodes[1:])
+    )
+    monkeypatch.setenv("NUFED_NUM_THREADS", "1")
+
+    assert owner.num_at_a_time() == 8
+    monkeypatch.setenv("NUFED_DEVICE", "cuda")
+    assert owner.num_at_a_time() == 1
+    with pytest.raises(RunError, match="with a GPU"):
+        without.num_at_a_time()
+    monkeypatch.setenv("NUFED_DEVICE", "cuda:1")
+    with pytest.raises(ConfigError, match="which chooses the GPU"):
+        owner.num_at_a_time()
