@@ -10,25 +10,27 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.system.forked import Forked
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_RUN = ["--new-clients", "0", "--fraction", "1", "--model", "linear", "--local-steps", "2"]
 QUICK = ["--set", "evaluation.interval=0", *SMALL_RUN]
 
 
 class Process:
-    """A started process and the file that its output goes to."""
+    """A started process and the file that its output goes to; `python -m …` begins with its imports done."""
 
     def __init__(self, command, log, *, env=None):
         self.log = Path(log)
-        self._file = self.log.open("wb")
-        self.popen = subprocess.Popen(
-            command,
-            stdout=self._file,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **(env or {})},
-            start_new_session=True,
-        )
+        self.log.write_bytes(b"")
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **(env or {})}
+        if [*command[:2]] == [sys.executable, "-m"]:
+            self.popen = Forked(command[2], command[3:], log=self.log, environment=environment)
+            return
+        with self.log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True
+            )
 
     @property
     def output(self):
@@ -50,7 +52,7 @@ class Process:
         """Return the exit code."""
         try:
             return self.popen.wait(seconds)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, TimeoutError):
             raise AssertionError(f"did not end within {seconds} s:\n{self.output}") from None
 
     def kill(self):
@@ -66,9 +68,8 @@ class Process:
                 self.popen.wait(15)
             except ProcessLookupError:
                 break
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, TimeoutError):
                 continue
-        self._file.close()
 
 
 @contextmanager

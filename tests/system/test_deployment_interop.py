@@ -3,22 +3,14 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from nufed.deploy.commands.cli import main
 from nufed.deploy.network.certificates import CertificateFolder, add_client, create_authority
-from tests.system.processes import (
-    ROOT,
-    address_of,
-    faulty_clients,
-    free_address,
-    nufed,
-    processes,
-    run_folder,
-)
+from tests.system.processes import address_of, faulty_clients, free_address, nufed, processes, run_folder
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -48,8 +40,7 @@ def start(tmp_path):
 def simulated(tmp_path_factory):
     """The final model of the same run in one process."""
     out = tmp_path_factory.mktemp("simulated")
-    command = [BIN / "nufed", "simulate", "--quiet", "--out", out, *OPTIONS]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=300)
+    assert main(["simulate", "--quiet", "--out", str(out), *OPTIONS]) == 0
     return model(out)
 
 
@@ -76,6 +67,7 @@ def test_separate_processes_under_tls_and_keys_give_the_simulated_model(start, t
     for index, name in enumerate(("client-000", "client-001")):
         who = ["--server", address_of(server), "--data", f"digits#{index}/2", "--name", name]
         trust = [*roots, "--key", add_client(folder, name)]
+        server.wait_for(f"{name} is admitted")
         clients.append(start(name, *nufed("client", *who, *trust, "--once")))
 
     assert server.wait() == 0
@@ -104,8 +96,7 @@ def test_a_stock_supernode_takes_part_on_our_server(start, tmp_path, simulated):
 
 
 @STOCK_GRPC
-@pytest.mark.parametrize("kinds", [("ours", "stock"), ("stock", "stock")])
-def test_a_stock_superlink_runs_the_app_with_stock_and_our_clients(start, tmp_path, simulated, kinds):
+def test_a_stock_superlink_runs_the_app_with_stock_and_our_clients(start, tmp_path, simulated):
     control, fleet = free_address(), free_address()
     host, port = control.split(":")
     env = {**STOCK, "FLWR_HOME": str(tmp_path / "home"), "NUFED_OUT": str(tmp_path / "o")}
@@ -113,16 +104,19 @@ def test_a_stock_superlink_runs_the_app_with_stock_and_our_clients(start, tmp_pa
     (tmp_path / "home" / "config.toml").write_text(
         f'[superlink]\ndefault = "test"\n[superlink.test]\naddress = "{control}"\ninsecure = true\n'
     )
+    settings = " ".join(f"{key}={json.dumps(value)}" for key, value in CONFIG.items())
+    run = [BIN / "flwr", "run", ".", "--run-config", settings, "--stream"]
 
     superlink = [BIN / "flower-superlink", "--insecure", "--host", host, "--port", port, "--fleet-api-address", fleet]
     start("superlink", *superlink, env=env).wait_for("Application startup complete")
-    for partition, kind in enumerate(kinds):
-        if kind == "ours":
-            start(f"ours-{partition}", *faulty_clients(fleet, partition))
-        else:
-            supernode(start, fleet, partition, tmp_path)
-    settings = " ".join(f"{key}={json.dumps(value)}" for key, value in CONFIG.items())
-    flwr = start("flwr", BIN / "flwr", "run", ".", "--run-config", settings, "--stream", env=env)
+    leaving = supernode(start, fleet, 0, tmp_path)
+    supernode(start, fleet, 1, tmp_path)
+    assert start("flwr", *run, env=env).wait(400) == 0
+    assert model(tmp_path / "o") == simulated
 
-    assert flwr.wait(400) == 0
+    (tmp_path / "o").rename(tmp_path / "of-stock-clients")
+    leaving.popen.terminate()
+    leaving.wait()
+    start("ours", *faulty_clients(fleet, 0))
+    assert start("flwr-again", *run, env=env).wait(400) == 0
     assert model(tmp_path / "o") == simulated
