@@ -75,7 +75,12 @@ smoke: $(VENV)/.installed  ## compare five methods on the embedded digits, and w
 	$(BIN)/nufed experiment smoke --jobs 2
 	$(BIN)/nufed report results/smoke
 
+# Where Python is told to leave no byte code (PYTHONDONTWRITEBYTECODE), each of the suite's processes would compile all of
+# NuFed, for half a second.
+COMPILED := client common deploy nufed server strategy tests
+
 test: $(VENV)/.dev  ## run the whole suite
+	@$(BIN)/python -m compileall -q $(COMPILED)
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docs: $(VENV)/.dev  ## build the documentation into site/, strictly: dead links and undocumented names fail
@@ -88,6 +93,7 @@ fuzz: $(VENV)/.dev  ## read made-up files, messages and options for FUZZ_MINUTES
 	$(BIN)/python -m tests.fuzz $(FUZZ_MINUTES)
 
 test-flwr-next: $(NEXT)/.installed  ## run the tests of the direct runtime on a newer Flower, in a venv of its own
+	@$(NEXT)/bin/python -m compileall -q $(COMPILED)
 	$(NEXT)/bin/python -m pytest tests/deploy/network/test_fleet_*.py
 
 stress: $(VENV)/.dev  ## repeat the races of the direct runtime for minutes

@@ -16,6 +16,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+CLI = "tests.system.command_line"
+"""`python -m` this is `nufed`."""
 PRELOADED = [
     "tests.system.forked",
     "nufed.client.app",
@@ -29,11 +31,14 @@ _context = multiprocessing.get_context("forkserver")
 
 
 class Forked:
-    """A started `python -m MODULE ARGUMENTS…`, with what `subprocess.Popen` has of it."""
+    """A started `python -m MODULE ARGUMENTS…`, with what `subprocess.Popen` has of it.
 
-    def __init__(self, module, arguments, *, log, environment):
+    What it prints goes to the file `log`; what it prints on stderr to `errors`, if that is given.
+    """
+
+    def __init__(self, module, arguments, *, log, environment, errors=None, folder=ROOT):
         _begin()
-        entry = (module, [str(word) for word in arguments], str(log), environment)
+        entry = (module, [str(word) for word in arguments], str(log), str(errors or log), environment, str(folder))
         self._process = _context.Process(target=_run, args=entry, daemon=False)
         self._process.start()
         self.pid = self._process.pid
@@ -92,21 +97,21 @@ def _begin():
                 os.environ[name] = value
 
 
-def _run(module, arguments, log, environment):
+def _run(module, arguments, log, errors, environment, folder):
     """Become `python -m module arguments`."""
     os.setsid()
-    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    os.close(out)
+    for path, number in ((log, 1), (errors, 2)):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(file, number)
+        os.close(file)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(write_through=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
-    sys.path[:] = [str(ROOT), *(path for path in sys.path if path not in ("", str(ROOT)))]
+    os.chdir(folder)
+    sys.path[:] = list(dict.fromkeys([folder, str(ROOT), *filter(None, sys.path)]))
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

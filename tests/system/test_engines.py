@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from nufed.server.run_folder import load_model
+from tests.system.forked import CLI
+from tests.system.processes import Process, nufed
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -43,7 +45,12 @@ def run(command, **environment):
 def simulate(engine, out, **changes):
     config = {**CONFIG, **{key.replace("__", "."): value for key, value in changes.items()}}
     options = [word for key, value in config.items() for word in ("--set", f"{key}={value}")]
-    run([BIN / "nufed", "simulate", "--engine", engine, *options], NUFED_OUT=str(out))
+    command = nufed(CLI, "simulate", "--engine", engine, *options)
+    process = Process(command, out.with_suffix(".log"), env={"NUFED_OUT": str(out)})
+    try:
+        assert process.wait(300) == 0, process.output
+    finally:
+        process.stop()
     return only_folder(out)
 
 
@@ -163,10 +170,7 @@ def untimed(value):
 
 def test_another_seed_gives_another_model(local, tmp_path):
     """The comparison can fail."""
-    options = [word for key, value in {**CONFIG, "seed": 6}.items() for word in ("--set", f"{key}={value}")]
-    run([BIN / "nufed", "simulate", "--engine", "local", *options], NUFED_OUT=str(tmp_path))
-
-    other = only_folder(tmp_path)
+    other = simulate("local", tmp_path / "other", seed=6)
 
     assert (other / "model.safetensors").read_bytes() != (local / "model.safetensors").read_bytes()
 

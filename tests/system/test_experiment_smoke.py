@@ -2,8 +2,8 @@
 
 import json
 import os
+import secrets
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 
 from nufed.common.errors import ConfigError
 from nufed.deploy.commands.cli import main
+from tests.system.forked import CLI, Forked
 from tests.system.process_tree import descendants, wait_until_ended
 
 pytestmark = pytest.mark.system
@@ -20,12 +21,20 @@ ROOT = Path(__file__).parents[2]
 FEW_ROUNDS = ["--set", "federation.num-rounds=4", "--set", "evaluation.interval=2", "--seeds", "2"]
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", "from nufed.deploy.commands.cli import main; raise SystemExit(main())", *arguments]
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+class Command:
+    """A command line that runs, with its output and what it says on stderr."""
+
+    def __init__(self, *arguments: str, cwd: Path):
+        self._said = [cwd / f"{name}-{secrets.token_hex(4)}.log" for name in ("out", "errors")]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        log, errors = self._said
+        self.process = Forked(CLI, arguments, log=log, errors=errors, environment=environment, folder=cwd)
+
+    def finished(self, seconds: float) -> tuple[int, str, str]:
+        """Return exit code, output and errors."""
+        code = self.process.wait(seconds)
+        out, errors = (path.read_text(encoding="utf-8") for path in self._said)
+        return code, out, errors
 
 
 def done_cells(folder: Path) -> dict[str, float]:
@@ -33,10 +42,9 @@ def done_cells(folder: Path) -> dict[str, float]:
 
 
 def test_a_suite_ends_in_tables_a_verdict_and_a_report_and_is_not_run_twice(tmp_path):
-    process = start("experiment", "smoke", "--json", *FEW_ROUNDS, cwd=tmp_path)
-    out, err = process.communicate(timeout=280)
+    code, out, err = Command("experiment", "smoke", "--json", *FEW_ROUNDS, cwd=tmp_path).finished(280)
 
-    assert process.returncode == 0, err
+    assert code == 0, err
     verdict = json.loads(out)
     folder = tmp_path / verdict["folder"]
     cells = done_cells(folder)
@@ -45,7 +53,7 @@ def test_a_suite_ends_in_tables_a_verdict_and_a_report_and_is_not_run_twice(tmp_
     assert len(cells) == 4 * 2 + 2 + 5 * 2  # four methods on two points, the follower on two, five on two seeds
     assert {path.name for path in folder.iterdir()} >= {"results.csv", "results.parquet", "report.html", "tuning.csv"}
 
-    again, _ = start("experiment", "smoke", "--json", *FEW_ROUNDS, cwd=tmp_path).communicate(timeout=120)
+    _, again, _ = Command("experiment", "smoke", "--json", *FEW_ROUNDS, cwd=tmp_path).finished(120)
 
     assert done_cells(folder) == cells
     assert json.loads(again)["methods"] == verdict["methods"]
@@ -64,23 +72,22 @@ def test_a_suite_ends_in_tables_a_verdict_and_a_report_and_is_not_run_twice(tmp_
 def test_an_interrupted_suite_ends_at_once_without_a_traceback_and_goes_on_where_it_stopped(tmp_path):
     methods = ["--method", "fedavg", "--method", "per-fedavg"]
     arguments = ["experiment", "smoke", *FEW_ROUNDS, *methods]
-    process = start(*arguments, cwd=tmp_path)
+    command = Command(*arguments, cwd=tmp_path)
     folder, deadline = tmp_path / "results" / "smoke", time.monotonic() + 120
-    while len(done_cells(folder)) < 2 and time.monotonic() < deadline and process.poll() is None:
+    while len(done_cells(folder)) < 2 and time.monotonic() < deadline and command.process.poll() is None:
         time.sleep(0.05)  # polls what the processes have written
 
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    command.process.send_signal(signal.SIGINT)
+    code, _, err = command.finished(60)
 
-    assert process.returncode != 0
+    assert code != 0
     assert "Traceback" not in err
     before = done_cells(folder)
     assert 2 <= len(before) < 8
 
-    process = start(*arguments, cwd=tmp_path)
-    out, err = process.communicate(timeout=200)
+    code, out, err = Command(*arguments, cwd=tmp_path).finished(200)
 
-    assert process.returncode == 0, err
+    assert code == 0, err
     assert f"{len([name for name in before if '-1000-' in name])} of 4 runs are done already" in out
     after = done_cells(folder)
     assert len(after) == 4 + 4
@@ -89,14 +96,15 @@ def test_an_interrupted_suite_ends_at_once_without_a_traceback_and_goes_on_where
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's list of processes")
 def test_the_workers_of_a_killed_experiment_end_with_it(tmp_path):
-    process = start("experiment", "smoke", *FEW_ROUNDS, "--method", "fedavg", "--method", "per-fedavg", cwd=tmp_path)
+    methods = ["--method", "fedavg", "--method", "per-fedavg"]
+    process = Command("experiment", "smoke", *FEW_ROUNDS, *methods, cwd=tmp_path).process
     deadline = time.monotonic() + 120
     while not done_cells(tmp_path / "results" / "smoke") and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)  # polls what the processes have written
     workers = descendants(process.pid)
 
-    process.kill()
-    process.communicate(timeout=60)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
 
     assert workers
     assert wait_until_ended(workers)

@@ -111,9 +111,9 @@ def test_racing_clients_each_answer_once_and_leave_nothing_behind(restlessness, 
 
 
 def test_replies_that_come_faster_than_they_are_folded_wait_at_the_clients(monkeypatch):
-    """Of 24 replies of 12 MB a server with room for 30 MB holds three at most, however slowly it folds."""
-    monkeypatch.setattr(inflow, "BUDGET", 30_000_000)
-    most, values = [], np.zeros(3_000_000, np.float32)
+    """Of 24 replies of 4 MB a server with room for 10 MB holds three at most, however slowly it folds."""
+    monkeypatch.setattr(inflow, "BUDGET", 10_000_000)
+    most, values = [], np.zeros(1_000_000, np.float32)
 
     def main(grid):
         assert grid.wait_for_nodes(24, 60)
@@ -133,5 +133,5 @@ def test_replies_that_come_faster_than_they_are_folded_wait_at_the_clients(monke
             crowd.close()
 
     assert folded == 24
-    assert max(most) < 45_000_000
+    assert max(most) < 15_000_000
     assert server.service.deliveries.held_bytes == 0
