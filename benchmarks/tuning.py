@@ -72,7 +72,6 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "federation.num-rounds": 20,
     },
     "heart": {
-        "data.source": "npz",
         "data.partition": "by-user",
         "data.num-clients": 4,
         "data.num-new-clients": 0,
@@ -325,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == "heart":
             if options.heart is None:
                 continue
-            values["data.path"] = str(standardized_archive(options.heart, options.out / "heart.npz"))
+            values["data.source"] = f"npz:{standardized_archive(options.heart, options.out / 'heart.npz')}"
         problem = Problem(name, RunConfig().updated(values), record)
         started = time.process_time()
         rows.append(measure(problem, options.out))
