@@ -8,13 +8,11 @@ Hessian-free estimator need; max-pooling is not.
 from torch import nn
 
 from nufed.common.config import ModelConfig
-from nufed.common.errors import ModelError
 from nufed.common.examples import TaskInfo
-from nufed.common.models.layers import ACTIVATIONS
+from nufed.common.models.layers import ACTIVATIONS, image_shape
 
 CHANNELS = (32, 64)
 CHANNELS_PER_GROUP = 4
-SMALLEST_SIDE = 4
 
 
 def build(config: ModelConfig, task: TaskInfo) -> nn.Module:
@@ -23,12 +21,7 @@ def build(config: ModelConfig, task: TaskInfo) -> nn.Module:
     Raises:
         ModelError: the inputs are no images, or smaller than 4 x 4.
     """
-    if len(task.input_shape) != 3 or min(task.input_shape[1:]) < SMALLEST_SIDE:
-        raise ModelError(
-            f"model.name=cnn expects images of shape [C, H, W] with H and W of at least {SMALLEST_SIDE}, but the "
-            f"inputs have shape {list(task.input_shape)}; use model.name=mlp"
-        )
-    channels, height, width = task.input_shape
+    channels, height, width = image_shape("cnn", task)
     layers: list[nn.Module] = []
     for after in CHANNELS:
         layers += [

@@ -13,13 +13,11 @@ from itertools import pairwise
 from torch import nn
 
 from nufed.common.config import ModelConfig
-from nufed.common.errors import ModelError
 from nufed.common.examples import TaskInfo
-from nufed.common.models.layers import ACTIVATIONS, activated, hidden_sizes
+from nufed.common.models.layers import ACTIVATIONS, activated, hidden_sizes, image_shape
 
 CHANNELS = (32, 64)
 KERNEL = 5
-SMALLEST_SIDE = 4
 UNPADDED_SIDE = 16
 """Of an image: of less, convolutions without padding and pooling leave nothing."""
 
@@ -30,12 +28,7 @@ def build(config: ModelConfig, task: TaskInfo) -> nn.Module:
     Raises:
         ModelError: the inputs are no images, or smaller than 4 x 4.
     """
-    if len(task.input_shape) != 3 or min(task.input_shape[1:]) < SMALLEST_SIDE:
-        raise ModelError(
-            f"model.name=fedavg-cnn expects images of shape [C, H, W] with H and W of at least {SMALLEST_SIDE}, but "
-            f"the inputs have shape {list(task.input_shape)}; use model.name=mlp"
-        )
-    channels, height, width = task.input_shape
+    channels, height, width = image_shape("fedavg-cnn", task)
     padding = 0 if min(height, width) >= UNPADDED_SIDE else KERNEL // 2
     layers: list[nn.Module] = []
     for after in CHANNELS:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from torch import nn
 
 from nufed.common.config import ModelConfig
-from nufed.common.errors import ConfigError
+from nufed.common.errors import ConfigError, ModelError
+from nufed.common.examples import TaskInfo
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -15,6 +16,29 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
     "relu": nn.ReLU,
 }
+
+
+SMALLEST_SIDE = 4
+"""Of an image, in pixels: two poolings by 2 leave one."""
+
+
+def image_shape(name: str, task: TaskInfo) -> tuple[int, int, int]:
+    """Return channels, height and width of a task's inputs.
+
+    Args:
+        name: of the model.
+        task: what is told apart.
+
+    Raises:
+        ModelError: the inputs are no images, or smaller than 4 x 4.
+    """
+    if len(task.input_shape) != 3 or min(task.input_shape[1:]) < SMALLEST_SIDE:
+        raise ModelError(
+            f"model.name={name} expects images of shape [C, H, W] with H and W of at least {SMALLEST_SIDE}, but the "
+            f"inputs have shape {list(task.input_shape)}; use model.name=mlp"
+        )
+    channels, height, width = task.input_shape
+    return channels, height, width
 
 
 def hidden_sizes(config: ModelConfig) -> list[int]:
