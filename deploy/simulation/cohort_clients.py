@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -83,7 +84,7 @@ class Cohort:
     def __init__(self) -> None:
         """Start with nothing logged."""
         self._said: set[str] = set()
-        self._problems: dict[int, str] = {}
+        self._problems: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
     def train(self, assignments: Chunk) -> Iterator[Answer]:
         """Yield each client's answer, one batched computation after another."""
@@ -125,7 +126,7 @@ class Cohort:
     def _problem_of_mapping(self, assignment: Assignment) -> str:
         """Return why a model's loss cannot be mapped over clients; empty if it can. Each model is tried once."""
         place, method = assignment.place, assignment.place.config.method
-        if id(place.model) not in self._problems:
+        if place.model not in self._problems:
             support = place.data.support
             batch = support.take(torch.arange(min(4, len(support)), device=support.device)).as_batch()
             try:
@@ -135,8 +136,8 @@ class Cohort:
                 )
             except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError, ModelError) as error:
                 problem = f"the batched computation failed ({error})"
-            self._problems[id(place.model)] = problem
-        return self._problems[id(place.model)]
+            self._problems[place.model] = problem
+        return self._problems[place.model]
 
     def _together(self, compute: Compute, chunk: Chunk) -> Iterator[Answer]:
         try:

@@ -65,8 +65,10 @@ class CountingLoss:
 
     def __init__(self, loss: LossFn) -> None:
         self.loss, self.evaluations, self.batches = loss, 0, Counter()
+        self._seen: list[Batch] = []  # kept, or a later batch could be given the id of one that is gone
 
     def __call__(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         self.evaluations += 1
         self.batches[id(batch)] += 1
+        self._seen.append(batch)
         return self.loss(params, batch)
