@@ -41,20 +41,21 @@ def adaptation_curves(place: Workplace, params: Mapping[str, Tensor], *, all_met
     """
     by, scaling = judging(place.config.evaluation, place.task), place.data.target_scaling
     computes = by.computes if all_metrics else by.on_the_way
-    curves: Curves = {}
     tracks: dict[Split, MetricCurves] = {}
+    losses: dict[Split, list[Tensor]] = {}  # read at the end: to read a number waits for the device
     for name, examples in _held_out(place).items():
         if len(examples):
             targets = in_units(examples.targets, scaling)
-            tracks[name], curves[f"{name}-loss"] = MetricCurves(computes, targets, ignored_target(place.task)), []
+            tracks[name], losses[name] = MetricCurves(computes, targets, ignored_target(place.task)), []
     said: dict[str, Any] = {}
     for step, point in enumerate(adapted_points(place, params)):
         for name, track in tracks.items():
             outputs, loss = _answers(place, point, name, step)
-            curves[f"{name}-loss"].append(loss)
+            losses[name].append(loss)
             track.add(in_units(outputs, scaling))
             if all_metrics and name == "test" and step == place.config.evaluation.primary_step:
                 said = closing_numbers_of(place, by, outputs)
+    curves: Curves = {f"{name}-loss": torch.stack(each).tolist() for name, each in losses.items()}
     for name, track in tracks.items():
         curves |= {f"{name}-{metric}": values for metric, values in track.curves().items()}
     return {**curves, **said}
@@ -87,7 +88,8 @@ def adapted_points(place: Workplace, params: Mapping[str, Tensor]) -> Iterator[P
 
 def judge_split(place: Workplace, point: Params, name: Split, step: int) -> dict[str, float]:
     """Return `loss` and all metrics of a model after so many steps, on one of a client's held-out splits."""
-    outputs, loss = _answers(place, point, name, step)
+    outputs, mean = _answers(place, point, name, step)
+    loss = float(mean)
     computes, scaling = judging(place.config.evaluation, place.task).computes, place.data.target_scaling
     if bool(outputs.isnan().any()):
         return {"loss": loss, **dict.fromkeys(computes, math.nan)}
@@ -96,7 +98,7 @@ def judge_split(place: Workplace, point: Params, name: Split, step: int) -> dict
     return {"loss": loss, **{metric: float(value) for metric, value in found.items()}}
 
 
-def _answers(place: Workplace, point: Params, name: Split, step: int) -> tuple[Tensor, float]:
+def _answers(place: Workplace, point: Params, name: Split, step: int) -> tuple[Tensor, Tensor]:
     batch = replace(_held_out(place)[name].as_batch(), mask_seed=_draws_seed(place, name, step))
     return answers(place.adaptation_loss, point, batch)
 

@@ -28,4 +28,4 @@ def judged_in_units(
         scaling: how they are; None where they are in their own unit.
     """
     outputs, loss = answers(make_loss(model, task), params, examples.as_batch())
-    return {"loss": loss, **evaluate_metrics(default_metrics(task)[0], task, outputs, examples.targets, scaling)}
+    return {"loss": float(loss), **evaluate_metrics(default_metrics(task)[0], task, outputs, examples.targets, scaling)}

@@ -156,13 +156,13 @@ def make_loss(model: nn.Module, task: TaskInfo, traits: Traits = UNKNOWN) -> Mod
 
 
 @torch.no_grad()
-def answers(loss: ModelLoss, params: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, float]:
-    """Return the outputs [B, ...] of a loss's model, which is in evaluation mode, and their mean loss.
+def answers(loss: ModelLoss, params: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the outputs [B, ...] of a loss's model, which is in evaluation mode, and their mean loss, a scalar.
 
     More than `traits.most_rows` examples are evaluated in parts.
     """
     outputs = torch.cat([loss.outputs_of(params, part) for part in loss.parts(batch)])
-    return outputs, float(loss.meaning.loss(outputs, batch.targets, batch.weights))
+    return outputs, loss.meaning.loss(outputs, batch.targets, batch.weights)
 
 
 class _InParts(torch.autograd.Function):

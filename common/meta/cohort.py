@@ -25,6 +25,9 @@ from nufed.common.steps.cohort_kernel import CohortBatch, CohortKernel, Stacked,
 from nufed.common.steps.cohort_steps import cohort_steps
 from nufed.common.trees import first_leaf, tree_map
 
+MOST_ROW_NUMBERS = 2**20
+"""Row numbers of batches that are drawn ahead: 8 MiB."""
+
 
 @dataclass(frozen=True)
 class Trainee:
@@ -41,8 +44,41 @@ class Trainee:
     stream: Stream
 
 
+@dataclass(frozen=True)
+class CohortUpdate:
+    """The work of m clients in one round, stacked.
+
+    Attributes:
+        params: w_k^i, [m, ...] each.
+        losses: mean over the τ outer batches of the loss after ν inner steps, [m] in float64.
+        growth: the largest ‖∇F_i‖ / ‖∇f_i(w_ν)‖ of the τ steps, [m].
+        costs: evaluations made for each client.
+        with_replacement: for each client, whether some batch was drawn with replacement.
+    """
+
+    params: Params
+    losses: Tensor
+    growth: Tensor
+    costs: Costs
+    with_replacement: tuple[bool, ...]
+
+    def each(self) -> list[LocalUpdate]:
+        """Return each client's own update, in main memory; what a device holds is copied once for all clients."""
+        losses, growth = self.losses.tolist(), self.growth.tolist()
+        here = {name: tensor.cpu() for name, tensor in self.params.items()}
+        return [
+            LocalUpdate({name: tensor[number] for name, tensor in here.items()}, loss, largest, self.costs, replaced)
+            for number, (loss, largest, replaced) in enumerate(zip(losses, growth, self.with_replacement, strict=True))
+        ]
+
+
 def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: MethodConfig) -> list[LocalUpdate]:
-    """Return each client's model after τ meta steps, in the order given.
+    """Return each client's model after τ meta steps, in the order given; arguments and errors of `stacked_update`."""
+    return stacked_update(kernel, trainees, method).each()
+
+
+def stacked_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: MethodConfig) -> CohortUpdate:
+    """Return the clients' models after τ meta steps, stacked; nothing is read from a device.
 
     Args:
         kernel: computes the clients' losses.
@@ -56,7 +92,7 @@ def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: Met
     meta_gradient = _batched_estimator(kernel, method)
     plan = _plan(method)
     sources = [_sources(trainee, method) for trainee in trainees]
-    batches = _Batches(trainees, plan, sources)
+    batches = _Batches(trainees, plan, sources, method.num_local_steps)
     point = stack_params([trainee.params for trainee in trainees])
     losses, optimizer = list[Tensor](), LocalOptimizer(method)
     growth, costs = next(iter(point.values())).new_zeros(len(trainees)), Costs()
@@ -70,17 +106,8 @@ def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: Met
         # Unlike maximum, this passes over NaN as Python's max does.
         growth = torch.where(growths > growth, growths, growth)
         costs = costs + estimate.costs
-    mean_losses, largest = torch.stack(losses).double().mean(0).tolist(), growth.tolist()
-    return [
-        LocalUpdate(
-            {name: tensor[number] for name, tensor in point.items()},
-            mean_losses[number],
-            largest[number],
-            costs,
-            draws_with_replacement(plan, sources[number]),
-        )
-        for number in range(len(trainees))
-    ]
+    replaced = tuple(draws_with_replacement(plan, own) for own in sources)
+    return CohortUpdate(point, torch.stack(losses).double().mean(0), growth, costs, replaced)
 
 
 def _batched_estimator(kernel: CohortKernel, method: MethodConfig) -> MetaGradient[CohortBatch]:
@@ -134,8 +161,10 @@ def _descend_in_place(point: Params, gradient: Stacked, step_size: float) -> Non
 class _Batches:
     """Draws and gathers the clients' batches; holds one step's inputs, which the next step's overwrite."""
 
-    def __init__(self, trainees: Sequence[Trainee], plan: BatchPlan, sources: Sequence[Sources]) -> None:
-        self._trainees, self._plan, self._sources = trainees, plan, sources
+    def __init__(
+        self, trainees: Sequence[Trainee], plan: BatchPlan, sources: Sequence[Sources], num_steps: int
+    ) -> None:
+        self._trainees, self._plan, self._sources, self._num_steps = trainees, plan, sources, num_steps
         sizes = np.array([_sizes(plan, own) for own in sources])  # [m, number of batches]
         self._sizes = sizes.max(0)  # of each batch, padded
         total, example = int(self._sizes.sum()), trainees[0].support
@@ -145,14 +174,15 @@ class _Batches:
         self._own_weights = None if example.weights is None else example.weights.new_empty(rows)
         self._shares = [self._share(own) for own in sizes.T]
         self._is_constant = plan.outer_size == plan.inner_size == plan.hessian_size == 0
-        self._gathered = False
+        self._steps_at_once = max(1, MOST_ROW_NUMBERS // (len(trainees) * total))
+        self._indices = torch.empty(0)  # row numbers of some steps, [steps, m, B in all]
+        self._gathered = -1
 
     def draw(self, step: int) -> MetaBatches[CohortBatch]:
-        """Return the batches of local step t, valid until the next call."""
-        if not (self._is_constant and self._gathered):
-            for number in range(len(self._trainees)):
-                self._gather(number, step)
-            self._gathered = True
+        """Return the batches of local step t, valid until the next call; t = 0, 1, … in this order."""
+        if not (self._is_constant and self._gathered >= 0):
+            self._gather(step)
+            self._gathered = step
         ends = np.cumsum(self._sizes)
         batches = [
             self._part(slice(end - size, end), shares)
@@ -161,20 +191,28 @@ class _Batches:
         inner = tuple(batches[1 : 1 + self._plan.num_inner])
         return MetaBatches(inner, batches[0], tuple(batches[1 + self._plan.num_inner :]) or inner)
 
-    def _gather(self, number: int, step: int) -> None:
-        trainee = self._trainees[number]
-        support = trainee.support
-        drawn = draw_indices(self._plan, self._sources[number], trainee.stream.step_seed(step))
-        rows = np.concatenate([_pad(own, size) for own, size in zip(drawn, self._sizes.tolist(), strict=True)])
-        index = torch.from_numpy(rows).to(support.device)
+    def _gather(self, step: int) -> None:
+        if step % self._steps_at_once == 0:
+            last = step + 1 if self._is_constant else min(step + self._steps_at_once, self._num_steps)
+            clients = range(len(self._trainees))
+            rows = np.stack([[self._rows(number, later) for number in clients] for later in range(step, last)])
+            # One copy for many steps, since each of them waits for the device.
+            self._indices = torch.from_numpy(rows).to(self._trainees[0].support.device)
+        indices = self._indices[step % self._steps_at_once]
+        for number, (trainee, index) in enumerate(zip(self._trainees, indices, strict=True)):
+            support = trainee.support
 
-        def gather(into: Tensor, leaf: Tensor) -> Tensor:
-            return torch.index_select(leaf, 0, index, out=into[number])
+            def gather(into: Tensor, leaf: Tensor, number: int = number, index: Tensor = index) -> Tensor:
+                return torch.index_select(leaf, 0, index, out=into[number])
 
-        tree_map(gather, self._inputs, support.inputs)
-        tree_map(gather, self._targets, support.targets)
-        if self._own_weights is not None and support.weights is not None:
-            gather(self._own_weights, support.weights)
+            tree_map(gather, self._inputs, support.inputs)
+            tree_map(gather, self._targets, support.targets)
+            if self._own_weights is not None and support.weights is not None:
+                gather(self._own_weights, support.weights)
+
+    def _rows(self, number: int, step: int) -> np.ndarray:
+        drawn = draw_indices(self._plan, self._sources[number], self._trainees[number].stream.step_seed(step))
+        return np.concatenate([_pad(own, size) for own, size in zip(drawn, self._sizes.tolist(), strict=True)])
 
     def _part(self, columns: slice, shares: Tensor) -> CohortBatch:
         inputs, targets = (tree_map(lambda leaf: leaf[:, columns], tree) for tree in (self._inputs, self._targets))

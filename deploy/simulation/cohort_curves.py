@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nufed.client.personalize import Curves, adaptation_batches, closing_numbers_of
 from nufed.client.workplace import Workplace
+from nufed.common.data.target_scaling import TargetScaling
 from nufed.common.examples import Examples
 from nufed.common.meta.cohort_curves import (
     JudgeBy,
@@ -19,7 +20,7 @@ from nufed.common.meta.cohort_curves import (
     products_pay,
 )
 from nufed.common.meta.schedule import inner_sizes
-from nufed.common.metrics.judging import in_units, judging
+from nufed.common.metrics.judging import judging
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
 from nufed.common.trees import cat, one_tensor
@@ -73,9 +74,14 @@ class _Kept:
 def _in_units(places: Sequence[Workplace]) -> Callable[[Tensor], Tensor]:
     """Return what turns outputs and targets [m, T, K] into the units that the clients' targets came in."""
     scalings = [place.data.target_scaling for place in places]
-    if all(scaling is None for scaling in scalings):
+    given = [scaling for scaling in scalings if scaling is not None]
+    if not given:
         return lambda numbers: numbers
-    return lambda numbers: torch.stack([in_units(own, scaling) for own, scaling in zip(numbers, scalings, strict=True)])
+    same = TargetScaling((0.0,) * len(given[0].means), (1.0,) * len(given[0].means))
+    rows = [[(scaling or same).means, (scaling or same).scales] for scaling in scalings]
+    # On the device once: a copy for each client and step would take longer than the step.
+    means, scales = torch.tensor(rows, dtype=torch.float64, device=places[0].data.support.device).unsqueeze(2).unbind(1)
+    return lambda numbers: numbers.double() * scales + means
 
 
 def _outputs(

@@ -9,7 +9,7 @@ from torch import nn
 from nufed.common.config import MethodConfig
 from nufed.common.errors import ConfigError
 from nufed.common.examples import Batch, Examples, TaskInfo
-from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
+from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update, stacked_update
 from nufed.common.meta.cohort_curves import products_pay
 from nufed.common.meta.estimators import ESTIMATORS, Estimator
 from nufed.common.meta.local_update import Stream, local_update
@@ -131,6 +131,22 @@ def test_the_kernel_of_any_module_trains_as_each_client_alone_would(estimator, b
     together = cohort_update(ModuleKernel(loss), clients, method)
 
     assert_same_updates(together, alone(loss, clients, method), 1e-10)
+
+
+@pytest.mark.parametrize("estimator", BATCHED)
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_nothing_is_read_from_a_device_on_the_way(estimator, by_hand):
+    """Each number read would wait for all that was asked of a GPU; tensors without content can be computed with."""
+    model = mlp(nn.ELU).to("meta")
+    clients = [
+        replace(each, params=model_params(model), support=each.support.to("meta"))
+        for each in trainees(model_params(mlp(nn.ELU)))
+    ]
+    method = METHOD.model_copy(update={"estimator": estimator, "max_grad_norm": 1.0})
+
+    update = stacked_update(dense(model) if by_hand else ModuleKernel(make_loss(model, TASK)), clients, method)
+
+    assert {tensor.device.type for tensor in (*update.params.values(), update.losses, update.growth)} == {"meta"}
 
 
 @pytest.mark.parametrize(
