@@ -23,6 +23,8 @@ class ServerOptions:
         engine: what runs the clients, as environment.json shall say: an engine of the simulation, or `fleet`.
         is_disposable: whether the run is one of many that is started anew if it is cut short: it leaves a checkpoint
             at its end alone, does not wait for the disk, and draws nothing.
+        is_trial: whether the run's model is of no further use, as that of a search's trial: no client keeps a personal
+            model of it, and nothing is drawn.
         hostile: clients of a simulation that attack, and count in no mean over clients.
         attachments: further files of the run's folder, by name: content.
     """
@@ -35,5 +37,6 @@ class ServerOptions:
     connect_timeout: float = 600.0
     engine: str = "fleet"
     is_disposable: bool = False
+    is_trial: bool = False
     hostile: Hostile | None = None
     attachments: Mapping[str, str] = field(default_factory=dict)

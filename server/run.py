@@ -197,7 +197,7 @@ class Run:
         told = ConfigRecord({FROZEN: self._frozen} if self._frozen else {})
         told.update(self._client_states.told)
         if final:
-            told.update({FINAL: 1, ALL_METRICS: 1, **shots_request(self.config.evaluation)})
+            told.update({FINAL: 1 - self.options.is_trial, ALL_METRICS: 1, **shots_request(self.config.evaluation)})
         return told
 
     def _folder(self, at_round: int) -> RunFolder:
@@ -380,7 +380,7 @@ class Run:
             )
         summary = shown_summary(summary, self.config, self.publication)
         folder.write_summary(summary)
-        if status != "nothing-trained" and not self.options.is_disposable:
+        if status != "nothing-trained" and not (self.options.is_disposable or self.options.is_trial):
             leave_pictures(folder, state.history.evaluations, groups, summary)
         self.events.ended(status, cause, summary)
 

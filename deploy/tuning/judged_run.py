@@ -10,9 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nufed.common.config import RunConfig
+from nufed.common.data.as_new import client_of
 from nufed.common.durable_file import write_json
 from nufed.common.errors import BudgetSpentError, DivergedError, NothingTrainedError, RunError
 from nufed.common.events import EventStream
@@ -20,9 +21,9 @@ from nufed.common.json_text import parse_object
 from nufed.common.metric_looks import LOSS, look_of, sign_of
 from nufed.deploy.experiments.cells import Cell, step_cost
 from nufed.deploy.experiments.tuning import read_summary
-from nufed.deploy.tuning.held_out import Clients, client_of
 from nufed.server.client_curves import ClientCurves
 from nufed.server.clients_table import CLIENTS, read_clients_csv
+from nufed.server.options import ServerOptions
 from nufed.strategy.participation import num_chosen
 
 RUNS, JUDGED = "runs", "judged.json"
@@ -72,6 +73,20 @@ def gradients_per_round(config: RunConfig) -> float:
     return chosen * config.method.num_local_steps * step_cost(config)
 
 
+class Clients(Protocol):
+    """A federation, simulated or connected, some of whose participating clients can be held out of a run."""
+
+    @property
+    def folds(self) -> Sequence[Sequence[int]]:
+        """Return positions of the participating clients of each fold."""
+
+    def fold_of(self, seed_number: int) -> int:
+        """Return the fold of the final runs with one seed."""
+
+    def conduct(self, config: RunConfig, fold: int, options: ServerOptions) -> None:
+        """Run the federation without a fold's clients in its training, and leave the run's folder."""
+
+
 @dataclass(frozen=True)
 class Runs:
     """Carries out a search's runs, one after another in this process.
@@ -79,12 +94,10 @@ class Runs:
     Attributes:
         clients: the federation, and who is held out.
         out: the search's folder.
-        engine: a key of `nufed.deploy.simulation.engines.ENGINES`.
     """
 
     clients: Clients
     out: Path
-    engine: str
 
     def judge(self, config: RunConfig, rounds: int, fold: int) -> Judged:
         """Return what a fold's clients say of the model after so many rounds of training without them.
@@ -122,28 +135,20 @@ class Runs:
             shutil.rmtree(folder)
 
     def _advanced(self, config: RunConfig, rounds: int, fold: int, begun: Path | None) -> Judged:
-        from nufed.client.workplace import forget_workplaces
-        from nufed.deploy.simulation.engines import prepare, simulate
-        from nufed.server.run import ServerOptions
-
         place = self.place_of(config, fold)
         folder = next(iter(sorted(begun.glob("*/checkpoint*"))), None) if begun else None
         if folder is None and place.exists():
             shutil.rmtree(place)
         changes = {"evaluation.interval": 0, "evaluation.shots": "", "federation.num-rounds": rounds}
+        resume = folder.parent if folder else None
         try:
-            run = self.clients.without(fold, config.updated(changes))
-            prepare(run)
-            resume = folder.parent if folder else None
             with EventStream() as events:
-                options = ServerOptions(out=place, resume=resume, is_disposable=True, events=events)
-                simulate(run, options, engine=self.engine)
+                options = ServerOptions(out=place, resume=resume, is_trial=True, events=events)
+                self.clients.conduct(config.updated(changes), fold, options)
         except (DivergedError, NothingTrainedError):
             return Judged()
         except BudgetSpentError:
             pass  # it has results, of fewer rounds
-        finally:
-            forget_workplaces()
         (finished,) = (each.parent for each in place.glob("*/summary.json"))
         return judged(finished)
 

@@ -14,7 +14,7 @@ from nufed.common.json_text import json_ready, parse_object
 from nufed.deploy.experiments.cells import Cell, check_estimators, check_published, silent
 from nufed.deploy.experiments.runner import Workers, settle
 from nufed.deploy.tuning.finals import Verdict, decide, final_config, finalists_of
-from nufed.deploy.tuning.held_out import Clients
+from nufed.deploy.tuning.held_out import SimulatedClients
 from nufed.deploy.tuning.judged_run import Runs, gradients_per_round
 from nufed.deploy.tuning.search import Search, Trial, check_optuna, rungs_of
 from nufed.deploy.tuning.space import ESTIMATORS, INNER, Space
@@ -121,10 +121,10 @@ def tune(config: RunConfig, space: Space, plan: Plan, workers: Workers) -> Tuned
     share = plan.share(space, config.federation.num_rounds)
     out = workers.out
     settled = _with_names(config, out)
-    clients = Clients(settled, plan.held_out)
+    clients = SimulatedClients(settled, plan.held_out, workers.engine)
     _keep(out, config, space, plan)
     settle()
-    runs = Runs(clients, out, workers.engine)
+    runs = Runs(clients, out)
     with silent():
         trials = Search(settled, space, runs, share, workers.say).trials()
         finalists = finalists_of(trials, plan.finalists)

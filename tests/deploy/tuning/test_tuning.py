@@ -13,13 +13,15 @@ import pytest
 
 from nufed.common.config import RunConfig
 from nufed.common.data import load_federation
+from nufed.common.data.as_new import client_of
 from nufed.common.errors import ConfigError, RunError
+from nufed.common.methods import find_method
 from nufed.common.models import DTYPES
 from nufed.common.settings import process_settings
 from nufed.deploy.commands.cli import main
 from nufed.deploy.tuning.finals import decide, finalists_of, sentence
-from nufed.deploy.tuning.held_out import Clients, client_of
-from nufed.deploy.tuning.judged_run import Judged
+from nufed.deploy.tuning.held_out import Folds, SimulatedClients
+from nufed.deploy.tuning.judged_run import Judged, Runs
 from nufed.deploy.tuning.result import toml_of
 from nufed.deploy.tuning.search import Trial, best_of, halving, open_study
 from nufed.deploy.tuning.space import Range, Space, parse_nus
@@ -48,7 +50,7 @@ class KnownRuns:
     """Runs whose outcome is a formula of ν and the fold; holds nothing else."""
 
     def __init__(self, value):
-        self.clients, self.value = Clients(RunConfig(), 0.25), value
+        self.clients, self.value = Folds(RunConfig(), 0.25), value
 
     def judge(self, config, rounds, fold):
         by_client = {f"c{i}": self.value(config.method.num_inner_steps, fold, i) for i in range(5)}
@@ -66,7 +68,7 @@ def test_held_out_clients_are_new_in_their_run_and_judged_on_all_that_is_not_tes
     config = RunConfig().updated({"data.num-clients": 9, "data.num-new-clients": 3, "data.new-support-examples": 2})
     settings, dtype = process_settings(), DTYPES[config.model.dtype]
     whole = {c.client_id: c for c in load_federation(config.data, seed=0, dtype=dtype, settings=settings).clients}
-    clients = Clients(config, 0.3)
+    clients = SimulatedClients(config, 0.3)
 
     run = clients.without(1, config.updated({"seed": 77}))
     held = load_federation(run.data, seed=77, dtype=dtype, settings=settings).clients
@@ -98,7 +100,7 @@ def test_held_out_clients_are_new_in_their_run_and_judged_on_all_that_is_not_tes
 def test_clients_with_examples_enough_are_judged_once(num_clients, num_judged):
     config = RunConfig().updated({"data.source": "sinusoid", "data.num-clients": num_clients})
 
-    run = Clients(config, 0.5).without(0, config)
+    run = SimulatedClients(config, 0.5).without(0, config)
 
     assert run.data.num_new_clients == num_judged  # they have four validation examples each
 
@@ -221,6 +223,18 @@ def test_a_killed_search_goes_on_to_what_it_would_have_been(searched, tmp_path):
 
     assert code == 0
     assert (out / "trials.csv").read_bytes() == (searched / "trials.csv").read_bytes()
+
+
+def test_what_clients_keep_between_rounds_goes_on_with_the_run_from_judgement_to_judgement(tmp_path):
+    changes = {"data.num-clients": 4, "data.num-new-clients": 0, "method.num-local-steps": 1}
+    config = RunConfig().updated({**find_method("fedrep").options(), **changes})
+    clients = SimulatedClients(config, 0.5, "local")
+
+    at_once = Runs(clients, tmp_path / "at-once").judge(config, 3, 0)
+    in_parts = Runs(clients, tmp_path / "in-parts")
+    in_parts.judge(config, 1, 0)
+
+    assert in_parts.judge(config, 3, 0).loss == at_once.loss
 
 
 def test_another_search_does_not_go_on_in_its_folder(searched, capsys):
