@@ -1,7 +1,8 @@
 """docs/cluster.md is carried out as it stands, on two machines that share a network and nothing else.
 
 A machine is a shell in namespaces of its own: network, processes (so that `ray stop` stops its own alone) and mounts,
-with an empty /tmp and home. Fences say where they run, as in the deployment guide: ```bash head, ```text head.
+with an empty home and an empty /tmp/ray, where Ray notes its clusters. Fences say where they run, as in the
+deployment guide: ```bash head, ```text head.
 """
 
 import os
@@ -45,7 +46,9 @@ class Machine:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self.said = self.do(f"mount --bind {home} /mnt && mount -t tmpfs tmpfs /tmp && cd /mnt/home")
+        self.said = self.do(
+            f"mount --bind {home} /mnt && mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && cd /mnt/home"
+        )
 
     def do(self, text):
         """Run commands and return what they said."""
