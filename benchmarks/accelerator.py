@@ -4,21 +4,20 @@
 
 A round asks every client of the federation once, from choosing clients to the mean; what is told is the median over
 rounds of the number of clients by the seconds of the wall. On the processor a round asks ten clients, since its time
-grows with their number; on the device also more. Each line is a process of its own. Without an accelerator only the
+grows with their number; on the device also more. Each of the two has one process. Without an accelerator only the
 processor's lines are made.
 """
 
 import json
-import os
 import sys
 import time
+from collections import Counter
 
 import torch
 
-from benchmarks.federations import initial_model, paper_config, rounds
+from benchmarks.federations import paper_config, rounds
 from benchmarks.harness import Report, in_fresh_process, interleave, parse_options
-from nufed.common.config import Scalar
-from nufed.common.params import num_bytes
+from nufed.common.config import RunConfig, Scalar
 
 MLP: dict[str, Scalar] = {}
 CNN: dict[str, Scalar] = {
@@ -36,45 +35,53 @@ PROBLEMS: dict[str, dict[str, Scalar]] = {
     "CNN, first-order, ν = 1": {**CNN, "method__num_inner_steps": 1, "method__estimator": "first-order"},
     "CNN, exact, ν = 2": {**CNN, "method__num_inner_steps": 2},
 }
-ON_PROCESSOR, ON_DEVICE, QUICK = (10,), (10, 50, 200, 1000), (10, 50)
-TURNS_OF_CNN = 200
-"""Most clients of a CNN that a round asks."""
+COUNTS = {"cpu": (10,), "cuda": (10, 50, 200, 1000)}
+MOST = 200
+"""Clients of a CNN that a round asks at most."""
 
 
-def measure(problem: str, engine: str, num_clients: int, repeats: int) -> None:
-    """Print the seconds of the first round, of a later one, and the MiB that the accelerator's allocator held."""
-    config = paper_config(data__num_clients=num_clients, federation__participation_fraction=1.0, **PROBLEMS[problem])
-    on_device = os.environ["NUFED_DEVICE"] != "cpu"
+def measure(where: str, repeats: int, *, quick: bool) -> None:
+    """Print, for each problem, engine and number of clients, what a round took there.
+
+    A line each as it is found, with the seconds of the first round and of a later one and the MiB that the
+    accelerator's allocator held; at last all of them as JSON.
+    """
     torch.set_num_threads(1)
+    found = []
+    for problem, changes in PROBLEMS.items():
+        for engine in ("local", "cohort") if where == "cpu" else ("cohort",):
+            for count in COUNTS[where][: 2 if quick else None]:
+                if count <= MOST or not problem.startswith("CNN"):
+                    every = {"data__num_clients": count, "federation__participation_fraction": 1.0, **changes}
+                    found.append([problem, engine, count, *_timed(engine, paper_config(**every), where, repeats)])
+                    print(found[-1], flush=True)
+    print(json.dumps(found))
+
+
+def _timed(engine: str, config: RunConfig, where: str, repeats: int) -> tuple[float, float, float | None]:
+    if where != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     run, begun = rounds(engine, config), time.perf_counter()
     run()
     first = time.perf_counter() - begun
     seconds = interleave({"round": run}, repeats=repeats, clock="wall").median("round")
-    held = torch.cuda.max_memory_allocated() / 2**20 if on_device else None
-    print(json.dumps({"first": first, "seconds": seconds, "memory": held, "model": num_bytes(initial_model(config))}))
+    return first, seconds, None if where == "cpu" else torch.cuda.max_memory_allocated() / 2**20
 
 
 def main() -> None:
     """Time every problem and print the table."""
     options = parse_options(__doc__.splitlines()[0], repeats=5, clock="wall")
-    report, rows = Report.start("accelerator", options), []
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    for problem in PROBLEMS:
-        best = 0.0
-        lines = [("cpu", engine, count) for engine in ("local", "cohort") for count in ON_PROCESSOR]
-        if device:
-            counts = QUICK if options.quick else ON_DEVICE
-            most = TURNS_OF_CNN if problem.startswith("CNN") else max(counts)
-            lines += [("cuda", "cohort", count) for count in counts if count <= most]
-        for where, engine, count in lines:
-            environment = {"NUFED_DEVICE": where, "NUFED_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-            arguments = ("one", problem, engine, str(count), str(options.repeats))
-            found = in_fresh_process("benchmarks.accelerator", *arguments, environment=environment)
-            turns = count / found["seconds"]
-            best = max(best, turns) if where == "cpu" else best
-            ratio = turns / best if where != "cpu" else None
-            cells = [found["first"], 1e3 * found["seconds"], turns, ratio, found["memory"]]
-            rows.append([problem, device if where != "cpu" else "one core", engine, count, *cells])
+    report, rows, best = Report.start("accelerator", options), [], Counter[str]()
+    names = {"cpu": "one core"} | ({"cuda": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+    for where, name in names.items():
+        environment = {"NUFED_DEVICE": where, "NUFED_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        arguments = ("measure", where, str(options.repeats), "quick" if options.quick else "")
+        lines = in_fresh_process("benchmarks.accelerator", *arguments, environment=environment)
+        for problem, engine, count, first, seconds, held in lines:
+            turns = count / seconds
+            best[problem] = max(best[problem], turns) if where == "cpu" else best[problem]
+            ratio = None if where == "cpu" else turns / best[problem]
+            rows.append([problem, name, engine, count, first, 1e3 * seconds, turns, ratio, held])
     header = [
         "problem",
         "on",
@@ -86,12 +93,12 @@ def main() -> None:
         "÷ best core",
         "MiB",
     ]
-    report.add("Training rounds, τ = 10", header, rows)
+    report.add("Training rounds, τ = 10", header, sorted(rows, key=lambda row: [*PROBLEMS].index(row[0])))
     report.write()
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["one"]:
-        measure(sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    if sys.argv[1:2] == ["measure"]:
+        measure(sys.argv[2], int(sys.argv[3]), quick=bool(sys.argv[4:5]) and sys.argv[4] == "quick")
     else:
         main()

@@ -1,8 +1,8 @@
 """docs/cluster.md is carried out as it stands, on two machines that share a network and nothing else.
 
 A machine is a shell in namespaces of its own: network, processes (so that `ray stop` stops its own alone) and mounts,
-with an empty home and an empty /tmp/ray, where Ray notes its clusters. Fences say where they run, as in the
-deployment guide: ```bash head, ```text head.
+with an empty home and an empty folder for temporary files, where Ray notes its clusters. Fences say where they run, as
+in the deployment guide: ```bash head, ```text head.
 """
 
 import os
@@ -33,9 +33,16 @@ class Machine:
     """Holds a shell, and what its last command said."""
 
     def __init__(self, namespace, home):
-        (home / "home").mkdir(parents=True)
+        for name in ("home", "tmp"):
+            (home / name).mkdir(parents=True)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = {"PATH": path, "HOME": "/mnt", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {
+            "PATH": path,
+            "HOME": "/mnt",
+            "TMPDIR": "/mnt/tmp",
+            "OMP_NUM_THREADS": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
         environment |= {"RAY_worker_niceness": "0"}  # another priority than other programs' would make it last
         environment |= {"PYTHONPATH": str(ROOT), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         self._shell = subprocess.Popen(
