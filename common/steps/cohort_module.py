@@ -1,7 +1,8 @@
 """The batched kernel of any network: the loss mapped over the clients (`torch.func.vmap`), differentiated by autograd.
 
 The sum of the clients' losses has each client's gradient as its own block, and a block-diagonal Hessian, so one
-backward pass serves all of them. On a GPU this fills the device; on a CPU it gains nothing over one client at a time.
+backward pass serves all of them. On a GPU this fills the device; on a CPU it gains nothing over one client at a time,
+and convolutions lose, for a convolution with weights of its own for each client is a grouped one.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from nufed.common.models.agreement import gradients_near
 from nufed.common.models.nearby import direction_at, moved
 from nufed.common.params import Params, add_scaled, leaves
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked, stack_params
-from nufed.common.steps.convolutions import ConvolutionsAsProducts
 from nufed.common.steps.differentiate import gradient, gradient_graph_product, hessian_vector_product
 from nufed.common.task import LossFn
 from nufed.common.trees import Tree, first_leaf, stack
@@ -40,11 +40,10 @@ class ModuleKernel:
     def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> "ModuleTape":
         """Evaluate the losses and their gradients at `params`; the shares are not read."""
         point = leaves(params)
-        with ConvolutionsAsProducts():
-            if batch.own_weights is None:
-                losses = self._losses(point, batch.inputs, batch.targets)
-            else:
-                losses = self._weighted_losses(point, batch.inputs, batch.targets, batch.own_weights)
+        if batch.own_weights is None:
+            losses = self._losses(point, batch.inputs, batch.targets)
+        else:
+            losses = self._weighted_losses(point, batch.inputs, batch.targets, batch.own_weights)
         gradients = torch.autograd.grad(losses.sum(), list(point.values()), create_graph=curvature)
         return ModuleTape(point, losses.detach(), dict(zip(point, gradients, strict=True)))
 

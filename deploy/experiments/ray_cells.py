@@ -36,6 +36,9 @@ _OTHER = "See that no other NuFed is installed on that node, and give the comman
 _PATIENCE = 3.0
 """Seconds that tasks have to remove their folders when they are called off."""
 
+_END_OF_SHORT_ONES = 1.0
+"""Seconds that tasks have to end by themselves; Ray aborts the program where one ends as it is cancelled."""
+
 
 @dataclass(frozen=True)
 class Far:
@@ -203,11 +206,13 @@ class _Work:
         if not self._running:
             return
         with suppress(ray.exceptions.RayError, RuntimeError, ConnectionError):
-            for task in self._running:
-                ray.cancel(task)
-            ray.wait([*self._running], num_returns=len(self._running), timeout=_PATIENCE)
-            for task in self._running:
-                ray.cancel(task, force=True)
+            left = [*self._running]
+            for force, patience in ((False, _END_OF_SHORT_ONES), (True, _PATIENCE)):
+                _, left = ray.wait(left, num_returns=len(left), timeout=patience)
+                for task in left:
+                    ray.cancel(task, force=force)
+                if not left:
+                    return
 
 
 def check_engine(engine: str) -> None:

@@ -42,9 +42,11 @@ class Machine:
             "TMPDIR": "/mnt/tmp",
             "OMP_NUM_THREADS": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # another priority than other programs' would make it last
+            "PYTHONPATH": str(ROOT),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
-        environment |= {"RAY_worker_niceness": "0"}  # another priority than other programs' would make it last
-        environment |= {"PYTHONPATH": str(ROOT), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         self._shell = subprocess.Popen(
             ["ip", "netns", "exec", namespace, "unshare", "-pmf", "--mount-proc", "--kill-child", "bash"],
             env=environment,
