@@ -27,12 +27,15 @@ from nufed.common.settings import Settings, process_settings
 from nufed.common.trees import cat, one_tensor
 
 
-def global_curves(place: Workplace, params: Mapping[str, Tensor]) -> dict[str, MetricValue]:
+def global_curves(
+    place: Workplace, params: Mapping[str, Tensor], *, is_trained: bool = False
+) -> dict[str, MetricValue]:
     """Return `test-global-<primary metric>`, S+1 numbers, on everybody's test examples; nothing where it is not asked.
 
     Args:
         place: the client.
         params: the server's model.
+        is_trained: whether it is a model that the client has trained alone, where nothing is aggregated.
     """
     evaluation, data = place.config.evaluation, place.data
     if not evaluation.global_examples:
@@ -45,7 +48,7 @@ def global_curves(place: Workplace, params: Mapping[str, Tensor]) -> dict[str, M
     nothing = torch.zeros(0, dtype=torch.int64, device=data.support.device)
     everywhere = replace(data, test=shared, validation=data.validation.take(nothing))
     primary = judging(evaluation, place.task).primary
-    curve = adaptation_curves(replace(place, data=everywhere), params)[f"test-{primary}"]
+    curve = adaptation_curves(replace(place, data=everywhere), params, is_trained=is_trained)[f"test-{primary}"]
     return {f"test-{global_name(primary)}": [value if math.isfinite(value) else math.nan for value in curve]}
 
 

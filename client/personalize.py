@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nufed.client.workplace import Workplace
-from nufed.common.config import EvaluationConfig
+from nufed.common.config import EvaluationConfig, RunConfig
 from nufed.common.examples import Batch, ClientData, Examples
 from nufed.common.meta.local_update import Stream, local_update
 from nufed.common.meta.objective import fine_tune
@@ -27,13 +27,16 @@ Curves = dict[str, Any]
 Split = Literal["test", "validation"]
 
 
-def adaptation_curves(place: Workplace, params: Mapping[str, Tensor], *, all_metrics: bool = False) -> Curves:
+def adaptation_curves(
+    place: Workplace, params: Mapping[str, Tensor], *, all_metrics: bool = False, is_trained: bool = False
+) -> Curves:
     """Return the loss and metrics after s = 0 … S steps from `params` (docs/concepts/evaluation.md).
 
     Args:
         place: the client.
         params: the server's model.
         all_metrics: report all of the run's metrics, and what they are compared with; else the primary one alone.
+        is_trained: whether `params` are a model that the client has trained alone, where nothing is aggregated.
 
     Returns:
         `test-loss`, `test-<metric>` and, where there is a validation split, `validation-loss` and
@@ -48,7 +51,7 @@ def adaptation_curves(place: Workplace, params: Mapping[str, Tensor], *, all_met
             targets = in_units(examples.targets, scaling)
             tracks[name], losses[name] = MetricCurves(computes, targets, ignored_target(place.task)), []
     said: dict[str, Any] = {}
-    for step, point in enumerate(adapted_points(place, params)):
+    for step, point in enumerate(adapted_points(place, params, is_trained=is_trained)):
         for name, track in tracks.items():
             outputs, loss = _answers(place, point, name, step)
             losses[name].append(loss)
@@ -69,14 +72,15 @@ def closing_numbers_of(place: Workplace, by: Judging, outputs: Tensor) -> dict[s
     return dict(closing_numbers(by, answered, place.data.support.targets, counts=counts))
 
 
-def adapted_points(place: Workplace, params: Mapping[str, Tensor]) -> Iterator[Params]:
+def adapted_points(place: Workplace, params: Mapping[str, Tensor], *, is_trained: bool = False) -> Iterator[Params]:
     """Yield the model after s = 0 … S gradient steps on the support split, in evaluation mode.
 
     Plain steps, unless the method has others (common/meta/objective.py). Where nothing is aggregated, step 0 is the
-    model that the client trained alone; where it keeps something between rounds, it starts with that.
+    model that the client trained alone, which `is_trained` says `params` to be; where it keeps something between
+    rounds, it starts with that.
     """
     evaluation, method = place.config.evaluation, place.config.method
-    if place.config.federation.training == "local":
+    if is_alone(place.config) and not is_trained:
         params = trained_alone(place, params)
     step_size = evaluation.adapt_lr or method.inner_lr
     batches = (
@@ -114,14 +118,25 @@ def _draws_seed(place: Workplace, purpose: str, step: int) -> int | None:
     return derive_seed(place.config.seed, "evaluation", place.data.client_id, purpose, step)
 
 
+def is_alone(config: RunConfig) -> bool:
+    """Return whether nothing is aggregated, so that clients train alone before they are judged."""
+    return config.federation.training == "local"
+
+
+def rounds_alone(config: RunConfig) -> range:
+    """Return the numbers of the rounds that each client trains where nothing is aggregated."""
+    federation = config.federation
+    return range(1, 1 + round(federation.participation_fraction * federation.num_rounds))
+
+
 def trained_alone(place: Workplace, params: Mapping[str, Tensor]) -> Params:
     """Return the model after the local steps that a client makes in a federated run, nobody else taking part.
 
     That is r K rounds (to the nearest whole one) of τ steps, what a participating client is asked for on average; new
     clients make as many, so that both groups are treated alike.
     """
-    federation, point = place.config.federation, dict(params)
-    for number in range(1, 1 + round(federation.participation_fraction * federation.num_rounds)):
+    point = dict(params)
+    for number in rounds_alone(place.config):
         stream = Stream(place.config.seed, place.data.client_id, number, place.masks)
         update = local_update(place.training_loss, point, place.data.support, place.config.method, stream)
         point = update.params

@@ -1,8 +1,10 @@
-"""Which options of a method are computed for one client at a time only."""
+"""Which options of a method are computed for one client at a time only, and which ones make it another method."""
+
+from collections.abc import Iterable
 
 from nufed.common.config import RunConfig
 
-_SEQUENTIAL = {
+_OTHER = {
     "method.objective",
     "method.step-sizes",
     "method.adapted-part",
@@ -12,22 +14,30 @@ _SEQUENTIAL = {
     "method.personal-strength",
     "federation.training",
 }
+_SEQUENTIAL = {"method.objective", "method.client-state"}
 
 
 def sequential_training(config: RunConfig) -> list[str]:
-    """Return the options for which clients train one at a time: those of `sequential_options`, and others."""
+    """Return the options, as `method.objective=moreau`, for which clients train one at a time."""
     from nufed.common.meta.estimators import find_estimator  # loads PyTorch
 
     name = config.method.estimator
     private = ["privacy.dp=record"] if config.privacy.dp == "record" else []
     masked = ["privacy.secure-aggregation=true"] if config.privacy.secure_aggregation else []
     estimator = [] if find_estimator(name).of_steps else [f"method.estimator={name}"]
-    return [*sequential_options(config), *private, *masked, *estimator]
+    return [*_departures(config, _SEQUENTIAL), *private, *masked, *estimator]
 
 
-def sequential_options(config: RunConfig) -> list[str]:
-    """Return the options, as `method.objective=moreau`, that the computation of many clients at once does not know."""
-    plain = RunConfig().flat()
-    return sorted(
-        f"{key}={value}" for key, value in config.flat().items() if key in _SEQUENTIAL and value != plain[key]
-    )
+def sequential_evaluation(config: RunConfig) -> list[str]:
+    """Return the options for which clients are evaluated one at a time: those by which they train for it so."""
+    return sequential_training(config) if config.federation.training == "local" else []
+
+
+def other_objectives(config: RunConfig) -> list[str]:
+    """Return the options, as `method.objective=moreau`, of a method that is not plain local and fine-tuning steps."""
+    return _departures(config, _OTHER)
+
+
+def _departures(config: RunConfig, keys: Iterable[str]) -> list[str]:
+    plain, found = RunConfig().flat(), config.flat()
+    return [f"{key}={found[key]}" for key in sorted(keys) if found[key] != plain[key]]

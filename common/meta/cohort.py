@@ -4,8 +4,8 @@ Each client draws the batches that it would draw alone, from its own stream; onl
 result is that of `local_update` client by client, up to rounding.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,10 +19,14 @@ from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_optimizer import LocalOptimizer
 from nufed.common.meta.local_update import LocalUpdate, Stream
 from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
+from nufed.common.meta.meta_sgd import learned_sizes, split_step_sizes
+from nufed.common.meta.objective import initial_params, step_direction
+from nufed.common.meta.observed_sizes import Watched, observed
+from nufed.common.meta.parts import head_names
 from nufed.common.meta.schedule import inner_sizes, scheduled
 from nufed.common.params import Params
 from nufed.common.steps.cohort_kernel import CohortBatch, CohortKernel, Stacked, clipped_each, norms, stack_params
-from nufed.common.steps.cohort_steps import cohort_steps
+from nufed.common.steps.cohort_steps import cohort_derivatives, cohort_steps
 from nufed.common.trees import first_leaf, tree_map
 
 MOST_ROW_NUMBERS = 2**20
@@ -77,30 +81,62 @@ def cohort_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: Met
     return stacked_update(kernel, trainees, method).each()
 
 
-def stacked_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: MethodConfig) -> CohortUpdate:
+def stacked_update(
+    kernel: CohortKernel, trainees: Sequence[Trainee], method: MethodConfig, start: Params | None = None
+) -> CohortUpdate:
     """Return the clients' models after τ meta steps, stacked; nothing is read from a device.
 
     Args:
         kernel: computes the clients' losses.
         trainees: of one model and one kind of data; of equal batch sizes (`batch_sizes`) unless the kernel pads.
         method: ν, α, τ, β, batch sizes and estimator.
+        start: stacked models to begin with, in the place of those that the clients were sent.
 
     Raises:
         ConfigError: the estimator is unknown, or is computed for one client at a time only.
         DataError: a support split cannot be divided as `outer-holdout-fraction` asks.
     """
-    meta_gradient = _batched_estimator(kernel, method)
+    sent = stack_params([trainee.params for trainee in trainees]) if start is None else start
+    if method.step_sizes == "observed":
+        return _observed_update(kernel, trainees, method, sent)
+    meta_gradient = _batched_estimator(kernel, method, sent)
+    is_read_later = start is not None or method.proximal_strength > 0
+    point = {name: tensor.clone() for name, tensor in sent.items()} if is_read_later else sent
+    return _meta_steps(kernel, meta_gradient, trainees, method, (point, sent))
+
+
+def _observed_update(
+    kernel: CohortKernel, trainees: Sequence[Trainee], method: MethodConfig, sent: Params
+) -> CohortUpdate:
+    """Return the update of models whose step sizes are observed; all clients are asked in one round."""
+    model = split_step_sizes(sent)[0]
+    watched = Watched(_batched_estimator(kernel, method, model))
+    point = {name: tensor.clone() for name, tensor in model.items()}
+    update = _meta_steps(kernel, watched, trainees, method, (point, model))
+    first = initial_params(model, method)
+    arrays = observed(sent, update.params, watched.squares, round_number=trainees[0].stream.round, first=first)
+    return replace(update, params=arrays)
+
+
+def _meta_steps(
+    kernel: CohortKernel,
+    meta_gradient: MetaGradient[CohortBatch],
+    trainees: Sequence[Trainee],
+    method: MethodConfig,
+    models: tuple[Params, Params],
+) -> CohortUpdate:
+    """Take τ meta steps; `models` are where they start, which is moved, and the server's."""
+    point, server = models
     plan = _plan(method)
     sources = [_sources(trainee, method) for trainee in trainees]
     batches = _Batches(trainees, plan, sources, method.num_local_steps)
-    point = stack_params([trainee.params for trainee in trainees])
     losses, optimizer = list[Tensor](), LocalOptimizer(method)
     growth, costs = next(iter(point.values())).new_zeros(len(trainees)), Costs()
     for step in range(method.num_local_steps):
         kernel.start_step()
         estimate = meta_gradient(point, batches.draw(step))
-        gradient = clipped_each(estimate.gradient, method.max_grad_norm) if method.max_grad_norm else estimate.gradient
-        _descend_in_place(point, optimizer.velocity(gradient), method.local_lr)
+        direction = step_direction(estimate.gradient, point, server, method, clipped_each)
+        _descend_in_place(point, optimizer.velocity(direction), method.local_lr)
         losses.append(estimate.outer_loss)
         growths = _growths(estimate)
         # Unlike maximum, this passes over NaN as Python's max does.
@@ -110,13 +146,19 @@ def stacked_update(kernel: CohortKernel, trainees: Sequence[Trainee], method: Me
     return CohortUpdate(point, torch.stack(losses).double().mean(0), growth, costs, replaced)
 
 
-def _batched_estimator(kernel: CohortKernel, method: MethodConfig) -> MetaGradient[CohortBatch]:
+def _batched_estimator(
+    kernel: CohortKernel, method: MethodConfig, params: Mapping[str, Tensor]
+) -> MetaGradient[CohortBatch]:
+    """Return the estimator of models with parameters of these names."""
     estimator = find_estimator(method.estimator)
+    if method.step_sizes == "learned":
+        return learned_sizes(cohort_derivatives(kernel), has_curvature=method.estimator != "first-order")
     if estimator.of_steps is None:
         raise ConfigError(
             f"method.estimator={method.estimator} is computed for one client at a time only. Use --engine local."
         )
-    steps = scheduled(lambda size: cohort_steps(kernel, size), inner_sizes(method))
+    head = head_names(params, method.head) if method.adapted_part == "head" else None
+    steps = scheduled(lambda size: cohort_steps(kernel, size, head), inner_sizes(method))
     return estimator.of_steps(steps, method)
 
 

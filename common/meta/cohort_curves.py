@@ -1,20 +1,24 @@
 """Adaptation curves of several clients at once: plain gradient steps on the support split, judged on other examples."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from nufed.common.examples import TaskInfo
+from nufed.common.meta.meta_sgd import minus_product
+from nufed.common.meta.proximal import proximal_pull
 from nufed.common.meta.schedule import size_at
 from nufed.common.metrics.judged import Judged
 from nufed.common.metrics.judging import compute_all
 from nufed.common.metrics.registry import Compute
+from nufed.common.params import Params, add_scaled
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
 from nufed.common.tasks import find_task
+from nufed.common.trees import one_tensor
 
 
 @dataclass(frozen=True)
@@ -49,17 +53,63 @@ class Judgement:
     metrics: dict[str, Tensor]
 
 
-def outputs_while_adapting(
-    kernel: DenseKernel, params: Stacked, batches: Iterable[CohortBatch], inputs: Tensor, sizes: Sequence[float]
-) -> Iterator[Tensor]:
-    """Yield the outputs [m, T, K] for `inputs` [m, T, ...] after s = 0 … S steps, one on each of S batches.
+@dataclass(frozen=True)
+class Adaptation:
+    """How m clients adapt.
 
-    `sizes` are α_0, α_1, …, of which the last is that of all further steps.
+    Attributes:
+        sizes: α_0, α_1, …, of which the last is that of all further steps.
+        own_sizes: step sizes of each parameter, stacked, in their place; empty for none.
+        head: names of the parameters that are adapted; None for all.
+        strength: λ, by which a client is held to the anchor; 0 for not at all.
+        anchor: the models that clients are held to, stacked; empty for those that they begin with.
     """
-    yield kernel.outputs(params, inputs)
+
+    sizes: Sequence[float]
+    own_sizes: Stacked = field(default_factory=dict)
+    head: Collection[str] | None = None
+    strength: float = 0.0
+    anchor: Stacked = field(default_factory=dict)
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether each step moves all parameters against the loss's gradient, by one size."""
+        return not self.own_sizes and self.head is None and not self.strength
+
+    def moved(self, kernel: DenseKernel, params: Stacked, batch: CohortBatch, step: int, anchor: Stacked) -> Params:
+        """Return the parameters after step number `step` on a batch."""
+        tape = kernel.tape(params, batch, curvature=False, moved=self.head)
+        pull = proximal_pull(params, anchor, self.strength) if self.strength else None
+        if self.own_sizes:
+            slope = add_scaled(tape.gradient(), pull, 1.0) if pull else tape.gradient()
+            return minus_product(params, self.own_sizes, slope)
+        size = size_at(self.sizes, step)
+        point = tape.descend(size)
+        return add_scaled(point, pull, -size) if pull else point  # what is not adapted is where it was
+
+
+def outputs_while_adapting(
+    kernel: DenseKernel, params: Stacked, batches: Iterable[CohortBatch], inputs: Tensor, adaptation: Adaptation
+) -> Iterator[Tensor]:
+    """Yield the outputs [m, T, K] for `inputs` [m, T, ...] after s = 0 … S steps, one on each of S batches."""
+    if adaptation.head is not None:  # what the layers below it make of the examples stays as it is
+        below, kernel = kernel.split(kernel.lowest(adaptation.head))
+        inputs, batches = below.outputs(params, inputs), _through(below, params, batches)
+        params = {name: params[name] for layer in kernel.layers for name in layer.names}
+    point, anchor = params, adaptation.anchor or params
+    yield kernel.outputs(point, inputs)
     for step, batch in enumerate(batches):
-        params = kernel.tape(params, batch, curvature=False).descend(size_at(sizes, step))
-        yield kernel.outputs(params, inputs)
+        point = adaptation.moved(kernel, point, batch, step, anchor)
+        yield kernel.outputs(point, inputs)
+
+
+def _through(below: DenseKernel, params: Stacked, batches: Iterable[CohortBatch]) -> Iterator[CohortBatch]:
+    """Yield the batches as layers see them that are above others; a batch that comes again is computed once."""
+    before, known = None, None
+    for batch in batches:
+        if batch is not before or known is None:
+            before, known = batch, replace(batch, inputs=below.outputs(params, one_tensor(batch.inputs)))
+        yield known
 
 
 class Scratch:
@@ -112,7 +162,7 @@ def outputs_through_products(
         steps: sizes α_0, α_1, …, of which the last is that of all further steps, and number of steps S.
     """
     sizes, num_steps = steps
-    first, rest = kernel.layers[0], kernel.above_first_layer()
+    first, rest = kernel.layers[0], kernel.split(1)[1]
     if first.activation is None:
         raise AssertionError("the first of several layers has an activation")
     support, rows = examples.support, examples.rows.flatten(2)

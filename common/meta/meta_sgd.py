@@ -15,6 +15,7 @@ from nufed.common.examples import Batch
 from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
 from nufed.common.params import Params, norm
 from nufed.common.steps.differentiate import gradient, hessian_vector_product, value_and_gradient
+from nufed.common.steps.steps import AnyBatch, Derivatives
 from nufed.common.task import LossFn
 
 STEP_SIZE = "step-size/"
@@ -58,11 +59,22 @@ def adapt_by_sizes(
     point = dict(params)
     yield point
     for batch in batches:
-        point = _minus_product(point, sizes, gradient(loss, point, batch))
+        point = minus_product(point, sizes, gradient(loss, point, batch))
         yield point
 
 
 def meta_sgd(loss: LossFn, *, has_curvature: bool) -> MetaGradient:
+    """Return `learned_sizes` of one client's loss, of the model's parameters alone."""
+
+    def without_product(onto: Params, params: Mapping[str, Tensor], batch: Batch, direction: Params) -> Params:
+        product = hessian_vector_product(loss, params, direction, batch)
+        return {name: tensor - product[name] for name, tensor in onto.items()}
+
+    derivatives = Derivatives(lambda params, batch: value_and_gradient(loss, params, batch), without_product, norm)
+    return learned_sizes(derivatives, has_curvature=has_curvature)
+
+
+def learned_sizes(of: Derivatives[AnyBatch], *, has_curvature: bool) -> MetaGradient[AnyBatch]:
     """Return the estimator of the gradient with respect to w and a.
 
     With v_ν = ∇f(w_ν; O) and v_j = v_{j+1} - ∇²f(w_j; H_j) (a ∘ v_{j+1}), it is v_0 for w, and for a
@@ -70,26 +82,25 @@ def meta_sgd(loss: LossFn, *, has_curvature: bool) -> MetaGradient:
         -Σ_j ∇f(w_j; I_j) ∘ v_{j+1}.
 
     Args:
-        loss: the client's loss, of the model's parameters alone.
+        of: derivatives of the loss.
         has_curvature: False leaves the Hessians out (first order: v_j = v_ν for all j).
     """
 
-    def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
+    def meta_gradient(params: Mapping[str, Tensor], batches: MetaBatches[AnyBatch]) -> Estimate:
         point, sizes = split_step_sizes(params)
         path: list[tuple[Params, Params]] = []
         for batch in batches.inner:
-            path.append((point, gradient(loss, point, batch)))
-            point = _minus_product(point, sizes, path[-1][1])
-        outer_loss, direction = value_and_gradient(loss, point, batches.outer)
-        outer_norm, num_steps = norm(direction), len(path)
+            path.append((point, of.value_and_gradient(point, batch)[1]))
+            point = minus_product(point, sizes, path[-1][1])
+        outer_loss, direction = of.value_and_gradient(point, batches.outer)
+        outer_norm, num_steps = of.norm(direction), len(path)
         of_sizes = {name: torch.zeros_like(tensor) for name, tensor in sizes.items()}
         for batch in reversed(batches.hessian):
             point, inner_gradient = path.pop()
-            of_sizes = _minus_product(of_sizes, inner_gradient, direction)
+            of_sizes = minus_product(of_sizes, inner_gradient, direction)
             if has_curvature:
                 scaled = {name: sizes[name] * tensor for name, tensor in direction.items()}
-                product = hessian_vector_product(loss, point, scaled, batch)
-                direction = {name: tensor - product[name] for name, tensor in direction.items()}
+                direction = of.minus_product(direction, point, batch, scaled)
         joint = {**direction, **{STEP_SIZE + name: tensor for name, tensor in of_sizes.items()}}
         costs = Costs(num_steps + 1, num_steps if has_curvature else 0)
         return Estimate({name: joint[name] for name in params}, outer_loss, outer_norm, costs)
@@ -97,7 +108,7 @@ def meta_sgd(loss: LossFn, *, has_curvature: bool) -> MetaGradient:
     return meta_gradient
 
 
-def _minus_product(params: Mapping[str, Tensor], left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Params:
+def minus_product(params: Mapping[str, Tensor], left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Params:
     """Return params - left ∘ right."""
     with torch.no_grad():
         return {name: torch.addcmul(tensor, left[name], right[name], value=-1) for name, tensor in params.items()}

@@ -1,6 +1,6 @@
 """What a client descends on, from the method's options: objective, step direction, and fine-tuning."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -74,7 +74,11 @@ def initial_params(params: Params, method: MethodConfig) -> Params:
 
 
 def step_direction(
-    gradient: Params, point: Mapping[str, Tensor], server: Mapping[str, Tensor], method: MethodConfig
+    gradient: Params,
+    point: Mapping[str, Tensor],
+    server: Mapping[str, Tensor],
+    method: MethodConfig,
+    clip: Callable[[Params, float], Params] = clipped,
 ) -> Params:
     """Return what a meta step goes against: the gradient with FedProx's pull, of the trained part, at most so long.
 
@@ -83,12 +87,13 @@ def step_direction(
         point: where the client is.
         server: w_k.
         method: μ, the part that is trained and the largest norm.
+        clip: scales down what is longer, of one client or of several, stacked.
     """
     if method.proximal_strength:
         gradient = add_scaled(gradient, proximal_pull(point, server, method.proximal_strength), 1.0)
     if method.trained_part == "body":
         gradient = without_head(gradient, method.head)
-    return clipped(gradient, method.max_grad_norm) if method.max_grad_norm else gradient
+    return clip(gradient, method.max_grad_norm) if method.max_grad_norm else gradient
 
 
 def fine_tune(  # noqa: PLR0913 - all but five by name

@@ -10,6 +10,7 @@ update. p is 1, ε is α ζ, so that η begins at α, and η is used at test tim
 """
 
 from collections.abc import Mapping
+from typing import Generic
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from nufed.common.meta.meta_gradient import Estimate, MetaBatches, MetaGradient
 from nufed.common.meta.meta_sgd import MOVED, SQUARED
 from nufed.common.params import Params
+from nufed.common.steps.steps import AnyBatch
 
 
 def with_observations(params: Mapping[str, Tensor], inner_lr: float, zeta: float) -> Params:
@@ -26,19 +28,19 @@ def with_observations(params: Mapping[str, Tensor], inner_lr: float, zeta: float
     return {**params, **moved, **squared}
 
 
-class Watched:
-    """Holds the sum of the squares of a client's gradients, each as it is estimated.
+class Watched(Generic[AnyBatch]):
+    """Holds the sum of the squares of a client's gradients, or of several clients' stacked, each as it is estimated.
 
     Attributes:
         squares: Σ_t ∇²  by parameter; empty before the first.
     """
 
-    def __init__(self, meta_gradient: MetaGradient) -> None:
+    def __init__(self, meta_gradient: MetaGradient[AnyBatch]) -> None:
         """Watch an estimator."""
         self._meta_gradient = meta_gradient
         self.squares: Params = {}
 
-    def __call__(self, params: Mapping[str, Tensor], batches: MetaBatches) -> Estimate:
+    def __call__(self, params: Mapping[str, Tensor], batches: MetaBatches[AnyBatch]) -> Estimate:
         """Return the estimate."""
         estimate = self._meta_gradient(params, batches)
         for name, tensor in estimate.gradient.items():

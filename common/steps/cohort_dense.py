@@ -14,7 +14,7 @@ One client alone may come without the leading dimension m (`nufed.common.steps.d
 less overhead than batched products of one matrix each. All that is said of [m, ...] then holds of [...].
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self
 
 import torch
@@ -73,14 +73,21 @@ class DenseKernel:
             self._buffers = _Buffers()
         self._buffers.take_back()
 
-    def above_first_layer(self) -> "DenseKernel":
-        """Return the kernel of the layers above the first, whose input is a_1."""
-        return DenseKernel(self.layers[1:], self._task)
+    def split(self, number: int) -> tuple["DenseKernel", "DenseKernel"]:
+        """Return the kernels of the first layers, whose outputs are a_l, and of those above, whose inputs these are."""
+        return DenseKernel(self.layers[:number], self._task), DenseKernel(self.layers[number:], self._task)
 
-    def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> "DenseTape":
-        """Evaluate the losses at `params`, forward and backward down to the first layer."""
+    def lowest(self, names: Collection[str]) -> int:
+        """Return the number of the first layer that has one of these parameters."""
+        return next(number for number, layer in enumerate(self.layers) if {*layer.names} & {*names})
+
+    def tape(
+        self, params: Stacked, batch: CohortBatch, *, curvature: bool, moved: Collection[str] | None = None
+    ) -> "DenseTape":
+        """Evaluate the losses at `params`, forward, and backward down to the first layer that is needed."""
         tape = DenseTape.forward(self.layers, params, batch, is_classification=self._is_classification)
-        tape.backward(keep_products=curvature)
+        tape.moved = moved
+        tape.backward(0 if curvature or moved is None else self.lowest(moved), keep_products=curvature)
         tape.buffers = self._buffers
         return tape
 
@@ -98,9 +105,11 @@ class DenseTape:
 
     Attributes:
         buffers: where results are put; None for new memory.
+        moved: names of the parameters that `descend` moves; None for all.
     """
 
     buffers: _Buffers | None = None
+    moved: Collection[str] | None = None
 
     def __init__(self, layers: tuple[DenseLayer, ...], params: Stacked, batch: CohortBatch) -> None:
         """Start an empty tape."""
@@ -128,11 +137,11 @@ class DenseTape:
             tape._probabilities = _softmax(tape._sums[-1])
         return tape
 
-    def backward(self, *, keep_products: bool) -> None:
-        """Add the deltas of all layers."""
+    def backward(self, lowest: int = 0, *, keep_products: bool) -> None:
+        """Add the deltas of the layers from number `lowest` on."""
         delta = self._output_error()
         self._deltas.append(delta)
-        for number in range(len(self._layers) - 1, 0, -1):
+        for number in range(len(self._layers) - 1, lowest, -1):
             back = _product(delta, self._params[self._layers[number].weight])
             slope = self._slopes[number - 1]
             if keep_products:
@@ -164,38 +173,54 @@ class DenseTape:
         return result
 
     def descend(self, step_size: float) -> Params:
-        """Return x_i - step_size ∇f_i."""
-        result: Params = {}
-        for layer, delta, value in zip(self._layers, self._deltas, self._values, strict=True):
+        """Return x_i - step_size ∇f_i of what is moved, and the rest as it is."""
+        result = {name: self._params[name] for layer in self._layers for name in layer.names}
+        lowest = len(self._layers) - len(self._deltas)
+        for layer, delta, value in zip(self._layers[lowest:], self._deltas, self._values[lowest:], strict=True):
             weight = self._params[layer.weight]
-            into = self._memory_like(weight)
-            result[layer.weight] = _plus_product(weight, delta.mT, value, -step_size, into)
-            if layer.bias:
+            if self._moves(layer.weight):
+                into = self._memory_like(weight)
+                result[layer.weight] = _plus_product(weight, delta.mT, value, -step_size, into)
+            if layer.bias and self._moves(layer.bias):
                 result[layer.bias] = torch.sub(self._params[layer.bias], delta.sum(-2), alpha=step_size)
         return result
+
+    def _moves(self, name: str) -> bool:
+        return self.moved is None or name in self.moved
 
     def input_gradient(self) -> Tensor:
         """Return ∂f_i/∂a_0, [m, B, width of the input]."""
         return _product(self._deltas[0], self._params[self._layers[0].weight])
 
-    def contract(self, direction: Params, step_size: float) -> Params:
-        """Return v_i - step_size ∇²f_i v_i, in the memory of `direction`."""
+    def contract(self, direction: Params, step_size: float, onto: Params | None = None) -> Params:
+        """Return onto_i - step_size ∇²f_i v_i, in the memory of `onto`, which is v itself where it is None.
+
+        Args:
+            direction: v; 0 for parameters that it lacks.
+            step_size: that the product is multiplied by.
+            onto: has all parameters; its tensors may be those of `direction`.
+        """
+        result = direction if onto is None else onto
+        direction = self._of_whole_layers(direction)
         sums, values = self._forward_along(direction)
         delta = self._output_error_along(sums[-1])
         for number in range(len(self._layers) - 1, -1, -1):
             layer, above, own_delta = self._layers[number], delta, self._deltas[number]
-            weight = direction[layer.weight]
+            weight, into = direction.get(layer.weight), result[layer.weight]
             if number:  # what goes down reads v before it is changed
                 below = _product(above, self._params[layer.weight])
-                _add_product(below, own_delta, weight)
+                if weight is not None:
+                    _add_product(below, own_delta, weight)
                 delta = below.mul_(self._slopes[number - 1])
-                if (bend := self._bend(number - 1)) is not None:
-                    delta.addcmul_(bend.mul_(self._back[number - 1]), sums[number - 1])
-                _add_product(weight, own_delta.mT, values[number - 1], -step_size)
-            _add_product(weight, above.mT, self._values[number], -step_size)
+                moved, moved_value = sums[number - 1], values[number - 1]
+                if moved is not None and (bend := self._bend(number - 1)) is not None:
+                    delta.addcmul_(bend.mul_(self._back[number - 1]), moved)
+                if moved_value is not None:
+                    _add_product(into, own_delta.mT, moved_value, -step_size)
+            _add_product(into, above.mT, self._values[number], -step_size)
             if layer.bias:
-                direction[layer.bias].sub_(above.sum(-2), alpha=step_size)
-        return direction
+                result[layer.bias].sub_(above.sum(-2), alpha=step_size)
+        return result
 
     def num_bytes(self) -> int:
         """Return the bytes that the tape keeps alive beside the parameters and the batch."""
@@ -209,17 +234,32 @@ class DenseTape:
     def _memory_like(self, weight: Tensor) -> Tensor | None:
         return self.buffers.like(weight) if self.buffers else None
 
-    def _forward_along(self, direction: Stacked) -> tuple[list[Tensor], list[Tensor]]:
-        """Return R{z_1} … R{z_L} and R{a_1} … R{a_{L-1}}; the inputs do not move."""
-        sums: list[Tensor] = []
-        values: list[Tensor] = []
+    def _of_whole_layers(self, direction: Params) -> Params:
+        """Return the direction with zeros for what it lacks of layers that it has something of."""
+        lacking = {
+            name: torch.zeros_like(self._params[name])
+            for layer in self._layers
+            for name in layer.names
+            if name not in direction and not direction.keys().isdisjoint(layer.names)
+        }
+        return {**direction, **lacking} if lacking else direction
+
+    def _forward_along(self, direction: Stacked) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """Return R{z_1} … R{z_L} and R{a_1} … R{a_{L-1}}, None where nothing moves; the inputs do not."""
+        sums: list[Tensor | None] = []
+        values: list[Tensor | None] = []
         for number, layer in enumerate(self._layers):
-            moved = _linear(direction, layer, self._values[number])
-            if values:
-                _add_product(moved, values[-1], self._params[layer.weight].mT)
+            below = values[-1] if values else None
+            moved = None
+            if layer.weight in direction:
+                moved = _linear(direction, layer, self._values[number])
+                if below is not None:
+                    _add_product(moved, below, self._params[layer.weight].mT)
+            elif below is not None:
+                moved = _product(below, self._params[layer.weight].mT)
             sums.append(moved)
             if layer.activation:
-                values.append(moved * self._slopes[number])
+                values.append(None if moved is None else moved * self._slopes[number])
         return sums, values
 
     def _bend(self, number: int) -> Tensor | None:
@@ -237,8 +277,10 @@ class DenseTape:
         minus_one = self._probabilities.new_full((), -1.0).expand(targets.shape)
         return self._probabilities.scatter_add(-1, targets, minus_one).mul_(weights)
 
-    def _output_error_along(self, moved: Tensor) -> Tensor:
+    def _output_error_along(self, moved: Tensor | None) -> Tensor:
         """Return R{δ_L} for R{z_L}."""
+        if moved is None:
+            raise AssertionError("a direction has a layer at least")
         weights = self._weights.unsqueeze(-1)
         if self._probabilities is None:
             return moved * weights

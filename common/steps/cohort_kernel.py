@@ -4,7 +4,7 @@ A *cohort* is m clients whose parameters are stacked: every tensor has a leading
 so each operation below is m independent ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -57,12 +57,16 @@ class CohortTape(Protocol):
         """Return ∇f_i(x_i)."""
 
     def descend(self, step_size: float) -> Params:
-        """Return x_i - step_size ∇f_i(x_i)."""
+        """Return x_i - step_size ∇f_i(x_i) of what is moved, and the rest as it is."""
 
-    def contract(self, direction: Params, step_size: float) -> Params:
-        """Return (I - step_size ∇²f_i(x_i)) v_i; only of a tape recorded with `curvature`.
+    def contract(self, direction: Params, step_size: float, onto: Params | None = None) -> Params:
+        """Return onto_i - step_size ∇²f_i(x_i) v_i; only of a tape recorded with `curvature`.
 
-        `direction` may be overwritten, so that a sweep over many inner points needs no memory for each.
+        Args:
+            direction: v; 0 for parameters that it lacks.
+            step_size: that the product is multiplied by.
+            onto: of all parameters, may be overwritten, so that a sweep over many inner points needs no memory for
+                each; None is v itself.
         """
 
 
@@ -78,8 +82,17 @@ class CohortKernel(Protocol):
     def start_step(self) -> None:
         """Begin a step: nothing that earlier tapes returned is needed any more, and its memory may be used again."""
 
-    def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> CohortTape:
-        """Evaluate the losses at `params`; `curvature` keeps what `contract` needs."""
+    def tape(
+        self, params: Stacked, batch: CohortBatch, *, curvature: bool, moved: Collection[str] | None = None
+    ) -> CohortTape:
+        """Evaluate the losses at `params`.
+
+        Args:
+            params: where.
+            batch: on which examples.
+            curvature: whether to keep what `contract` needs.
+            moved: names of the parameters that `descend` moves, `gradient` not being asked for; None for all.
+        """
 
 
 def stack_params(params: list[Mapping[str, Tensor]]) -> Params:

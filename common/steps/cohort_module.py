@@ -5,7 +5,7 @@ backward pass serves all of them. On a GPU this fills the device; on a CPU it ga
 and convolutions lose, for a convolution with weights of its own for each client is a grouped one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -37,15 +37,19 @@ class ModuleKernel:
     def start_step(self) -> None:
         """Do nothing: autograd's results have memory of their own."""
 
-    def tape(self, params: Stacked, batch: CohortBatch, *, curvature: bool) -> "ModuleTape":
+    def tape(
+        self, params: Stacked, batch: CohortBatch, *, curvature: bool, moved: Collection[str] | None = None
+    ) -> "ModuleTape":
         """Evaluate the losses and their gradients at `params`; the shares are not read."""
-        point = leaves(params)
+        wanted = params if curvature or moved is None else {name: params[name] for name in params if name in moved}
+        leaf = leaves(wanted)
+        point = {name: leaf.get(name, tensor) for name, tensor in params.items()}
         if batch.own_weights is None:
             losses = self._losses(point, batch.inputs, batch.targets)
         else:
             losses = self._weighted_losses(point, batch.inputs, batch.targets, batch.own_weights)
-        gradients = torch.autograd.grad(losses.sum(), list(point.values()), create_graph=curvature)
-        return ModuleTape(point, losses.detach(), dict(zip(point, gradients, strict=True)))
+        gradients = torch.autograd.grad(losses.sum(), list(leaf.values()), create_graph=curvature)
+        return ModuleTape(point, losses.detach(), dict(zip(leaf, gradients, strict=True)), moved)
 
 
 def maps_rightly(loss: LossFn, params: Params, batch: Batch, *, curvature: bool) -> bool:
@@ -82,9 +86,9 @@ def maps_rightly(loss: LossFn, params: Params, batch: Batch, *, curvature: bool)
 class ModuleTape:
     """One forward and backward pass; holds the point, and the gradients with their graph if asked for curvature."""
 
-    def __init__(self, point: Params, losses: Tensor, gradients: Params) -> None:
+    def __init__(self, point: Params, losses: Tensor, gradients: Params, moved: Collection[str] | None) -> None:
         """Keep what the pass gave."""
-        self._point, self._losses, self._gradients = point, losses, gradients
+        self._point, self._losses, self._gradients, self._moved = point, losses, gradients, moved
 
     def losses(self) -> Tensor:
         """Return f_i, [m]."""
@@ -95,9 +99,14 @@ class ModuleTape:
         return {name: tensor.detach() for name, tensor in self._gradients.items()}
 
     def descend(self, step_size: float) -> Params:
-        """Return x_i - step_size ∇f_i, detached."""
-        return add_scaled(self._point, self._gradients, -step_size)
+        """Return x_i - step_size ∇f_i of what is moved, and the rest as it is, detached."""
+        if self._moved is None:
+            return add_scaled(self._point, self._gradients, -step_size)
+        part = {name: tensor for name, tensor in self._point.items() if name in self._moved}
+        rest = {name: tensor.detach() for name, tensor in self._point.items()}
+        return {**rest, **add_scaled(part, self._gradients, -step_size)}
 
-    def contract(self, direction: Params, step_size: float) -> Params:
-        """Return v_i - step_size ∇²f_i v_i; frees the graph, so once only."""
-        return add_scaled(direction, gradient_graph_product(self._point, self._gradients, direction), -step_size)
+    def contract(self, direction: Params, step_size: float, onto: Params | None = None) -> Params:
+        """Return onto_i - step_size ∇²f_i v_i; frees the graph, so once only."""
+        product = gradient_graph_product(self._point, self._gradients, direction)
+        return add_scaled(direction if onto is None else onto, product, -step_size)

@@ -28,6 +28,11 @@ class DenseLayer:
     shape: tuple[int, int]
     activation: Activation | None = None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of its parameters."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
 
 def dense_layers(model: nn.Module, task: TaskInfo) -> tuple[DenseLayer, ...] | None:
     """Return the layers of a model that is [flatten,] linear, activation, linear, …, linear, or None for any other.
@@ -65,7 +70,7 @@ def dense_layers(model: nn.Module, task: TaskInfo) -> tuple[DenseLayer, ...] | N
 
 def parameter_names(layers: Iterable[DenseLayer]) -> set[str]:
     """Return the names of all weights and biases."""
-    return {name for layer in layers for name in (layer.weight, layer.bias) if name is not None}
+    return {name for layer in layers for name in layer.names}
 
 
 def _names(model: nn.Module) -> set[str]:

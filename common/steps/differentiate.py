@@ -33,9 +33,10 @@ def gradient_graph(loss: LossFn, params: Mapping[str, Tensor], batch: Batch) -> 
 def gradient_graph_product(point: Params, gradients: Params, direction: Mapping[str, Tensor]) -> Params:
     """Return the Hessian times `direction` from a differentiable gradient, whose graph is freed.
 
-    Parameters that the gradient does not depend on, as in a loss linear in them, have a zero product.
+    Parameters that the gradient does not depend on, as in a loss linear in them, have a zero product. The direction is
+    0 for parameters that it lacks.
     """
-    wanted = [name for name, tensor in gradients.items() if tensor.requires_grad]
+    wanted = [name for name, tensor in gradients.items() if tensor.requires_grad and name in direction]
     if not wanted:
         return {name: torch.zeros_like(tensor) for name, tensor in point.items()}
     products = torch.autograd.grad(

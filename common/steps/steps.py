@@ -120,6 +120,21 @@ class Steps(Generic[AnyBatch]):
         return self.algebra.add_scaled(params, found, -self.inner_lr), lambda: found
 
 
+@dataclass(frozen=True)
+class Derivatives(Generic[AnyBatch]):
+    """A loss's derivatives, of one client or of several at once, for steps of other forms; all results are detached.
+
+    Attributes:
+        value_and_gradient: (w, O) -> f(w; O) and ∇f(w; O).
+        minus_product: (u, w, H, v) -> u - ∇²f(w; H) v; u may be overwritten.
+        norm: v ↦ ‖v‖.
+    """
+
+    value_and_gradient: Callable[[Mapping[str, Tensor], AnyBatch], tuple[Tensor, Params]]
+    minus_product: Callable[[Params, Mapping[str, Tensor], AnyBatch, Params], Params]
+    norm: Callable[[Mapping[str, Tensor]], Size]
+
+
 MakeSteps = Callable[[LossFn, float], Steps]
 
 

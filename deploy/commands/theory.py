@@ -12,7 +12,7 @@ from rich.table import Table
 
 from nufed.common.config import RunConfig
 from nufed.common.errors import ConfigError
-from nufed.common.method_rules import sequential_options
+from nufed.common.method_rules import other_objectives
 from nufed.deploy.commands.heartbeat import while_working
 from nufed.deploy.commands.option_groups import MachineOptions, option, with_option_groups
 from nufed.deploy.commands.run_options import RunOptions
@@ -153,7 +153,7 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
 
 
 def _refuse_other_objectives(config: RunConfig) -> None:
-    others = sequential_options(config)
+    others = other_objectives(config)
     found, plain = config.flat(), RunConfig().flat()
     unknown = ("method.max-grad-norm", "method.inner-schedule", "method.local-optimizer", "federation.server-optimizer")
     others += [f"{key}={found[key]}" for key in unknown if found[key] != plain[key]]

@@ -9,22 +9,24 @@ its culprit's and nobody else's.
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
 
 from nufed.client.global_skill import global_curves
+from nufed.client.personalize import is_alone, rounds_alone
 from nufed.client.shots import shots_of
 from nufed.client.train_reply import train_reply
 from nufed.client.workplace import Workplace
 from nufed.common.errors import ModelError
 from nufed.common.message_schema import MetricValue
-from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update
+from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update, stacked_update
 from nufed.common.meta.cohort_curves import Scratch
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_update import Stream
-from nufed.common.method_rules import sequential_options, sequential_training
+from nufed.common.meta.meta_sgd import split_step_sizes
+from nufed.common.method_rules import sequential_evaluation, sequential_training
 from nufed.common.params import Params, num_bytes
 from nufed.common.steps.cohort_dense import DenseKernel
 from nufed.common.steps.cohort_kernel import CohortKernel, stack_params
@@ -112,7 +114,7 @@ class Cohort:
             if not place.shown.evaluation:  # so that there is nothing to compute
                 yield from (Answer(each.number, None) for each in group)
                 continue
-            if unknown := sequential_options(place.config):
+            if unknown := sequential_evaluation(place.config):
                 yield from self._alone(group, f"{', '.join(unknown)} cannot be computed for several at once")
                 continue
             if (layers := dense_layers(place.model, place.task)) is None:
@@ -126,14 +128,13 @@ class Cohort:
     def _problem_of_mapping(self, assignment: Assignment) -> str:
         """Return why a model's loss cannot be mapped over clients; empty if it can. Each model is tried once."""
         place, method = assignment.place, assignment.place.config.method
+        model = split_step_sizes(assignment.params)[0]
         if place.model not in self._problems:
             support = place.data.support
             batch = support.take(torch.arange(min(4, len(support)), device=support.device)).as_batch()
             try:
                 twice = find_estimator(method.estimator).differentiates_twice and method.num_inner_steps > 0
-                problem = (
-                    "" if maps_rightly(place.training_loss, assignment.params, batch, curvature=twice) else DIFFERS
-                )
+                problem = "" if maps_rightly(place.training_loss, model, batch, curvature=twice) else DIFFERS
             except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError, ModelError) as error:
                 problem = f"the batched computation failed ({error})"
             self._problems[place.model] = problem
@@ -208,20 +209,37 @@ def _evaluate_with(kernel: DenseKernel) -> Compute:
     scratch = Scratch()  # for all chunks of a phase, and no longer
 
     def evaluate(chunk: Chunk) -> list[EvaluateReply]:
-        params = stack_params([each.params for each in chunk])
+        params = _before_adaptation(kernel, chunk)
         places, all_metrics = [each.place for each in chunk], chunk[0].all_metrics
         curves = cohort_curves(kernel, places, params, scratch, all_metrics=all_metrics)
         replies: list[dict[str, MetricValue]] = [{**own} for own in curves]
         for shots in zip(*(shots_of(each.place, chunk[0].shots) for each in chunk), strict=True):
-            of_shot = cohort_curves(kernel, [shot.place for shot in shots], params, scratch)
+            few = [replace(each, place=shot.place) for each, shot in zip(chunk, shots, strict=True)]
+            start = _before_adaptation(kernel, few) if is_alone(chunk[0].place.config) else params
+            of_shot = cohort_curves(kernel, [shot.place for shot in shots], start, scratch)
             for reply, shot, own in zip(replies, shots, of_shot, strict=True):
                 reply.update(shot.metrics(own))
         if all_metrics:
-            for reply, each in zip(replies, chunk, strict=True):
-                reply.update(global_curves(each.place, each.params))
+            for number, (reply, each) in enumerate(zip(replies, chunk, strict=True)):
+                start = {name: tensor[number] for name, tensor in params.items()}
+                reply.update(global_curves(each.place, start, is_trained=True))
         return [EvaluateReply(len(each.place.data.test), own) for each, own in zip(chunk, replies, strict=True)]
 
     return evaluate
+
+
+def _before_adaptation(kernel: DenseKernel, chunk: Chunk) -> Params:
+    """Return the models that clients adapt, stacked: those that they were sent, or have trained alone."""
+    if not is_alone(chunk[0].place.config):
+        return stack_params([each.params for each in chunk])
+    trained: dict[int, Params] = {}
+    for part in training_chunks(kernel, chunk):
+        config, point = part[0].place.config, stack_params([each.params for each in part])
+        for round_number in rounds_alone(config):
+            trainees = [_trainee(replace(each, round=round_number)) for each in part]
+            point = stacked_update(kernel, trainees, config.method, point).params
+        trained |= {each.number: {name: tensor[row] for name, tensor in point.items()} for row, each in enumerate(part)}
+    return stack_params([trained[each.number] for each in chunk])
 
 
 def _trainee(assignment: Assignment) -> Trainee:
@@ -232,10 +250,12 @@ def _trainee(assignment: Assignment) -> Trainee:
 
 
 def _by_model(assignments: Chunk) -> list[list[Assignment]]:
-    """Return the assignments in groups of one model; clients of one run share theirs."""
-    groups: dict[int, list[Assignment]] = {}
+    """Return the assignments in groups of one model, which clients of one run share, and one round if it is read."""
+    groups: dict[tuple[int, int], list[Assignment]] = {}
     for assignment in assignments:
-        groups.setdefault(id(assignment.place.model), []).append(assignment)
+        is_read = assignment.place.config.method.step_sizes == "observed"
+        key = id(assignment.place.model), assignment.round if is_read else 0
+        groups.setdefault(key, []).append(assignment)
     return list(groups.values())
 
 

@@ -10,6 +10,7 @@ from nufed.client.workplace import Workplace
 from nufed.common.data.target_scaling import TargetScaling
 from nufed.common.examples import Examples
 from nufed.common.meta.cohort_curves import (
+    Adaptation,
     JudgeBy,
     JudgedBeside,
     Judgement,
@@ -19,10 +20,13 @@ from nufed.common.meta.cohort_curves import (
     outputs_while_adapting,
     products_pay,
 )
+from nufed.common.meta.meta_sgd import split_step_sizes
+from nufed.common.meta.parts import head_names
 from nufed.common.meta.schedule import inner_sizes
 from nufed.common.metrics.judging import judging
+from nufed.common.params import Params
 from nufed.common.steps.cohort_dense import DenseKernel
-from nufed.common.steps.cohort_kernel import CohortBatch, Stacked
+from nufed.common.steps.cohort_kernel import CohortBatch, Stacked, stack_params
 from nufed.common.trees import cat, one_tensor
 
 
@@ -89,20 +93,39 @@ def _outputs(
 ) -> tuple[CohortBatch, Iterator[Tensor]]:
     """Return the judged examples as one batch [m, T, ...], and the outputs for it after s = 0 … S steps."""
     config = places[0].config
-    sizes = inner_sizes(config.method, config.evaluation.adapt_lr or config.method.inner_lr)
+    model, adaptation = _adaptation(places, params)
     num_steps = config.evaluation.num_adapt_steps
     if config.evaluation.adapt_batch_size:
-        batch = _pad(judged)
-        return batch, outputs_while_adapting(kernel, params, _drawn_batches(places), one_tensor(batch.inputs), sizes)
+        batch, drawn = _pad(judged), _drawn_batches(places)
+        return batch, outputs_while_adapting(kernel, model, drawn, one_tensor(batch.inputs), adaptation)
     support = [place.data.support for place in places]
     num_support, num_judged = (max(map(len, parts)) for parts in (support, judged))
-    if not products_pay(kernel, num_support, num_judged, num_steps):
-        batch, whole = _pad(judged), _pad(support)
-        return batch, outputs_while_adapting(kernel, params, [whole] * num_steps, one_tensor(batch.inputs), sizes)
+    if not adaptation.is_plain or not products_pay(kernel, num_support, num_judged, num_steps):
+        batch, repeated = _pad(judged), [_pad(support)] * num_steps
+        return batch, outputs_while_adapting(kernel, model, repeated, one_tensor(batch.inputs), adaptation)
     like = one_tensor(support[0].inputs)
     rows = scratch.take("rows", (len(places), num_support + num_judged, *like.shape[1:]), like)
     whole, batch = _pad(support, rows[:, :num_support]), _pad(judged, rows[:, num_support:])
-    return batch, outputs_through_products(kernel, params, JudgedBeside(rows, whole, scratch), (sizes, num_steps))
+    beside = JudgedBeside(rows, whole, scratch)
+    return batch, outputs_through_products(kernel, model, beside, (adaptation.sizes, num_steps))
+
+
+def _adaptation(places: Sequence[Workplace], params: Stacked) -> tuple[Params, Adaptation]:
+    """Return the models that clients begin with, and how they adapt, as `fine_tune` does."""
+    config, method = places[0].config, places[0].config.method
+    sent, own_sizes = split_step_sizes(params)
+    model = sent
+    if any(place.kept for place in places):
+        model = stack_params(
+            [
+                {name: (place.kept or {}).get(name, tensor[number]) for name, tensor in sent.items()}
+                for number, place in enumerate(places)
+            ]
+        )
+    sizes = inner_sizes(method, config.evaluation.adapt_lr or method.inner_lr)
+    head = head_names(model, method.head) if method.adapted_part == "head" else None
+    anchor = sent if method.client_state == "model" else model
+    return model, Adaptation(sizes, own_sizes, head, method.personal_strength, anchor)
 
 
 def _drawn_batches(places: Sequence[Workplace]) -> Iterator[CohortBatch]:

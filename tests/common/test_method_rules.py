@@ -5,11 +5,12 @@ import pytest
 from nufed.common.config import MethodConfig, RunConfig
 from nufed.common.config.method import has_own_inner_steps
 from nufed.common.errors import ConfigError
-from nufed.common.method_rules import sequential_options
+from nufed.common.method_rules import other_objectives, sequential_evaluation, sequential_training
 from nufed.common.methods import METHODS
 
 MOREAU = {"method.objective": "moreau", "method.personal-strength": 1.0}
 LEARNED, HEAD = {"method.step-sizes": "learned"}, {"method.adapted-part": "head"}
+ONE_BY_ONE = {"pfedme", "imaml", "ditto", "fedrep", "fedper", "lg-fedavg"}
 
 
 @pytest.mark.parametrize(
@@ -48,17 +49,19 @@ def test_plain_inner_steps_are_known_as_such():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_many_clients_at_once_cannot_compute_is_listed(name):
+def test_what_makes_another_method_is_listed_and_what_many_clients_at_once_cannot_compute(name):
     config = RunConfig().updated(METHODS[name].options())
     known = {"method.num-inner-steps", "method.estimator", "federation.server-lr", "federation.server-optimizer"}
 
-    assert bool(sequential_options(config)) == bool(METHODS[name].overrides.keys() - known)
+    assert bool(other_objectives(config)) == bool(METHODS[name].overrides.keys() - known)
+    assert bool(sequential_training(config)) == (name in ONE_BY_ONE)
+    assert sequential_evaluation(config) == []
 
 
 def test_how_the_server_aggregates_is_nothing_to_the_clients():
     config = RunConfig().updated({"federation.aggregation": "median", "federation.server-lr": 0.5})
 
-    assert sequential_options(config) == []
+    assert other_objectives(config) == sequential_training(config) == []
 
 
 @pytest.mark.parametrize(
@@ -73,16 +76,22 @@ def test_how_the_server_aggregates_is_nothing_to_the_clients():
     ],
     ids=str,
 )
-def test_each_option_that_the_batched_computation_does_not_know_is_listed_by_itself(option):
+def test_each_option_that_makes_another_method_is_listed_by_itself(option):
     ((key, value),) = option.items()
 
-    assert sequential_options(RunConfig().updated(option)) == [f"{key}={value}"]
+    assert other_objectives(RunConfig().updated(option)) == [f"{key}={value}"]
 
 
 def test_the_options_are_listed_as_they_are_given():
     config = RunConfig().updated({**HEAD, "method.proximal-strength": 0.5})
 
-    assert sequential_options(config) == ["method.adapted-part=head", "method.proximal-strength=0.5"]
+    assert other_objectives(config) == ["method.adapted-part=head", "method.proximal-strength=0.5"]
+
+
+def test_what_is_trained_alone_is_evaluated_as_it_is_trained():
+    config = RunConfig().updated({**MOREAU, "federation.training": "local"})
+
+    assert sequential_evaluation(config) == sequential_training(config) == ["method.objective=moreau"]
 
 
 @pytest.mark.parametrize("values", [{"federation": {"aggregation": "none"}}, {"federation.aggregation": "none"}])

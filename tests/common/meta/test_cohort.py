@@ -13,6 +13,7 @@ from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update, stacke
 from nufed.common.meta.cohort_curves import products_pay
 from nufed.common.meta.estimators import ESTIMATORS, Estimator
 from nufed.common.meta.local_update import Stream, local_update
+from nufed.common.meta.objective import initial_params
 from nufed.common.params import add_scaled, clipped, model_params, norm
 from nufed.common.rng import seeded_torch
 from nufed.common.steps.activations import ACTIVATION_DERIVATIVES, find_activation
@@ -27,6 +28,18 @@ TASK = TaskInfo("classification", SHAPES["mlp"], CLASSES)
 METHOD = MethodConfig(
     num_inner_steps=2, inner_lr=0.2, local_lr=0.3, num_local_steps=3, batch_size=6, outer_batch_size=5
 )
+HEAD, LEARNED = {"adapted_part": "head"}, {"step_sizes": "learned"}
+OTHER_STEPS = [
+    {**HEAD, "num_inner_steps": 3},
+    {**HEAD, "estimator": "first-order", "max_grad_norm": 0.3},
+    {**HEAD, "estimator": "unrolled", "inner_schedule": "linear"},
+    {**HEAD, "head": "1,4.bias"},
+    {**LEARNED, "num_inner_steps": 3},
+    {**LEARNED, "estimator": "first-order", "max_grad_norm": 0.3},
+    {**LEARNED, "estimator": "unrolled", "proximal_strength": 0.5},
+    {"step_sizes": "observed", "num_inner_steps": 0},
+    {"trained_part": "body", "proximal_strength": 0.5, "local_optimizer": "momentum"},
+]
 SIZES = (4, 9, 13)
 BATCHED = [name for name, estimator in ESTIMATORS.items() if estimator.of_steps]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -119,13 +132,13 @@ def test_activations_are_torchs_own(activation):
     torch.testing.assert_close(bend, second, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("estimator", BATCHED)
+@pytest.mark.parametrize("changes", [*({"estimator": name} for name in BATCHED), *OTHER_STEPS], ids=str)
 @pytest.mark.parametrize(("build", "name"), [(mlp, "mlp"), (cnn, "cnn")])
-def test_the_kernel_of_any_module_trains_as_each_client_alone_would(estimator, build, name):
-    """The mapped loss serves convolutions and all estimators."""
+def test_the_kernel_of_any_module_trains_as_each_client_alone_would(changes, build, name):
+    """The mapped loss serves convolutions, all estimators, and inner steps of all kinds."""
     model, task = build(), TaskInfo("classification", SHAPES[name], CLASSES)
-    clients = trainees(model_params(model), SHAPES[name])
-    method = METHOD.model_copy(update={"estimator": estimator})
+    method = METHOD.model_copy(update=changes)
+    clients = trainees(initial_params(model_params(model), method), SHAPES[name])
     loss = make_loss(model, task)
 
     together = cohort_update(ModuleKernel(loss), clients, method)
@@ -165,14 +178,15 @@ def test_nothing_is_read_from_a_device_on_the_way(estimator, by_hand):
         {"estimator": "hessian-free", "hessian_free_difference": "forward"},
         {"estimator": "hessian-free", "hessian_free_difference": "forward", "hessian_batches": "inner"},
         {"estimator": "hessian-free", "hessian_free_dtype": "float64", "hessian_batches": "inner"},
+        *OTHER_STEPS,
     ],
     ids=str,
 )
-def test_every_way_of_drawing_batches_is_followed(changes):
+def test_every_way_of_drawing_batches_and_of_taking_steps_is_followed(changes):
     """Batches of all data are padded, held-out rows held out, fresh Hessian batches fresh."""
     model = mlp(nn.ELU)
-    clients = trainees(model_params(model))
     method = METHOD.model_copy(update=changes)
+    clients = trainees(initial_params(model_params(model), method))
 
     together = cohort_update(dense(model), clients, method)
 

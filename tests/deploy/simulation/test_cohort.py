@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from nufed.common.meta.cohort_curves import Scratch
 from nufed.common.meta.estimators import ESTIMATORS, Estimator
 from nufed.common.meta.exact import exact
 from nufed.common.meta.first_order import first_order
+from nufed.common.meta.objective import initial_params
+from nufed.common.methods import find_method
 from nufed.common.models import build_model
 from nufed.common.params import model_params
 from nufed.common.settings import Settings
@@ -47,6 +50,13 @@ CONFIG = RunConfig().updated(
     }
 )
 
+CLOSING = {"evaluation.shots": "2,3", "evaluation.global-examples": 9}
+BATCHED_METHODS = ["anil", "meta-sgd", "aruba", "fedbabu", "fedprox"]
+
+
+def preset(name):
+    return dict(find_method(name).options())
+
 
 def grid_of(kind, config):
     num_nodes = config.data.num_clients + config.data.num_new_clients
@@ -55,7 +65,7 @@ def grid_of(kind, config):
 
 def model_of(config):
     task = describe_task(config.data, Settings())
-    return model_params(build_model(config.model, task, seed=config.seed))
+    return initial_params(model_params(build_model(config.model, task, seed=config.seed)), config.method)
 
 
 def messages(config, request, message_type, num_nodes=None):
@@ -83,7 +93,9 @@ def assert_trained_alike(config, tolerance):
 
 
 def assert_judged_alike(config, tolerance):
-    ours, expected = (replies(kind, config, EvaluateRequest, "evaluate") for kind in (CohortGrid, InProcessGrid))
+    is_last = config.evaluation.shots != ""
+    request = partial(EvaluateRequest, shots=(2, 3), all_metrics=True) if is_last else EvaluateRequest
+    ours, expected = (replies(kind, config, request, "evaluate") for kind in (CohortGrid, InProcessGrid))
     assert sorted(ours) == sorted(expected)
     for node in expected:
         left, right = (EvaluateReply.from_records(side[node].content) for side in (ours, expected))
@@ -148,11 +160,12 @@ def test_an_estimator_that_is_registered_in_one_place_works_in_every_engine(is_b
         {"model.name": "linear"},
         {"data.source": "sinusoid", "data.partition": "by-user"},
         {"data.source": "quadratic", "data.partition": "by-user", "model.name": "linear", "method.inner-lr": 0.01},
+        *map(preset, BATCHED_METHODS),
     ],
     ids=str,
 )
-def test_other_data_and_models_are_trained_alike(changes, said):
-    """Ragged batches, regression, one layer without a bias."""
+def test_other_data_models_and_methods_are_trained_alike(changes, said):
+    """Ragged batches, regression, one layer without a bias; methods whose steps are others."""
     assert_trained_alike(CONFIG.updated(changes), 1e-10)
 
     assert said.text == ""
@@ -170,6 +183,10 @@ def test_other_data_and_models_are_trained_alike(changes, said):
         {"model.hidden-sizes": ""},
         {"model.dropout": 0.3},
         {"data.source": "sinusoid", "data.partition": "by-user"},
+        *map(preset, [*BATCHED_METHODS, "local-only", "imaml"]),
+        {**preset("anil"), "method.head": "1,3", "evaluation.adapt-batch-size": 8},
+        {**preset("meta-sgd"), "method.personal-strength": 0.5},
+        {**preset("anil"), "federation.training": "local", "federation.num-rounds": 3, **CLOSING},
     ],
     ids=str,
 )
