@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from nufed.client.app import app as our_client_app
+from nufed.client.client_state import ClientState
 from nufed.client.workplace import workplace
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
@@ -115,6 +116,8 @@ def _assignments(messages: Sequence[Message], context_of: Callable[[Message], Co
             context = context_of(message)
             place = workplace(context.run_config, context.node_config, settings)
             request = decoder.decode(message.content)
+            if message.metadata.message_type == MessageType.EVALUATE and place.config.method.client_state != "none":
+                place = replace(place, kept=ClientState(place, message, context).before(request.round + 1))
         except NufedError:
             raise
         except Exception:  # noqa: BLE001, S112 - whatever it is, it is raised again and answered for in the client's own turn
