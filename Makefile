@@ -12,7 +12,7 @@ NEXT := .venv-flwr-next
 # The suite runs on the oldest Flower that is allowed, the last one whose SuperNode speaks gRPC.
 FLWR_OLDEST ?= 1.39.0
 FLWR_NEXT ?= 1.42.0
-BENCHMARKS ?= meta_gradient peak_memory hessian_free_error round evaluation aggregation secure_parts secure_aggregation wire growth population engines ray_cluster deployment swarm
+BENCHMARKS ?= meta_gradient peak_memory hessian_free_error round evaluation aggregation secure_parts secure_aggregation wire growth population engines ray_cluster accelerator deployment swarm
 FUZZ_MINUTES ?= 10
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
