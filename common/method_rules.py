@@ -1,7 +1,5 @@
 """Which options of a method are computed for one client at a time only, and which ones make it another method."""
 
-from collections.abc import Iterable
-
 from nufed.common.config import RunConfig
 
 _OTHER = {
@@ -14,18 +12,18 @@ _OTHER = {
     "method.personal-strength",
     "federation.training",
 }
-_SEQUENTIAL = {"method.objective", "method.client-state"}
 
 
 def sequential_training(config: RunConfig) -> list[str]:
-    """Return the options, as `method.objective=moreau`, for which clients train one at a time."""
+    """Return the options, as `method.objective=implicit`, for which clients train one at a time."""
     from nufed.common.meta.estimators import find_estimator  # loads PyTorch
 
     name = config.method.estimator
     private = ["privacy.dp=record"] if config.privacy.dp == "record" else []
     masked = ["privacy.secure-aggregation=true"] if config.privacy.secure_aggregation else []
+    implicit = ["method.objective=implicit"] if config.method.objective == "implicit" else []
     estimator = [] if find_estimator(name).of_steps else [f"method.estimator={name}"]
-    return [*_departures(config, _SEQUENTIAL), *private, *masked, *estimator]
+    return [*implicit, *private, *masked, *estimator]
 
 
 def sequential_evaluation(config: RunConfig) -> list[str]:
@@ -35,9 +33,5 @@ def sequential_evaluation(config: RunConfig) -> list[str]:
 
 def other_objectives(config: RunConfig) -> list[str]:
     """Return the options, as `method.objective=moreau`, of a method that is not plain local and fine-tuning steps."""
-    return _departures(config, _OTHER)
-
-
-def _departures(config: RunConfig, keys: Iterable[str]) -> list[str]:
     plain, found = RunConfig().flat(), config.flat()
-    return [f"{key}={found[key]}" for key in sorted(keys) if found[key] != plain[key]]
+    return [f"{key}={found[key]}" for key in sorted(_OTHER) if found[key] != plain[key]]

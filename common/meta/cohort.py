@@ -7,45 +7,34 @@ result is that of `local_update` client by client, up to rounding.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nufed.common.config import MethodConfig
 from nufed.common.errors import ConfigError
-from nufed.common.examples import Examples
-from nufed.common.meta.draw import BatchPlan, Sources, batch_plan, draw_indices, draws_with_replacement, sources_of
+from nufed.common.meta.cohort_batches import CohortBatches, Trainee, plan_of, trainee_sources
+from nufed.common.meta.draw import draws_with_replacement
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_optimizer import LocalOptimizer
-from nufed.common.meta.local_update import LocalUpdate, Stream
-from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches, MetaGradient
+from nufed.common.meta.local_update import LocalUpdate
+from nufed.common.meta.meta_gradient import Costs, Estimate, MetaBatches
 from nufed.common.meta.meta_sgd import learned_sizes, split_step_sizes
-from nufed.common.meta.objective import initial_params, step_direction
+from nufed.common.meta.objective import Objective, initial_params, step_direction
 from nufed.common.meta.observed_sizes import Watched, observed
 from nufed.common.meta.parts import head_names
-from nufed.common.meta.schedule import inner_sizes, scheduled
-from nufed.common.params import Params
-from nufed.common.steps.cohort_kernel import CohortBatch, CohortKernel, Stacked, clipped_each, norms, stack_params
+from nufed.common.meta.proximal import proximal_pull
+from nufed.common.meta.schedule import inner_sizes, scheduled, size_at
+from nufed.common.params import Params, add_scaled
+from nufed.common.steps.cohort_kernel import (
+    CohortBatch,
+    CohortKernel,
+    Stacked,
+    apart,
+    clipped_each,
+    norms,
+    stack_params,
+)
 from nufed.common.steps.cohort_steps import cohort_derivatives, cohort_steps
-from nufed.common.trees import first_leaf, tree_map
-
-MOST_ROW_NUMBERS = 2**20
-"""Row numbers of batches that are drawn ahead: 8 MiB."""
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """A client that is to train.
-
-    Attributes:
-        params: the server's model, w_k; not changed.
-        support: examples that all batches are drawn from.
-        stream: what the draws are keyed by.
-    """
-
-    params: Params
-    support: Examples
-    stream: Stream
 
 
 @dataclass(frozen=True)
@@ -69,10 +58,10 @@ class CohortUpdate:
     def each(self) -> list[LocalUpdate]:
         """Return each client's own update, in main memory; what a device holds is copied once for all clients."""
         losses, growth = self.losses.tolist(), self.growth.tolist()
-        here = {name: tensor.cpu() for name, tensor in self.params.items()}
+        models = apart({name: tensor.cpu() for name, tensor in self.params.items()})
         return [
-            LocalUpdate({name: tensor[number] for name, tensor in here.items()}, loss, largest, self.costs, replaced)
-            for number, (loss, largest, replaced) in enumerate(zip(losses, growth, self.with_replacement, strict=True))
+            LocalUpdate(model, loss, largest, self.costs, replaced)
+            for model, loss, largest, replaced in zip(models, losses, growth, self.with_replacement, strict=True)
         ]
 
 
@@ -99,10 +88,9 @@ def stacked_update(
     sent = stack_params([trainee.params for trainee in trainees]) if start is None else start
     if method.step_sizes == "observed":
         return _observed_update(kernel, trainees, method, sent)
-    meta_gradient = _batched_estimator(kernel, method, sent)
     is_read_later = start is not None or method.proximal_strength > 0
     point = {name: tensor.clone() for name, tensor in sent.items()} if is_read_later else sent
-    return _meta_steps(kernel, meta_gradient, trainees, method, (point, sent))
+    return meta_steps(kernel, _batched_objective(kernel, method, sent), trainees, method, (point, sent))
 
 
 def _observed_update(
@@ -110,33 +98,41 @@ def _observed_update(
 ) -> CohortUpdate:
     """Return the update of models whose step sizes are observed; all clients are asked in one round."""
     model = split_step_sizes(sent)[0]
-    watched = Watched(_batched_estimator(kernel, method, model))
+    objective = _batched_objective(kernel, method, model)
+    watched = Watched(objective.meta_gradient)
     point = {name: tensor.clone() for name, tensor in model.items()}
-    update = _meta_steps(kernel, watched, trainees, method, (point, model))
+    update = meta_steps(kernel, replace(objective, meta_gradient=watched), trainees, method, (point, model))
     first = initial_params(model, method)
     arrays = observed(sent, update.params, watched.squares, round_number=trainees[0].stream.round, first=first)
     return replace(update, params=arrays)
 
 
-def _meta_steps(
+def meta_steps(
     kernel: CohortKernel,
-    meta_gradient: MetaGradient[CohortBatch],
+    objective: Objective[CohortBatch],
     trainees: Sequence[Trainee],
     method: MethodConfig,
     models: tuple[Params, Params],
 ) -> CohortUpdate:
-    """Take τ meta steps; `models` are where they start, which is moved, and the server's."""
-    point, server = models
-    plan = _plan(method)
-    sources = [_sources(trainee, method) for trainee in trainees]
-    batches = _Batches(trainees, plan, sources, method.num_local_steps)
+    """Return the clients' models after τ meta steps.
+
+    Args:
+        kernel: computes the clients' losses.
+        objective: what they descend on.
+        trainees: the clients.
+        method: τ, β and what is done with a gradient.
+        models: where the steps start, which is moved in place, and the server's.
+    """
+    (point, server), plan = models, objective.plan
+    sources = [trainee_sources(trainee, method) for trainee in trainees]
+    batches = CohortBatches(trainees, plan, sources, method.num_local_steps)
     losses, optimizer = list[Tensor](), LocalOptimizer(method)
     growth, costs = next(iter(point.values())).new_zeros(len(trainees)), Costs()
     for step in range(method.num_local_steps):
         kernel.start_step()
-        estimate = meta_gradient(point, batches.draw(step))
+        estimate = objective.meta_gradient(point, batches.draw(step))
         direction = step_direction(estimate.gradient, point, server, method, clipped_each)
-        _descend_in_place(point, optimizer.velocity(direction), method.local_lr)
+        descend_in_place(point, optimizer.velocity(direction), method.local_lr)
         losses.append(estimate.outer_loss)
         growths = _growths(estimate)
         # Unlike maximum, this passes over NaN as Python's max does.
@@ -146,20 +142,61 @@ def _meta_steps(
     return CohortUpdate(point, torch.stack(losses).double().mean(0), growth, costs, replaced)
 
 
-def _batched_estimator(
+def _batched_objective(
     kernel: CohortKernel, method: MethodConfig, params: Mapping[str, Tensor]
-) -> MetaGradient[CohortBatch]:
-    """Return the estimator of models with parameters of these names."""
-    estimator = find_estimator(method.estimator)
+) -> Objective[CohortBatch]:
+    """Return the method's objective for models with parameters of these names."""
+    estimator, plan = find_estimator(method.estimator), plan_of(method)
+    if method.objective == "moreau":
+        return Objective(Envelope(kernel, method), replace(plan, num_inner=0, num_hessian=0))
     if method.step_sizes == "learned":
-        return learned_sizes(cohort_derivatives(kernel), has_curvature=method.estimator != "first-order")
+        sizes = learned_sizes(cohort_derivatives(kernel), has_curvature=method.estimator != "first-order")
+        return Objective(sizes, plan)
     if estimator.of_steps is None:
         raise ConfigError(
             f"method.estimator={method.estimator} is computed for one client at a time only. Use --engine local."
         )
     head = head_names(params, method.head) if method.adapted_part == "head" else None
     steps = scheduled(lambda size: cohort_steps(kernel, size, head), inner_sizes(method))
-    return estimator.of_steps(steps, method)
+    return Objective(estimator.of_steps(steps, method), plan)
+
+
+class Envelope:
+    """Estimates λ (w - ŵ) as `nufed.common.meta.proximal.moreau_step` does; holds ŵ, which the clients may keep.
+
+    Attributes:
+        reached: ŵ of the last call, stacked; what the next one begins with if `goes_on`, else it begins with w.
+    """
+
+    def __init__(self, kernel: CohortKernel, method: MethodConfig, *, goes_on: bool = False) -> None:
+        """Solve by the method's ν steps of size α."""
+        self._kernel, self._method, self._goes_on = kernel, method, goes_on
+        self.reached: Params = {}
+
+    def __call__(self, params: Mapping[str, Tensor], batches: MetaBatches[CohortBatch]) -> Estimate:
+        """Return the estimate on the outer batch."""
+        method, batch = self._method, batches.outer
+        if not (self._goes_on and self.reached):
+            self.reached = {name: tensor.clone() for name, tensor in params.items()}
+        sizes = inner_sizes(method)
+        for step in range(method.num_inner_steps):
+            held_step(self._kernel, self.reached, batch, (params, method.personal_strength), size_at(sizes, step))
+        tape = self._kernel.tape(self.reached, batch, curvature=False)
+        gradient = proximal_pull(params, self.reached, method.personal_strength)
+        return Estimate(gradient, tape.losses(), norms(tape.gradient()), Costs(method.num_inner_steps + 1))
+
+
+def held_step(
+    kernel: CohortKernel,
+    point: Params,
+    batch: CohortBatch,
+    held: tuple[Mapping[str, Tensor], float],
+    step_size: float,
+) -> None:
+    """Take a step of f(x) + λ/2 ‖x - w‖² in the memory of `point`; `held` are w and λ."""
+    anchor, strength = held
+    slope = kernel.tape(point, batch, curvature=False).gradient()
+    descend_in_place(point, add_scaled(slope, proximal_pull(point, anchor, strength), 1.0), step_size)
 
 
 def _growths(estimate: Estimate) -> Tensor:
@@ -168,108 +205,6 @@ def _growths(estimate: Estimate) -> Tensor:
     return torch.where(outer_norms > 0, norms(estimate.gradient) / outer_norms, torch.ones_like(outer_norms))
 
 
-def batch_sizes(trainee: Trainee, method: MethodConfig) -> tuple[int, ...]:
-    """Return the sizes of O, I_0 … I_{ν-1}, H_0 …; they differ between clients where a batch is all of the data.
-
-    Raises:
-        ConfigError: the estimator is unknown.
-        DataError: the support split cannot be divided as `outer-holdout-fraction` asks.
-    """
-    return _sizes(_plan(method), _sources(trainee, method))
-
-
-def _plan(method: MethodConfig) -> BatchPlan:
-    return batch_plan(method, uses_hessian_batches=find_estimator(method.estimator).uses_hessian_batches)
-
-
-def _sources(trainee: Trainee, method: MethodConfig) -> Sources:
-    stream = trainee.stream
-    return sources_of(trainee.support, method.outer_holdout_fraction, seed=stream.seed, client_id=stream.client_id)
-
-
-def _sizes(plan: BatchPlan, sources: Sources) -> tuple[int, ...]:
-    return (
-        plan.outer_size or len(sources.outer),
-        *[plan.inner_size or len(sources.inner)] * plan.num_inner,
-        *[plan.hessian_size or len(sources.inner)] * plan.num_hessian,
-    )
-
-
-def _descend_in_place(point: Params, gradient: Stacked, step_size: float) -> None:
+def descend_in_place(point: Params, gradient: Stacked, step_size: float) -> None:
     """Move the cohort's own stacked parameters; new ones in each step would cost as much time as the arithmetic."""
     torch._foreach_add_(list(point.values()), [gradient[name] for name in point], alpha=-step_size)
-
-
-class _Batches:
-    """Draws and gathers the clients' batches; holds one step's inputs, which the next step's overwrite."""
-
-    def __init__(
-        self, trainees: Sequence[Trainee], plan: BatchPlan, sources: Sequence[Sources], num_steps: int
-    ) -> None:
-        self._trainees, self._plan, self._sources, self._num_steps = trainees, plan, sources, num_steps
-        sizes = np.array([_sizes(plan, own) for own in sources])  # [m, number of batches]
-        self._sizes = sizes.max(0)  # of each batch, padded
-        total, example = int(self._sizes.sum()), trainees[0].support
-        rows = (len(trainees), total)
-        self._inputs = tree_map(lambda leaf: leaf.new_empty(*rows, *leaf.shape[1:]), example.inputs)
-        self._targets = tree_map(lambda leaf: leaf.new_empty(*rows, *leaf.shape[1:]), example.targets)
-        self._own_weights = None if example.weights is None else example.weights.new_empty(rows)
-        self._shares = [self._share(own) for own in sizes.T]
-        self._is_constant = plan.outer_size == plan.inner_size == plan.hessian_size == 0
-        self._steps_at_once = max(1, MOST_ROW_NUMBERS // (len(trainees) * total))
-        self._indices = torch.empty(0)  # row numbers of some steps, [steps, m, B in all]
-        self._gathered = -1
-
-    def draw(self, step: int) -> MetaBatches[CohortBatch]:
-        """Return the batches of local step t, valid until the next call; t = 0, 1, … in this order."""
-        if not (self._is_constant and self._gathered >= 0):
-            self._gather(step)
-            self._gathered = step
-        ends = np.cumsum(self._sizes)
-        batches = [
-            self._part(slice(end - size, end), shares)
-            for end, size, shares in zip(ends.tolist(), self._sizes.tolist(), self._shares, strict=True)
-        ]
-        inner = tuple(batches[1 : 1 + self._plan.num_inner])
-        return MetaBatches(inner, batches[0], tuple(batches[1 + self._plan.num_inner :]) or inner)
-
-    def _gather(self, step: int) -> None:
-        if step % self._steps_at_once == 0:
-            last = step + 1 if self._is_constant else min(step + self._steps_at_once, self._num_steps)
-            clients = range(len(self._trainees))
-            rows = np.stack([[self._rows(number, later) for number in clients] for later in range(step, last)])
-            # One copy for many steps, since each of them waits for the device.
-            self._indices = torch.from_numpy(rows).to(self._trainees[0].support.device)
-        indices = self._indices[step % self._steps_at_once]
-        for number, (trainee, index) in enumerate(zip(self._trainees, indices, strict=True)):
-            support = trainee.support
-
-            def gather(into: Tensor, leaf: Tensor, number: int = number, index: Tensor = index) -> Tensor:
-                return torch.index_select(leaf, 0, index, out=into[number])
-
-            tree_map(gather, self._inputs, support.inputs)
-            tree_map(gather, self._targets, support.targets)
-            if self._own_weights is not None and support.weights is not None:
-                gather(self._own_weights, support.weights)
-
-    def _rows(self, number: int, step: int) -> np.ndarray:
-        drawn = draw_indices(self._plan, self._sources[number], self._trainees[number].stream.step_seed(step))
-        return np.concatenate([_pad(own, size) for own, size in zip(drawn, self._sizes.tolist(), strict=True)])
-
-    def _part(self, columns: slice, shares: Tensor) -> CohortBatch:
-        inputs, targets = (tree_map(lambda leaf: leaf[:, columns], tree) for tree in (self._inputs, self._targets))
-        own = None if self._own_weights is None else self._own_weights[:, columns]
-        return CohortBatch(inputs, targets, shares, own)
-
-    def _share(self, sizes: np.ndarray) -> Tensor:
-        """Return [m, B] shares 1/B_i, 0 beyond each client's own size."""
-        like = first_leaf(self._inputs)
-        own = torch.from_numpy(sizes).to(like.device).unsqueeze(1)
-        positions = torch.arange(int(sizes.max()), device=like.device).unsqueeze(0)
-        dtype = like.dtype if like.is_floating_point() else torch.float32
-        return (positions < own).to(dtype) / own.to(dtype)
-
-
-def _pad(rows: np.ndarray, size: int) -> np.ndarray:
-    """Return `rows` followed by its first one until there are `size`; what is added weighs nothing."""
-    return rows if len(rows) == size else np.concatenate([rows, np.full(size - len(rows), rows[0])])

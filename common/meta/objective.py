@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Generic
 
 from torch import Tensor
 
@@ -18,14 +19,15 @@ from nufed.common.meta.parts import adapt_head, without_head
 from nufed.common.meta.proximal import moreau_gradient, proximal_loss, proximal_pull
 from nufed.common.meta.schedule import inner_sizes
 from nufed.common.params import Params, add_scaled, clipped
+from nufed.common.steps.steps import AnyBatch
 from nufed.common.task import LossFn
 
 
 @dataclass(frozen=True)
-class Objective:
-    """A way to the gradient of what a client minimizes, and the batches that it reads."""
+class Objective(Generic[AnyBatch]):
+    """A way to the gradient of what a client minimizes, or several clients, and the batches that it reads."""
 
-    meta_gradient: MetaGradient
+    meta_gradient: MetaGradient[AnyBatch]
     plan: BatchPlan
 
 

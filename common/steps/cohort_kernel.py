@@ -100,6 +100,12 @@ def stack_params(params: list[Mapping[str, Tensor]]) -> Params:
     return {name: torch.stack([each[name] for each in params]) for name in params[0]}
 
 
+def apart(params: Stacked) -> list[Params]:
+    """Return each client's parameters, in the memory of the stacked ones."""
+    columns = zip(*(tensor.unbind(0) for tensor in params.values()), strict=True)
+    return [dict(zip(params, own, strict=True)) for own in columns]
+
+
 def norms(params: Stacked) -> Tensor:
     """Return each client's Euclidean norm over all its tensors together, [m]."""
     parts = [torch.linalg.vector_norm(tensor.reshape(len(tensor), -1), dim=1) for tensor in params.values()]

@@ -13,7 +13,7 @@ from flwr.serverapp import ServerApp
 
 from nufed.client.app import app as our_client_app
 from nufed.client.client_state import ClientState
-from nufed.client.workplace import workplace
+from nufed.client.workplace import Workplace, workplace
 from nufed.common.config import Scalar
 from nufed.common.errors import NufedError, RunError
 from nufed.common.params import Params
@@ -21,7 +21,7 @@ from nufed.common.settings import process_settings
 from nufed.common.wire import EvaluateRequest
 from nufed.deploy.simulation.cohort_clients import Answer, Assignment, Cohort
 from nufed.deploy.simulation.in_process import InProcessGrid
-from nufed.deploy.simulation.simulated_grid import ClientTurn, take_turn
+from nufed.deploy.simulation.simulated_grid import ClientTurn, copy_records, own_context, take_turn
 
 
 class CohortTurns:
@@ -56,17 +56,21 @@ class CohortTurns:
         for message_type, asked in of_type.items():
             assignments = _assignments(asked, context_of) if message_type in compute else []
             if assignments:
+                places = {assignment.number: assignment.place for assignment in assignments}
                 for answer in compute[message_type](assignments):
                     message = asked[answer.number]
-                    yield message, self._turn(message, context_of(message), answer)
+                    yield message, self._turn(message, context_of(message), answer, places[answer.number])
             assigned = {assignment.number for assignment in assignments}
             for number, message in enumerate(asked):
                 if number not in assigned:
                     yield message, take_turn(self._client_app, message, context_of(message))
 
-    def _turn(self, message: Message, context: Context, answer: Answer) -> ClientTurn:
+    def _turn(self, message: Message, context: Context, answer: Answer, place: Workplace) -> ClientTurn:
         if answer.reply is None:
             return take_turn(self._client_app, message, context)
+        if answer.kept is not None:
+            context = own_context(context, copy_records(context.state))
+            ClientState(place, message, context).keep(answer.round, answer.kept)
         return ClientTurn(Message(answer.reply.to_records(), reply_to=message), context.state)
 
 
@@ -116,8 +120,9 @@ def _assignments(messages: Sequence[Message], context_of: Callable[[Message], Co
             context = context_of(message)
             place = workplace(context.run_config, context.node_config, settings)
             request = decoder.decode(message.content)
-            if message.metadata.message_type == MessageType.EVALUATE and place.config.method.client_state != "none":
-                place = replace(place, kept=ClientState(place, message, context).before(request.round + 1))
+            if place.config.method.client_state != "none":
+                done = request.round + 1 if message.metadata.message_type == MessageType.EVALUATE else request.round
+                place = replace(place, kept=ClientState(place, message, context).before(done))
         except NufedError:
             raise
         except Exception:  # noqa: BLE001, S112 - whatever it is, it is raised again and answered for in the client's own turn

@@ -21,15 +21,17 @@ from nufed.client.train_reply import train_reply
 from nufed.client.workplace import Workplace
 from nufed.common.errors import ModelError
 from nufed.common.message_schema import MetricValue
-from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update, stacked_update
+from nufed.common.meta.cohort import stacked_update
+from nufed.common.meta.cohort_batches import Trainee, batch_sizes
 from nufed.common.meta.cohort_curves import Scratch
+from nufed.common.meta.cohort_state import stacked_update_with_state
 from nufed.common.meta.estimators import find_estimator
 from nufed.common.meta.local_update import Stream
 from nufed.common.meta.meta_sgd import split_step_sizes
 from nufed.common.method_rules import sequential_evaluation, sequential_training
 from nufed.common.params import Params, num_bytes
 from nufed.common.steps.cohort_dense import DenseKernel
-from nufed.common.steps.cohort_kernel import CohortKernel, stack_params
+from nufed.common.steps.cohort_kernel import CohortKernel, apart, stack_params
 from nufed.common.steps.cohort_module import ModuleKernel, maps_rightly
 from nufed.common.steps.dense_layers import dense_layers
 from nufed.common.trees import num_bytes as tree_bytes
@@ -70,14 +72,23 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Answer:
-    """A client's reply, or None if it is to be run alone."""
+    """What a client answers.
+
+    Attributes:
+        number: of the assignment.
+        reply: None if it is to be run alone.
+        kept: what it keeps for its next round; None where it keeps nothing new.
+        round: k.
+    """
 
     number: int
     reply: TrainReply | EvaluateReply | None
+    kept: Params | None = None
+    round: int = 0
 
 
 Chunk = Sequence[Assignment]
-Compute = Callable[[Chunk], Sequence[TrainReply | EvaluateReply]]
+Compute = Callable[[Chunk], Sequence[Answer]]
 
 
 class Cohort:
@@ -142,12 +153,11 @@ class Cohort:
 
     def _together(self, compute: Compute, chunk: Chunk) -> Iterator[Answer]:
         try:
-            replies = compute(chunk)
+            answers = compute(chunk)
         except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError, ModelError) as error:
             yield from self._alone(chunk, f"the batched computation failed ({error})")
             return
-        for assignment, reply in zip(chunk, replies, strict=True):
-            yield Answer(assignment.number, reply)
+        yield from answers
 
     def _alone(self, group: Chunk, reason: str) -> Iterator[Answer]:
         if reason not in self._said:
@@ -193,13 +203,20 @@ def evaluation_chunks(group: Chunk) -> list[list[Assignment]]:
 
 
 def _train_with(kernel: CohortKernel) -> Compute:
-    def train(chunk: Chunk) -> list[TrainReply]:
-        started = time.perf_counter()
-        updates = cohort_update(kernel, [_trainee(each) for each in chunk], chunk[0].place.config.method)
+    def train(chunk: Chunk) -> list[Answer]:
+        started, method = time.perf_counter(), chunk[0].place.config.method
+        trainees = [_trainee(each) for each in chunk]
+        kept: Sequence[Params | None] = [None] * len(chunk)
+        if method.client_state == "none":
+            updates = stacked_update(kernel, trainees, method).each()
+        else:
+            update, own = stacked_update_with_state(kernel, trainees, method, [each.place.kept for each in chunk])
+            updates, kept = update.each(), apart({name: tensor.cpu() for name, tensor in own.items()})
         seconds = (time.perf_counter() - started) / len(chunk)  # each client's share
+        sizes = [len(each.place.data.support) for each in chunk]
         return [
-            train_reply(update, each.place.config, len(each.place.data.support), seconds)
-            for update, each in zip(updates, chunk, strict=True)
+            Answer(each.number, train_reply(update, each.place.config, size, seconds), left, each.round)
+            for update, left, each, size in zip(updates, kept, chunk, sizes, strict=True)
         ]
 
     return train
@@ -208,7 +225,7 @@ def _train_with(kernel: CohortKernel) -> Compute:
 def _evaluate_with(kernel: DenseKernel) -> Compute:
     scratch = Scratch()  # for all chunks of a phase, and no longer
 
-    def evaluate(chunk: Chunk) -> list[EvaluateReply]:
+    def evaluate(chunk: Chunk) -> list[Answer]:
         params = _before_adaptation(kernel, chunk)
         places, all_metrics = [each.place for each in chunk], chunk[0].all_metrics
         curves = cohort_curves(kernel, places, params, scratch, all_metrics=all_metrics)
@@ -223,7 +240,10 @@ def _evaluate_with(kernel: DenseKernel) -> Compute:
             for number, (reply, each) in enumerate(zip(replies, chunk, strict=True)):
                 start = {name: tensor[number] for name, tensor in params.items()}
                 reply.update(global_curves(each.place, start, is_trained=True))
-        return [EvaluateReply(len(each.place.data.test), own) for each, own in zip(chunk, replies, strict=True)]
+        return [
+            Answer(each.number, EvaluateReply(len(each.place.data.test), own))
+            for each, own in zip(chunk, replies, strict=True)
+        ]
 
     return evaluate
 
@@ -233,12 +253,13 @@ def _before_adaptation(kernel: DenseKernel, chunk: Chunk) -> Params:
     if not is_alone(chunk[0].place.config):
         return stack_params([each.params for each in chunk])
     trained: dict[int, Params] = {}
+    _, kernel = kernel.split(0)  # of its own, since training lets its results be overwritten, and adaptation does not
     for part in training_chunks(kernel, chunk):
         config, point = part[0].place.config, stack_params([each.params for each in part])
         for round_number in rounds_alone(config):
             trainees = [_trainee(replace(each, round=round_number)) for each in part]
             point = stacked_update(kernel, trainees, config.method, point).params
-        trained |= {each.number: {name: tensor[row] for name, tensor in point.items()} for row, each in enumerate(part)}
+        trained |= {each.number: own for each, own in zip(part, apart(point), strict=True)}
     return stack_params([trained[each.number] for each in chunk])
 
 

@@ -75,7 +75,7 @@ def take_turn(app: ClientApp, message: Message, context: Context) -> ClientTurn:
     """
     kept = context.state
     try:
-        reply = app(_own_copy(message), _own_context(context, state := copy_records(kept)))
+        reply = app(_own_copy(message), own_context(context, state := copy_records(kept)))
         _check_reply(reply, message)
     except NufedError:
         raise
@@ -347,7 +347,8 @@ def _own_copy(message: Message) -> Message:
     return make_message(copy.copy(message.metadata), copy_records(message.content))
 
 
-def _own_context(context: Context, state: RecordDict) -> Context:
+def own_context(context: Context, state: RecordDict) -> Context:
+    """Return a context with containers of its own, and another state."""
     return Context(context.run_id, context.node_id, dict(context.node_config), state, dict(context.run_config))
 
 

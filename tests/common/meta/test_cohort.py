@@ -9,7 +9,8 @@ from torch import nn
 from nufed.common.config import MethodConfig
 from nufed.common.errors import ConfigError
 from nufed.common.examples import Batch, Examples, TaskInfo
-from nufed.common.meta.cohort import Trainee, batch_sizes, cohort_update, stacked_update
+from nufed.common.meta.cohort import cohort_update, stacked_update
+from nufed.common.meta.cohort_batches import Trainee, batch_sizes
 from nufed.common.meta.cohort_curves import products_pay
 from nufed.common.meta.estimators import ESTIMATORS, Estimator
 from nufed.common.meta.local_update import Stream, local_update

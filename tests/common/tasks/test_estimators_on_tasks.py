@@ -8,7 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nufed.common.config import MethodConfig
 from nufed.common.examples import Examples
-from nufed.common.meta.cohort import Trainee, cohort_update
+from nufed.common.meta.cohort import cohort_update
+from nufed.common.meta.cohort_batches import Trainee
 from nufed.common.meta.estimators import ESTIMATORS
 from nufed.common.meta.hessian_free import default_delta
 from nufed.common.meta.local_update import Stream, local_update

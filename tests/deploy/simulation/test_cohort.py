@@ -51,7 +51,7 @@ CONFIG = RunConfig().updated(
 )
 
 CLOSING = {"evaluation.shots": "2,3", "evaluation.global-examples": 9}
-BATCHED_METHODS = ["anil", "meta-sgd", "aruba", "fedbabu", "fedprox"]
+BATCHED_METHODS = ["anil", "meta-sgd", "aruba", "fedbabu", "fedprox", "pfedme", "ditto", "fedrep", "lg-fedavg"]
 
 
 def preset(name):
@@ -276,7 +276,7 @@ def test_a_computation_that_fails_is_made_client_by_client(monkeypatch, said):
     def fail(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(nufed.deploy.simulation.cohort_clients, "cohort_update", fail)
+    monkeypatch.setattr(nufed.deploy.simulation.cohort_clients, "stacked_update", fail)
 
     ours, expected = (replies(kind, CONFIG, TrainRequest, "train") for kind in (CohortGrid, InProcessGrid))
 
@@ -290,7 +290,7 @@ def test_a_defect_of_ours_is_not_taken_for_a_clients(monkeypatch):
     def fail(*_):
         raise AssertionError("defect")
 
-    monkeypatch.setattr(nufed.deploy.simulation.cohort_clients, "cohort_update", fail)
+    monkeypatch.setattr(nufed.deploy.simulation.cohort_clients, "stacked_update", fail)
 
     with pytest.raises(AssertionError, match="defect"):
         replies(CohortGrid, CONFIG, TrainRequest, "train")

@@ -25,7 +25,7 @@ CONFIG = RunConfig().updated(
         ({"model.dropout": 0.2}, "local"),
         ({"model.name": "cnn"}, "local"),
         ({"federation.participation-fraction": 0.25}, "local"),
-        (METHODS["ditto"].options(), "local"),
+        (METHODS["imaml"].options(), "local"),
         (METHODS["meta-sgd"].options(), "cohort"),
         (METHODS["fedavg"].options(), "cohort"),
     ],
