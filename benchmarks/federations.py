@@ -10,10 +10,11 @@ from nufed.client.app import app as client_app
 from nufed.common.config import DataConfig, RunConfig, Scalar
 from nufed.common.data import describe_task
 from nufed.common.examples import ClientData, Examples, Federation, TaskInfo
+from nufed.common.meta.objective import initial_params
 from nufed.common.models import build_model
 from nufed.common.params import Params, model_params
 from nufed.common.rng import numpy_generator, torch_generator
-from nufed.common.settings import Settings
+from nufed.common.settings import process_settings
 from nufed.deploy.simulation.cohort import CohortGrid
 from nufed.deploy.simulation.in_process import InProcessGrid
 from nufed.strategy.meta_fedavg import MetaFedAvg
@@ -62,9 +63,9 @@ def paper_config(source: str = "mnist_like", **changes: Scalar) -> RunConfig:
 
 
 def initial_model(config: RunConfig) -> Params:
-    """Return the run's initial model."""
-    task = describe_task(config.data, Settings(), seed=config.seed)
-    return model_params(build_model(config.model, task, seed=config.seed))
+    """Return the run's initial model, with step sizes where the method has them travel with it."""
+    task = describe_task(config.data, process_settings(), seed=config.seed)
+    return initial_params(model_params(build_model(config.model, task, seed=config.seed)), config.method)
 
 
 def make_grid(engine: str, config: RunConfig) -> Grid:
