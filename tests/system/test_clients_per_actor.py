@@ -67,8 +67,10 @@ def test_numbers_follow_from_the_clients_of_a_job_and_not_from_the_number_of_wor
     [
         ({"model.dropout": 0.3}, "Sequential draws random numbers"),
         ({"model.name": "cnn"}, "Sequential would be slower together on this device"),
-        ({"method.adapted-part": "head"}, "method.adapted-part=head cannot be computed for several at once"),
-        ({"method.proximal-strength": 0.1}, "method.proximal-strength=0.1 cannot be computed for several at once"),
+        (
+            {"method.objective": "implicit", "method.personal-strength": 1.0},
+            "method.objective=implicit cannot be computed for several at once",
+        ),
     ],
     ids=str,
 )
