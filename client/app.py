@@ -45,11 +45,12 @@ def describe(message: Message, context: Context) -> Message:
     personal_path(context.node_config)
     if data.group == "participating":
         check_consent(place.config, context.node_config)
-        check_state_file(place.config, context.node_config)
+        check_state_file(place, context.node_config)
     sizes = len(data.support), len(data.validation), len(data.test)
     if "data" in context.node_config and not place.shown.examples:
         sizes = 0, 0, 0
-    return Message(ClientDescription(data.client_id, data.group, *sizes).to_records(), reply_to=message)
+    is_grouped = place.is_trial and data.support.groups is not None
+    return Message(ClientDescription(data.client_id, data.group, *sizes, is_grouped).to_records(), reply_to=message)
 
 
 @app.query(STATISTICS)
@@ -94,6 +95,6 @@ def evaluate(message: Message, context: Context) -> Message:
         reply = EvaluateReply(len(place.data.test), curves)
     elif request.final and "data" in context.node_config:
         tell_own_gain(place, params)
-    if request.final and (path := personal_path(context.node_config)):
+    if request.final and not place.is_trial and (path := personal_path(context.node_config)):
         keep_after_run(place, params, path, context.node_config)
     return Message(reply.to_records(), reply_to=message)

@@ -30,29 +30,38 @@ from nufed.common.params import Params, trained_parameters
 from nufed.common.settings import process_settings
 from nufed.common.wire import LONGEST_HASH
 
-ENDING = ".client-state"
-"""Behind the whole name of the file that this one lies beside."""
+ENDING, TRIAL_ENDING = ".client-state", ".trial-state"
+"""Behind the whole name of the file that this one lies beside; trials of a search leave the state of runs alone."""
 
 _KEPT = "client-state"
 _VERSIONS = 2
 _WORLD = float("inf")
 
 
-def client_state_path(node_config: Mapping[str, Scalar]) -> Path | None:
+def client_state_path(node_config: Mapping[str, Scalar], *, is_trial: bool = False) -> Path | None:
     """Return where a deployed client keeps its state; None where it has no file of its own."""
     beside = state_path(node_config)
-    return beside.with_name(beside.name + ENDING) if beside else None
+    return beside.with_name(beside.name + (TRIAL_ENDING if is_trial else ENDING)) if beside else None
 
 
-def check_state_file(config: RunConfig, node_config: Mapping[str, Scalar]) -> None:
+def check_state_file(place: Workplace, node_config: Mapping[str, Scalar]) -> None:
     """Refuse a file that is no client's state, where one is going to be kept; better known before a run than in it.
 
+    A trial goes on in several parts, between which nothing but a file keeps what a client has.
+
     Raises:
-        ConfigError: it is damaged, or another file.
+        ConfigError: it is damaged, or another file, or a trial needs one and there is none.
     """
-    path = client_state_path(node_config) if "data" in node_config else None
-    if path and config.method.client_state != "none":
+    if "data" not in node_config or place.config.method.client_state == "none":
+        return
+    if path := client_state_path(node_config, is_trial=place.is_trial):
         _read(path)
+    elif place.is_trial:
+        raise refusal(
+            ConfigError,
+            f"a trial of a search goes on in several parts, and this client has no file for what it keeps between them "
+            f"(method.client-state={place.config.method.client_state}). Start it with --state FILE.",
+        )
 
 
 def kept_in_file(path: Path, place: Workplace, run_id: str = "") -> Params:
@@ -94,7 +103,7 @@ class ClientState:
         self._place, self._context = place, context
         is_deployed = "data" in context.node_config
         self._num_versions = _VERSIONS if is_deployed else 1
-        self._path = client_state_path(context.node_config) if is_deployed else None
+        self._path = client_state_path(context.node_config, is_trial=place.is_trial) if is_deployed else None
         self._belongs = {"run": _run_id(message.content) or _options_hash(place.config), **_owner(place)}
         self._versions: dict[int, Params] = {}
         if place.config.method.client_state != "none":

@@ -101,9 +101,10 @@ def rehearse(config: RunConfig, node_config: Mapping[str, Scalar], settings: Set
         client, rows = load_own(member, config, settings)
     place = workplace_of(client, config, node_config, settings)
     sizes = {name: len(split) for name, split in _splits(place).items()}
-    ClientDescription(place.data.client_id, place.data.group, *sizes.values()).to_records()
+    support, validation, test = sizes.values()
+    ClientDescription(place.data.client_id, place.data.group, support, validation, test).to_records()
     personal_path(node_config)
-    check_state_file(config, node_config)
+    check_state_file(place, node_config)
     params = model_params(place.model)
     loss = _loss(place, params)
     columns = _columns(rows)

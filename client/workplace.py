@@ -13,6 +13,7 @@ from nufed.client.model_pair import forget_models, model_pair
 from nufed.client.split_memory import SplitMemory, state_path
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.data import load_federation, shared_scaling
+from nufed.common.data.as_new import DATA_SEED, Part, as_new, check_part
 from nufed.common.data.private.load import Membership, PrivateClient, load_private
 from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.rows import refusal, tell_here
@@ -55,6 +56,7 @@ class Workplace:
         columns: of a private table, in the order of the inputs; empty otherwise.
         own: which of its own examples are for what, and what it remembers of earlier ones; None in a simulation.
         frozen: hash of the model's frozen part; empty where everything is trained.
+        is_trial: whether the run is a trial of a search, of whose model nothing is kept.
     """
 
     config: RunConfig
@@ -68,6 +70,7 @@ class Workplace:
     frozen: str = ""
     columns: tuple[Column, ...] = ()
     kept: Params | None = None
+    is_trial: bool = False
 
     @property
     def shown(self) -> Publication:
@@ -80,15 +83,24 @@ class Workplace:
         return self.training_loss.traits.draws != "nothing"
 
 
-def workplace(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar], settings: Settings) -> Workplace:
+def workplace(
+    run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar], settings: Settings, part: Part | None = None
+) -> Workplace:
     """Return this client's workplace, built at its first message and kept.
+
+    Args:
+        run_config: the run's options; those of a trial with the seed that examples are divided by.
+        node_config: of this client.
+        settings: of this machine.
+        part: of its examples, where the client is held out of a trial; None takes part as usual.
 
     Raises:
         ConfigError: the run or node configuration is wrong.
         DataError: the client's data cannot be had.
         ModelError: the model cannot be built, or cannot be trained on this client's examples.
+        WireError: it has no such part.
     """
-    return _workplace(tuple(sorted(run_config.items())), tuple(sorted(node_config.items())), settings)
+    return _workplace(tuple(sorted(run_config.items())), tuple(sorted(node_config.items())), settings, part)
 
 
 def forget_workplaces() -> None:
@@ -120,14 +132,28 @@ class OwnExamples:
 
 
 @lru_cache(maxsize=4096)
-def _workplace(run_items: Items, node_items: Items, settings: Settings) -> Workplace:
-    config = _config(run_items)
+def _workplace(run_items: Items, node_items: Items, settings: Settings, part: Part | None) -> Workplace:
+    config, data_seed = _config(run_items)
     node_config = dict(node_items)
     if "data" in node_config:
-        client = load_private(membership(node_config), config, settings)
-        return workplace_of(client, config, node_config, settings)
+        dealt = config if data_seed is None else _dealt(config, data_seed)
+        client = load_private(membership(node_config), dealt, settings)
+        client = client if part is None else _held_out(client, part, dealt)
+        place = workplace_of(client, config, node_config, settings, split_seed=dealt.seed)
+        return replace(place, is_trial=data_seed is not None)
     client = _simulated_client(config, node_config, settings)
-    return workplace_of(client, config, node_config, settings, num_here=config.data.num_clients)
+    return workplace_of(client, config, node_config, settings)
+
+
+def _held_out(client: PrivateClient, part: Part, dealt: RunConfig) -> PrivateClient:
+    """Return a client as the new one that a part of its examples stands for, which trains on none.
+
+    Raises:
+        WireError: it has no such part, is a new client anyway, or the run may not tell how many examples it has.
+    """
+    data = client.data
+    check_part(part, data, is_private=dealt.privacy.dp != "none")
+    return replace(client, data=as_new(data, part, dealt.data, client.task, seed=dealt.seed), hashes=None)
 
 
 def workplace_of(
@@ -136,7 +162,7 @@ def workplace_of(
     node_config: Mapping[str, Scalar],
     settings: Settings,
     *,
-    num_here: int = 1,
+    split_seed: int | None = None,
 ) -> Workplace:
     """Return the workplace of a client that was read, with its model built and examined on its examples.
 
@@ -145,14 +171,14 @@ def workplace_of(
         config: the run's configuration.
         node_config: the client's.
         settings: of this machine.
-        num_here: clients that share this process.
+        split_seed: that the client's own examples were divided by; None is the run's.
 
     Raises:
         ConfigError: the run or node configuration is wrong.
         DataError: the client's data are not what the run's options ask for.
         ModelError: the model cannot be built, or cannot be trained on this client's examples.
     """
-    own = _own_examples(client, config, node_config)
+    own = _own_examples(client, config, node_config, config.seed if split_seed is None else split_seed)
     with _of_the_run() if config.data.task in TASKS else nullcontext():
         task = with_loss_options(client.task, config.task)
     check_client_targets(client.data, task)
@@ -162,6 +188,7 @@ def workplace_of(
     with _of_the_run():
         config = config.model_copy(update={"method": pair.with_head(data, config.method)})
         training_loss, adaptation_loss = pair.losses(data, config.method)
+    num_here = 1 if "data" in node_config else config.data.num_clients
     config = settle_compile(config, training_loss, num_here)
     try_own_metrics(config.evaluation, pair.evaluation, task, data)
     return Workplace(
@@ -192,12 +219,14 @@ def membership(node_config: Mapping[str, Scalar]) -> Membership:
     return Membership(str(node_config["data"]), str(node_config.get("client-id", "")), groups.get(group))
 
 
-def _own_examples(client: PrivateClient, config: RunConfig, node_config: Mapping[str, Scalar]) -> OwnExamples | None:
+def _own_examples(
+    client: PrivateClient, config: RunConfig, node_config: Mapping[str, Scalar], seed: int
+) -> OwnExamples | None:
     """Return what is remembered with a client's examples; say loudly if some have moved into the test split."""
     if client.hashes is None:
         return None
     data = config.data
-    way = f"{config.seed}/{client.data.client_id}/{data.test_fraction}/{data.validation_fraction}"
+    way = f"{seed}/{client.data.client_id}/{data.test_fraction}/{data.validation_fraction}"
     memory = _memory(state_path(node_config), client.data.client_id)
     if moved := memory.num_moved(way, client.hashes):
         tell_here(
@@ -217,9 +246,18 @@ def _memory(path: Path | None, _client_id: str) -> SplitMemory:
 
 
 @lru_cache(maxsize=8)
-def _config(run_items: Items) -> RunConfig:
+def _config(run_items: Items) -> tuple[RunConfig, Scalar | None]:
+    """Return a run's options, and the seed that examples are divided by where it is a trial of a search."""
+    options = dict(run_items)
+    data_seed = options.pop(DATA_SEED, None)
     with _of_the_run():
-        return RunConfig.parse(dict(run_items))
+        return RunConfig.parse(options), data_seed
+
+
+def _dealt(config: RunConfig, data_seed: Scalar) -> RunConfig:
+    """Return the options that a trial's examples are divided by."""
+    with _of_the_run():
+        return config.updated({"seed": data_seed})
 
 
 @contextmanager

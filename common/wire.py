@@ -17,6 +17,7 @@ from typing import cast
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
+from nufed.common.data.as_new import Part
 from nufed.common.errors import WireError
 from nufed.common.examples import Group
 from nufed.common.message_schema import (
@@ -36,7 +37,10 @@ from nufed.common.statistics import Lists, SiteStatistics, StatisticsShape, chec
 from nufed.common.untrusted import shown
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
-SERVER_ROUND, FINAL, ALL_METRICS = "server-round", "final", "all-metrics"
+SERVER_ROUND, FINAL, ALL_METRICS, GROUPED = "server-round", "final", "all-metrics", "grouped"
+HELD_OUT = "held-out"
+"""Key of [number, total] in a trial's messages to a client that is held out: the part that it is asked about."""
+
 FROZEN = "frozen"
 """Key of the frozen part's hash in the config of every message that a server sends."""
 
@@ -57,6 +61,7 @@ class ClientDescription:
         num_support: examples for training and adaptation.
         num_validation: examples for choosing hyper-parameters.
         num_test: examples for judging.
+        is_grouped: whether some examples belong together and may not be divided; said in trials alone.
     """
 
     client_id: str
@@ -64,6 +69,7 @@ class ClientDescription:
     num_support: int
     num_validation: int
     num_test: int
+    is_grouped: bool = False
 
     def to_records(self) -> RecordDict:
         """Return the Flower records of this description.
@@ -72,6 +78,8 @@ class ClientDescription:
             WireError: no server would take a client of this name.
         """
         config = ConfigRecord({"client-id": check_client_id(self.client_id), "group": self.group})
+        if self.is_grouped:
+            config[GROUPED] = 1
         sizes = {"num-support": self.num_support, "num-validation": self.num_validation, "num-test": self.num_test}
         return RecordDict({CONFIG: config, METRICS: MetricRecord(dict(sizes))})
 
@@ -92,7 +100,8 @@ class ClientDescription:
             raise WireError(f"group is {shown(group)}, expected 'participating' or 'new'")
         numbers = checked_metrics({name: sizes[name] for name in QUERY_REPLY if name in sizes}, QUERY_REPLY)
         support, validation, test = (cast("int", numbers[name]) for name in QUERY_REPLY)
-        return cls(client_id, "new" if group == "new" else "participating", support, validation, test)
+        grouped = config.get(GROUPED) == 1
+        return cls(client_id, "new" if group == "new" else "participating", support, validation, test, grouped)
 
 
 @dataclass(frozen=True)
@@ -274,6 +283,23 @@ def frozen_of(records: RecordDict) -> str | None:
             if isinstance(value := config[FROZEN], str) and len(value) <= LONGEST_HASH:
                 return value
             raise WireError(f"{FROZEN}={shown(value)} is refused: expected the hash of the model's frozen part")
+    return None
+
+
+def held_out_part(records: RecordDict) -> Part | None:
+    """Return the part of its examples that a held-out client is asked about; None where it takes part as usual.
+
+    Raises:
+        WireError: it is no part.
+    """
+    for config in records.config_records.values():
+        if HELD_OUT in config:
+            value = config[HELD_OUT]
+            if isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value):
+                return Part(*cast("list[int]", value))
+            raise WireError(
+                f"{HELD_OUT}={shown(value)} is refused: expected the number of a part and how many there are"
+            )
     return None
 
 

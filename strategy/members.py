@@ -105,13 +105,13 @@ class Roster:
             if not can_turn_away(grid) and len(here) >= expected and self._problems.keys() & here:
                 raise RunError(
                     f"Expected {counted}, but only {len(able)} of {len(here)} connected nodes can take part"
-                    f"{self._explanation()}. Mend those clients and start again."
+                    f"{self.explanation()}. Mend those clients and start again."
                 )
             # Not for each one that comes: a look is work for all that are there.
             wait_for_nodes(grid, max(expected, len(here) + 1), min(_LOOK_AGAIN, deadline - time.monotonic()))
         raise RunError(
             f"Expected {counted} within {timeout:g} s, but {len(connected_nodes(grid))} nodes are connected"
-            f"{self._explanation()}. Start the other clients, or expect fewer."
+            f"{self.explanation()}. Start the other clients, or expect fewer."
         )
 
     def refresh(self, grid: Grid, timeout: float = QUERY_TIMEOUT) -> None:
@@ -228,7 +228,7 @@ class Roster:
             if not self._wait_for_change(grid, here, deadline - time.monotonic()):
                 raise RunError(
                     f"Expected at least one participating client within {timeout:g} s, but {len(here)} nodes are "
-                    f"connected and none of them is one{self._explanation()}. Start a client."
+                    f"connected and none of them is one{self.explanation()}. Start a client."
                 )
             self.refresh(grid, min(max(0.0, deadline - time.monotonic()), QUERY_TIMEOUT))
         return found
@@ -331,7 +331,8 @@ class Roster:
 
         return poll(has_changed, timeout)
 
-    def _explanation(self) -> str:
+    def explanation(self) -> str:
+        """Return why nodes that are connected, or were turned away, take no part: in brackets, or empty."""
         reasons = [f"node {node} {problem.reason}" for node, problem in sorted(self._problems.items())]
         reasons += [f"{name} was turned away, because it {reason}" for name, reason in self._turned_away.items()]
         if len(reasons) > LISTED:

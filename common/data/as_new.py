@@ -16,9 +16,14 @@ from nufed.common.config import DataConfig
 from nufed.common.data.few_examples import few_examples
 from nufed.common.data.on_demand import MANY
 from nufed.common.data.target_scaling import target_scale
+from nufed.common.errors import WireError
 from nufed.common.examples import ClientData, Examples, TaskInfo
 from nufed.common.rng import numpy_generator
 from nufed.common.trees import cat
+
+DATA_SEED = "trial.data-seed"
+"""Beside the options of a run that is a trial of a search: the seed that clients divide their examples by, whatever
+seed the trial itself has. So all trials have the same splits, and clients that know nothing of trials refuse them."""
 
 ENOUGH_EXAMPLES, MOST_PARTS = 500, 5
 """Validation examples up to which clients are divided anew, and how often at most."""
@@ -78,6 +83,28 @@ def parts_of(held: Sequence[Sizes], config: DataConfig, task: TaskInfo) -> list[
         room = (MANY - config.num_clients) // len(held)  # so that a simulation keeps all of them
         wanted = max(1, min(MOST_PARTS, room, math.ceil(ENOUGH_EXAMPLES / max(1, num_judged))))
     return [_parts(min(wanted, _most_parts(client))) for client in held]
+
+
+def check_part(part: Part, client: ClientData, *, is_private: bool) -> None:
+    """Refuse a part that a client's examples cannot be divided into, or more parts than any search asks for.
+
+    Args:
+        part: that a server asks about.
+        client: as it takes part.
+        is_private: whether the run may not be told how many examples there are, which a refusal would tell of.
+
+    Raises:
+        WireError: saying what was expected.
+    """
+    if client.group != "participating" or is_private:
+        raise WireError("a part of this client's examples is refused: it is new, or the run is private")
+    sizes = Sizes.of(client)
+    most = 1 if sizes.is_grouped else min(MOST_PARTS, _most_parts(sizes))
+    if not 1 <= part.number <= part.total <= most:
+        raise WireError(
+            f"part {part.number} of {part.total} is refused: expected one of those that this client's examples can be "
+            "divided into"
+        )
 
 
 def as_new(client: ClientData, part: Part, config: DataConfig, task: TaskInfo, *, seed: int) -> ClientData:

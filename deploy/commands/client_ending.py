@@ -28,7 +28,7 @@ def check_ending(ending: str, *, server: str, unwritten: Path | None) -> None:
         raise BudgetSpentError(f"{said} The model that there is was evaluated; give the command again if it goes on.")
     if ending == "interrupted":
         raise RunError(f"{said} Give the command again, so that this client is there when the server goes on.")
-    if unwritten:
+    if unwritten and ending != "tuned":  # no model comes of a search
         raise RunError(
             f"{said} This client was not asked for its last evaluation, or failed in it, as it says above. Make the "
             "model with `nufed personalize` from the run's model.safetensors, or have the server repeat the final "

@@ -202,7 +202,7 @@ def server_command(  # noqa: PLR0913 - one parameter per group of options
         machine.exported(),
         watched(output, log, track) as (events, observer),
         page.shown(events, control, resume.parent if resume else out, resume=resume),
-        _terminated_as_interrupted(),
+        terminated_as_interrupted(),
     ):
         options = ServerOptions(
             out=out,
@@ -238,7 +238,7 @@ def _serve(endpoint: "ServerEndpoint", options: "ServerOptions", config: RunConf
     from nufed.deploy.network.direct_server import DirectServer
     from nufed.server.app import build_server_app
 
-    _quiet_flower()
+    quiet_flower()
     bundle = build_app_bundle() if serving.stock_clients else None
     events = options.events
     with DirectServer(endpoint, on_event=events.say_of_clients, events=events) as server:
@@ -287,11 +287,11 @@ def client_command(  # noqa: PLR0913 - one parameter per option that belongs to 
     events, level = EventStream(), "warning" if quiet and not log.is_terse else None
     with (
         machine.exported(),
-        _terminated_as_interrupted(),
+        terminated_as_interrupted(),
         events,
         log.logged(events, client=participant.name, level=level, to_stderr=quiet),
     ):
-        _quiet_flower()
+        quiet_flower()
         say = events.say if log.is_json else _echo(silent=quiet or log.is_terse)
         client = DirectClient(client_app, server, identity, root_certificates=security.root_certificates, on_event=say)
         client.events = events
@@ -362,13 +362,13 @@ def _server_security(certificates: Path | None) -> "ServerSecurity":
     return ServerSecurity(folder.server_certificate, folder.server_key, folder.admitted_clients, roster)
 
 
-def _quiet_flower() -> None:
+def quiet_flower() -> None:
     """Let Flower speak of what is wrong only: it logs every call."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C, so that a stopped container writes its folder or takes its leave."""
 
     def interrupt(_number: int, _frame: object) -> None:

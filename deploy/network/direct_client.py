@@ -32,6 +32,7 @@ ENDINGS = {
     "interrupted": "was interrupted before its end",
     "nothing-trained": f"{ENDED} and has trained nothing",
     "diverged": f"{ENDED}: it diverged",
+    "tuned": f"{ENDED}: a search, whose choice is yet to be trained with",
     "budget-spent": f"{ENDED}: another round would reveal more than its ε allows",
 }
 """What to say of a run that ended in another way than at its end."""

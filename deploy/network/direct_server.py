@@ -127,6 +127,9 @@ class DirectServer:
         on_event: called with a line of text when a client joins or leaves, or a key is admitted or revoked.
         events: takes who joins and leaves, and is told the connections.
 
+    Attributes:
+        ending: how the work ended that clients are told of when the server closes (`nufed.server.outcome.Status`).
+
     Raises:
         PeerError: certificate, key or client keys are unusable.
         RunError: the address or the database cannot be used.
@@ -154,7 +157,7 @@ class DirectServer:
             self.service.register(key)
         self._healths = [Health(self.refusals)]
         self._online: set[int] = set()
-        self._ending = "interrupted"
+        self.ending = "interrupted"
         self._closing = threading.Event()
         auth = NodeAuth(states, self._keys, self.service.sessions, refusals=self.refusals, on_event=self._on_client)
         self._gate = FleetGate(
@@ -177,8 +180,8 @@ class DirectServer:
     def close(self) -> None:
         """Tell waiting clients how the run ended, and stop serving."""
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        patience = _FAREWELL_IN_MID_ROUND if self._ending == "interrupted" else _FAREWELL
-        self.service.close(patience, ending=self._ending)
+        patience = _FAREWELL_IN_MID_ROUND if self.ending == "interrupted" else _FAREWELL
+        self.service.close(patience, ending=self.ending)
         self._closing.set()
         self.service.nodes.notify()
         for server in self._servers:
@@ -198,16 +201,27 @@ class DirectServer:
             run_config: complete flat run configuration; goes to the ServerApp and to every client.
             bundle: the app for stock SuperNodes; None if only our own clients take part.
         """
-        self._ending = "interrupted"
+        self.ending = "interrupted"
+        with self.grid_of(run_config, bundle=bundle) as grid:
+            try:
+                app(grid, Context(grid.run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
+            except (NothingTrainedError, DivergedError, BudgetSpentError) as error:
+                self.ending = _ENDINGS[type(error)]
+                raise
+        self.ending = "complete"
+
+    @contextmanager
+    def grid_of(self, run_config: Mapping[str, Scalar], *, bundle: AppBundle | None = None) -> Iterator[FleetGrid]:
+        """Open a run for the length of the block, and offer what reaches its clients; one run at a time.
+
+        Args:
+            run_config: complete flat run configuration; goes to every client.
+            bundle: see `run`.
+        """
         with self._open_run(run_config, bundle) as run:
             grid = FleetGrid(self._state, run, self.service, self.connections)
             grid.roster = self._roster
-            try:
-                app(grid, Context(run.run_id, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config)))
-            except (NothingTrainedError, DivergedError, BudgetSpentError) as error:
-                self._ending = _ENDINGS[type(error)]
-                raise
-        self._ending = "complete"
+            yield grid
 
     def _start_fleet(self, endpoint: ServerEndpoint) -> LoopServer:
         credentials = _credentials(endpoint.security, self._on_event) if endpoint.security else None

@@ -118,7 +118,7 @@ class Runs:
         if known and not math.isfinite(known[max(known)].value):
             return known[max(known)]
         started = time.perf_counter()
-        found = self._advanced(config, rounds, fold, place if known else None)
+        found = self._advanced(config, rounds, fold)
         known[rounds] = Judged(**{**asdict(found), "seconds": time.perf_counter() - started})
         place.mkdir(parents=True, exist_ok=True)
         write_json(place / JUDGED, {str(each): _as_json(value) for each, value in known.items()})
@@ -134,9 +134,9 @@ class Runs:
         for folder in self.place_of(config, fold).glob("*/"):
             shutil.rmtree(folder)
 
-    def _advanced(self, config: RunConfig, rounds: int, fold: int, begun: Path | None) -> Judged:
+    def _advanced(self, config: RunConfig, rounds: int, fold: int) -> Judged:
         place = self.place_of(config, fold)
-        folder = next(iter(sorted(begun.glob("*/checkpoint*"))), None) if begun else None
+        folder = next(iter(sorted(place.glob("*/checkpoint*"))), None)
         if folder is None and place.exists():
             shutil.rmtree(place)
         changes = {"evaluation.interval": 0, "evaluation.shots": "", "federation.num-rounds": rounds}

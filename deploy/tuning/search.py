@@ -279,7 +279,12 @@ def halving() -> "BasePruner":
 
 
 def _mend(path: Path) -> None:
-    """Cut off a line that a killed process did not finish, which Optuna would not read."""
+    """Cut off a line that a killed process did not finish, which Optuna would not read, and take away its lock.
+
+    The search's folder is locked, so that nobody else has the journal; Optuna would wait half a minute for a dead one.
+    """
+    for left in path.parent.glob(f"{path.name}.lock*"):
+        left.unlink(missing_ok=True)
     if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
         path.write_bytes(content[: content.rfind(b"\n") + 1])
 

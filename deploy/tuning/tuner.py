@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nufed.common.config import RunConfig
 from nufed.common.durable_file import write_json, writing
@@ -15,11 +15,17 @@ from nufed.deploy.experiments.cells import Cell, check_estimators, check_publish
 from nufed.deploy.experiments.runner import Workers, settle
 from nufed.deploy.tuning.finals import Verdict, decide, final_config, finalists_of
 from nufed.deploy.tuning.held_out import SimulatedClients
-from nufed.deploy.tuning.judged_run import Runs, gradients_per_round
+from nufed.deploy.tuning.judged_run import Clients, Runs, gradients_per_round
 from nufed.deploy.tuning.search import Search, Trial, check_optuna, rungs_of
 from nufed.deploy.tuning.space import ESTIMATORS, INNER, Space
+from nufed.server.run_lock import locked
+
+if TYPE_CHECKING:
+    from nufed.deploy.tuning.connected import ConnectedClients
 
 RECORD = "tune.json"
+CONNECTED, SIMULATED = "connected", "simulated"
+"""Whose clients a search is of; what is not said to be connected is simulated."""
 _GRID_SHARE = 5
 
 
@@ -103,7 +109,9 @@ def default_budget(space: Space, finalists: int, seeds: int) -> int:
     return max(space.grid_size() // _GRID_SHARE, finalists * seeds + 3 * len(space.nus))
 
 
-def tune(config: RunConfig, space: Space, plan: Plan, workers: Workers) -> Tuned:
+def tune(
+    config: RunConfig, space: Space, plan: Plan, workers: Workers, connected: "ConnectedClients | None" = None
+) -> Tuned:
     """Search, or go on with the search in a folder.
 
     Args:
@@ -111,21 +119,23 @@ def tune(config: RunConfig, space: Space, plan: Plan, workers: Workers) -> Tuned
         space: what is searched.
         plan: what it may cost.
         workers: the search's folder, the engine, and who is told of every run; all is done in this process.
+        connected: a federation whose clients connect to this process; None simulates one.
 
     Raises:
         NufedError: options contradict each other or those of the search in the folder, or a run cannot start.
         KeyboardInterrupt: what is done stays, and the same call goes on.
     """
     check_optuna()
-    check_tunable(config, space)
+    check_tunable(config, space, is_connected=connected is not None)
     share = plan.share(space, config.federation.num_rounds)
     out = workers.out
-    settled = _with_names(config, out)
-    clients = SimulatedClients(settled, plan.held_out, workers.engine)
-    _keep(out, config, space, plan)
+    settled = config if connected else _with_names(config, out)
+    clients: Clients = connected or SimulatedClients(settled, plan.held_out, workers.engine)
+    federation = {"clients": CONNECTED} if connected else {}
+    _keep(out, {"options": config.flat(), "space": asdict(space), "plan": asdict(plan), "federation": federation})
     settle()
     runs = Runs(clients, out)
-    with silent():
+    with locked(out), silent():
         trials = Search(settled, space, runs, share, workers.say).trials()
         finalists = finalists_of(trials, plan.finalists)
         verdict = decide(settled, finalists, plan.seeds, runs, workers.say)
@@ -134,7 +144,7 @@ def tune(config: RunConfig, space: Space, plan: Plan, workers: Workers) -> Tuned
     return Tuned(best, verdict, trials, cost, plan, space, (len(clients.folds[0]), config.data.num_clients))
 
 
-def check_tunable(config: RunConfig, space: Space) -> None:
+def check_tunable(config: RunConfig, space: Space, *, is_connected: bool = False) -> None:
     """Refuse what has no ν, α or β to tune, or nothing to judge them on, before anything runs.
 
     Raises:
@@ -144,10 +154,10 @@ def check_tunable(config: RunConfig, space: Space) -> None:
         raise ConfigError(
             "federation.training=local contradicts tuning a federation: nothing is shared. Leave it at federated."
         )
-    if config.data.source == "private":
+    if config.data.source == "private" and not is_connected:
         raise ConfigError(
-            "data.source=private is refused: its data lie with the clients, and tune runs simulations. Give data that "
-            "are on this machine, for example --dataset csv:FILE?label=COLUMN&user=COLUMN."
+            "data.source=private is refused: its data lie with the clients. Have them connect (--listen HOST:PORT), "
+            "or give data that are on this machine, for example --dataset csv:FILE?label=COLUMN&user=COLUMN."
         )
     if config.data.validation_fraction == 0:
         raise ConfigError("data.validation-fraction=0 leaves nothing to judge trials on. Set it to 0.15, for example.")
@@ -167,10 +177,10 @@ def _with_names(config: RunConfig, out: Path) -> RunConfig:
         return settled(config, ServerOptions(out=out, events=events))[0]
 
 
-def _keep(out: Path, config: RunConfig, space: Space, plan: Plan) -> None:
+def _keep(out: Path, search: Mapping[str, Any]) -> None:
     """Write what is searched into the folder, or refuse to go on with another search there."""
     path = out / RECORD
-    asked: dict[str, Any] = json_ready({"options": config.flat(), "space": asdict(space), "plan": asdict(plan)})
+    asked: dict[str, Any] = json_ready(search)
     if not path.is_file():
         if out.exists() and any(out.iterdir()):
             raise ConfigError(f"--out {out} holds something other than a search. Name a folder that is new or empty.")
@@ -187,8 +197,8 @@ def _keep(out: Path, config: RunConfig, space: Space, plan: Plan) -> None:
         for key in {**known, **values}:
             if _plain(values.get(key)) != _plain(known.get(key)):
                 raise ConfigError(
-                    f"--out {out} holds a search with {key}={known.get(key)!r}, and this one has "
-                    f"{values.get(key)!r}. Leave that as it was to go on with it, or name another --out."
+                    f"--out {out} holds a search with {key}={known.get(key, SIMULATED)!r}, and this one has "
+                    f"{values.get(key, SIMULATED)!r}. Leave that as it was to go on with it, or name another --out."
                 )
 
 

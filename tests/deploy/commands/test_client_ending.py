@@ -17,6 +17,10 @@ def test_a_run_that_came_to_its_end_is_well_unless_the_personal_model_is_missing
         check_ending(ending, server="here:1", unwritten=FILE)
 
 
+def test_a_search_ends_well_and_leaves_no_model():
+    check_ending("tuned", server="here:1", unwritten=FILE)
+
+
 @pytest.mark.parametrize(
     ("ending", "error"),
     [("interrupted", RunError), ("nothing-trained", NothingTrainedError), ("diverged", DivergedError)],

@@ -163,10 +163,13 @@ def test_pruning_keeps_the_better_third_of_a_rung_and_a_killed_trial_does_not_co
     asked.report(9.0, 1)  # and the process is killed here, in the middle of a line
     with (tmp_path / "t").open("ab") as file:
         file.write(b'{"op_code": 5, "wor')
+    (tmp_path / "t.lock").symlink_to(tmp_path / "t")  # for which Optuna would wait half a minute
+    begun = time.monotonic()
     again = open_study(tmp_path / "t", "one")
     asked = again.ask()
     asked.report(8.0, 1)
 
+    assert time.monotonic() - begun < 10
     assert pruned == [False, True, True, False, True]
     assert not asked.should_prune()
     assert type(again.pruner).__name__ == type(halving()).__name__
@@ -296,3 +299,42 @@ def test_choices_are_searched_on_request_and_alpha_only_where_it_acts():
     assert set(space.choices(2)) == {"method.num-local-steps", "method.estimator"}
     assert set(space.ranges(fixed, 0)) == {"method.local-lr"}
     assert space.grid_size() == 36 * (4 + 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--engine", "local"], "--engine=local"),
+        (["--dp", "record", "--dp-noise", "1", "--set", "privacy.publish=evaluation,participants"], "--listen"),
+        (["--secure-aggregation"], "difference of two sums"),
+        (["--set", "federation.mode=buffered"], "mode=buffered"),
+        (["--set", "federation.over-selection=0.5"], "over-selection"),
+        (["--dataset", "csv:all.csv?label=y&user=site"], "data on this machine"),
+        (["--clients", "3"], "data.num-clients=3"),
+        (["--certificates", "there-are-none"], "--insecure contradicts"),
+    ],
+)
+def test_what_cannot_be_tuned_over_the_network_is_refused_before_anybody_is_waited_for(
+    arguments, words, tmp_path, capsys
+):
+    told = ["--listen", "127.0.0.1:0", "--insecure", "--quiet", "--out", str(tmp_path / "x")]
+
+    code = main(["tune", *told, *arguments])
+
+    assert code == ConfigError.exit_code
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "x" / "runs").exists()
+
+
+def test_a_search_says_which_clients_it_lacks_and_is_not_another_kind_of_search(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "x")]
+
+    code = main(["tune", *SMALL, *SEARCH, *out, "--listen", "127.0.0.1:0", "--insecure", "--wait", "0", "--quiet"])
+    said = " ".join(capsys.readouterr().err.split())
+
+    assert code == RunError.exit_code
+    assert "Expected 6 participating clients (here: 0) within 0 s. Start what is missing" in said
+    assert main(["tune", *SMALL, *SEARCH, *out, "--quiet"]) == ConfigError.exit_code
+    assert "holds a search with clients='connected', and this one has 'simulated'" in capsys.readouterr().err
+    assert main(["tune", *SMALL, *SEARCH, "--insecure", "--quiet", "--out", str(tmp_path)]) == ConfigError.exit_code
+    assert "Add --listen" in capsys.readouterr().err
