@@ -13,7 +13,7 @@ from nufed.client.model_pair import forget_models, model_pair
 from nufed.client.split_memory import SplitMemory, state_path
 from nufed.common.config import RunConfig, Scalar
 from nufed.common.data import load_federation, shared_scaling
-from nufed.common.data.as_new import DATA_SEED, Part, as_new, check_part
+from nufed.common.data.as_new import Part, Trial, as_new, check_part
 from nufed.common.data.private.load import Membership, PrivateClient, load_private
 from nufed.common.data.private.preparation import Preparation
 from nufed.common.data.private.rows import refusal, tell_here
@@ -133,16 +133,30 @@ class OwnExamples:
 
 @lru_cache(maxsize=4096)
 def _workplace(run_items: Items, node_items: Items, settings: Settings, part: Part | None) -> Workplace:
-    config, data_seed = _config(run_items)
+    config, trial = _config(run_items)
     node_config = dict(node_items)
     if "data" in node_config:
-        dealt = config if data_seed is None else _dealt(config, data_seed)
-        client = load_private(membership(node_config), dealt, settings)
+        dealt = _dealt(config, trial)
+        client = _read(membership(node_config), dealt, settings, trial)
         client = client if part is None else _held_out(client, part, dealt)
         place = workplace_of(client, config, node_config, settings, split_seed=dealt.seed)
-        return replace(place, is_trial=data_seed is not None)
+        return replace(place, is_trial=trial is not None)
     client = _simulated_client(config, node_config, settings)
     return workplace_of(client, config, node_config, settings)
+
+
+def _read(member: Membership, dealt: RunConfig, settings: Settings, trial: Trial | None) -> PrivateClient:
+    """Return a client's data, which are read anew for every run, and for all trials of a search once."""
+    if trial is None:
+        _read_once.cache_clear()
+        return load_private(member, dealt, settings)
+    told = {"data": dealt.data, "model": dealt.model, "privacy": dealt.privacy, "seed": dealt.seed}
+    return _read_once(member, RunConfig().model_copy(update=told), settings, trial)
+
+
+@lru_cache(maxsize=1)
+def _read_once(member: Membership, told: RunConfig, settings: Settings, _trial: Trial) -> PrivateClient:
+    return load_private(member, told, settings)
 
 
 def _held_out(client: PrivateClient, part: Part, dealt: RunConfig) -> PrivateClient:
@@ -246,18 +260,18 @@ def _memory(path: Path | None, _client_id: str) -> SplitMemory:
 
 
 @lru_cache(maxsize=8)
-def _config(run_items: Items) -> tuple[RunConfig, Scalar | None]:
-    """Return a run's options, and the seed that examples are divided by where it is a trial of a search."""
+def _config(run_items: Items) -> tuple[RunConfig, Trial | None]:
+    """Return a run's options, and what is said beside them where it is a trial of a search."""
     options = dict(run_items)
-    data_seed = options.pop(DATA_SEED, None)
+    trial = Trial.taken_from(options)
     with _of_the_run():
-        return RunConfig.parse(options), data_seed
+        return RunConfig.parse(options), trial
 
 
-def _dealt(config: RunConfig, data_seed: Scalar) -> RunConfig:
-    """Return the options that a trial's examples are divided by."""
+def _dealt(config: RunConfig, trial: Trial | None) -> RunConfig:
+    """Return the options that a run's examples are divided by."""
     with _of_the_run():
-        return config.updated({"seed": data_seed})
+        return config.updated({"seed": trial.data_seed}) if trial else config
 
 
 @contextmanager

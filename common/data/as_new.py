@@ -7,12 +7,12 @@ validation; Stone 1974): its number is their mean. Its test split stays out of i
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from nufed.common.config import DataConfig
+from nufed.common.config import DataConfig, Scalar
 from nufed.common.data.few_examples import few_examples
 from nufed.common.data.on_demand import MANY
 from nufed.common.data.target_scaling import target_scale
@@ -21,13 +21,35 @@ from nufed.common.examples import ClientData, Examples, TaskInfo
 from nufed.common.rng import numpy_generator
 from nufed.common.trees import cat
 
-DATA_SEED = "trial.data-seed"
-"""Beside the options of a run that is a trial of a search: the seed that clients divide their examples by, whatever
-seed the trial itself has. So all trials have the same splits, and clients that know nothing of trials refuse them."""
+DATA_SEED, SEARCH = "trial.data-seed", "trial.search"
+"""Beside the options of a run that is a trial of a search, which clients that know nothing of trials so refuse."""
 
 ENOUGH_EXAMPLES, MOST_PARTS = 500, 5
 """Validation examples up to which clients are divided anew, and how often at most."""
 _PART = re.compile(r" \(\d+ of \d+\)$")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Which search a run belongs to.
+
+    Attributes:
+        data_seed: that clients divide their examples by, whatever seed the trial itself has.
+        search: a name of the search as long as its server runs, during which clients read their data once.
+    """
+
+    data_seed: Scalar
+    search: Scalar
+
+    def beside(self, options: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Return what clients are sent of a trial with these options."""
+        return {**options, DATA_SEED: self.data_seed, SEARCH: self.search}
+
+    @classmethod
+    def taken_from(cls, sent: dict[str, Scalar]) -> "Trial | None":
+        """Return what is said beside the options, after taking it out; None of a run that is no trial."""
+        data_seed, search = sent.pop(DATA_SEED, None), sent.pop(SEARCH, "")
+        return None if data_seed is None else cls(data_seed, search)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 Clients are ordinary ones, which stay connected while one trial follows another. Each trial is a run of its own: its
 options go to the clients as those of any run do, and clients refuse it as they would refuse any. What differs is told
-beside the options: by which seed examples are divided (`nufed.common.data.as_new.DATA_SEED`), and with each message to
+beside the options: by which seed examples are divided (`nufed.common.data.as_new.Trial`), and with each message to
 a client that is held out, which part of its examples it is about. No client keeps a trial's model.
 
 Who takes part is settled when as many clients as the options name are there for the first time, and is kept in the
 search's folder (`clients.json`): every trial is a run of the same clients.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import Self
 
 from nufed.common.config import RunConfig
 from nufed.common.data import shared_scaling
-from nufed.common.data.as_new import DATA_SEED, Sizes, parts_of
+from nufed.common.data.as_new import Sizes, Trial, parts_of
 from nufed.common.data.federation import describe_task, hold_federation
 from nufed.common.data.private.simulated import is_own_file
 from nufed.common.data.private.task import awaits_statistics
@@ -32,7 +33,8 @@ from nufed.deploy.tuning.held_out import Folds
 from nufed.deploy.tuning.trial_grid import TrialGrid, TrialNode, listed, look_again, missing_of
 from nufed.server.options import ServerOptions
 from nufed.server.run import Run
-from nufed.strategy.members import Roster
+from nufed.strategy.exchange import connected_nodes
+from nufed.strategy.members import QUERY_TIMEOUT, Roster
 
 CLIENTS = "clients.json"
 TUNED = "tuned"
@@ -71,6 +73,7 @@ class ConnectedClients:
         check_connected(config)
         self._config, self._out, self._listening = config, out, listening
         self._folds = Folds(config, share)
+        self._trial = Trial(config.seed, secrets.token_hex(8))
         self._server: DirectServer | None = None
 
     def __enter__(self) -> Self:
@@ -103,7 +106,7 @@ class ConnectedClients:
         Raises:
             NufedError: clients are missing, or the run cannot start or go on, or has diverged.
         """
-        with self._listens().grid_of({**config.flat(), DATA_SEED: self._config.seed}) as grid:
+        with self._listens().grid_of(self._trial.beside(config.flat())) as grid:
             roster = Roster()
             names = self._gathered(grid, roster)
             held = {names[position] for position in self.folds[fold]}
@@ -148,7 +151,7 @@ class ConnectedClients:
             RunError: they did not come in time, or the record of who they are is torn.
         """
         deadline, told = time.monotonic() + self._listening.patience, ""
-        roster.refresh(grid)
+        self._look(grid, roster, deadline)
         while not (names := self._settled(grid, roster)) or missing_of(names, grid, roster):
             who = listed(missing_of(names, grid, roster)) if names else self._wanted(grid, roster)
             why = roster.explanation()
@@ -160,8 +163,14 @@ class ConnectedClients:
             if why != told:
                 told = why
                 self._listening.say(f"waiting for {who}{why}")
-            look_again(grid, roster)
+            look_again(grid)
+            self._look(grid, roster, deadline)
         return names
+
+    def _look(self, grid: FleetGrid, roster: Roster, deadline: float) -> None:
+        """Ask who has come, all the time that is left once enough are there: they may have a lot of data to read."""
+        left, enough = deadline - time.monotonic(), len(connected_nodes(grid)) >= self._config.data.num_clients
+        roster.refresh(grid, max(QUERY_TIMEOUT, left) if enough else QUERY_TIMEOUT)
 
     def _wanted(self, grid: FleetGrid, roster: Roster) -> str:
         here = len(roster.connected(grid, ["participating"]))

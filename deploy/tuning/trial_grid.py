@@ -19,7 +19,7 @@ from nufed.common.wire import CONFIG, HELD_OUT
 from nufed.deploy.network.fleet_grid import FleetGrid
 from nufed.deploy.run_grid import RunGrid
 from nufed.strategy.exchange import connected_nodes, iter_replies
-from nufed.strategy.members import Roster
+from nufed.strategy.members import QUERY_TIMEOUT, Roster
 
 _FIRST_NODE = 1000
 _CLIENTS_OWN_ERRORS = (1, 2)
@@ -160,7 +160,8 @@ class TrialGrid(RunGrid):
                     f"{'it has' if len(missing) == 1 else 'they have'} not{self._roster.explanation()}. Start them "
                     "again, and give the command again to go on."
                 )
-            look_again(self._grid, self._roster)
+            look_again(self._grid)
+            self._roster.refresh(self._grid, max(QUERY_TIMEOUT, deadline - time.monotonic()))
 
     def _client_of(self, message: Message) -> str:
         return self._nodes[message.metadata.dst_node_id].client
@@ -182,10 +183,9 @@ def missing_of(names: Iterable[str], grid: FleetGrid, roster: Roster) -> list[st
     return [name for name in names if name not in here]
 
 
-def look_again(grid: FleetGrid, roster: Roster) -> None:
-    """Take in who has come, within a second."""
+def look_again(grid: FleetGrid) -> None:
+    """Return when one more client is connected, or after a second."""
     grid.wait_for_nodes(len(connected_nodes(grid)) + 1, _LOOK_AGAIN)
-    roster.refresh(grid)
 
 
 def listed(names: Sequence[str]) -> str:

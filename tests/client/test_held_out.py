@@ -12,8 +12,8 @@ from nufed.client.app import app
 from nufed.client.personal_model import load_personal_model
 from nufed.client.workplace import start_run, workplace
 from nufed.common.config import RunConfig
-from nufed.common.data.as_new import DATA_SEED
-from nufed.common.errors import ConfigError, WireError
+from nufed.common.data.as_new import DATA_SEED, SEARCH
+from nufed.common.errors import ConfigError, DataError, RunError, WireError
 from nufed.common.methods import find_method
 from nufed.common.params import model_params
 from nufed.common.settings import process_settings
@@ -28,7 +28,7 @@ RUN = RunConfig().updated(
         "seed": 11,
     }
 )
-TRIAL = {**RUN.flat(), DATA_SEED: 3}
+TRIAL = {**RUN.flat(), DATA_SEED: 3, SEARCH: "one"}
 
 
 @pytest.fixture
@@ -106,6 +106,17 @@ def test_a_new_client_one_of_a_private_run_and_one_whose_examples_belong_togethe
     private = {**RUN.updated({"privacy.dp": "client", "privacy.noise": 1.0}).flat(), DATA_SEED: 3}
     with pytest.raises(WireError, match="part"):
         described(node, run=private, part=(1, 2))
+
+
+def test_data_are_read_once_for_all_trials_of_a_search_and_anew_for_any_other_run(node):
+    described(node)
+    Path(node["data"].removeprefix("csv:").partition("?")[0]).unlink()
+    other = {**TRIAL, **RUN.updated({"seed": 12, "method.inner-lr": 0.3}).flat(), SEARCH: "one"}
+
+    assert described(node, run=other, part=(2, 3)).client_id == "a (2 of 3)"
+    for run in ({**TRIAL, SEARCH: "two"}, RUN.flat()):
+        with pytest.raises((DataError, RunError)):
+            described(node, run=run)
 
 
 def test_no_personal_model_is_kept_of_a_trial_whatever_the_server_says(node):

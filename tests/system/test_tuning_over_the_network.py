@@ -17,7 +17,7 @@ pytest.importorskip("optuna")
 pytestmark = pytest.mark.system
 
 NAMES = [f"site-{index}" for index in range(5)]
-SEARCH = ["--method", "fedper", "--local-steps", "2", "--nu", "0,1", "--budget", "7", "--seeds", "2"]
+SEARCH = ["--method", "fedper", "--local-steps", "2", "--nu", "0,1", "--budget", "6", "--seeds", "2"]
 SEARCH += ["--finalists", "2", "--held-out", "0.3"]
 OPTIONS = """
 seed = 3
