@@ -1,6 +1,6 @@
-"""How near `nufed tune` comes to the best of its full grid, at which cost; and how well the theory's advice trains.
+"""How near `nufed tune` comes to the best of its full grid, and at which cost.
 
-    python -m benchmarks.tuning [--only digits ...] [--advice] [--heart heart_disease.npz] [--out FOLDER]
+    python -m benchmarks.tuning [--only digits ...] [--heart heart_disease.npz] [--out FOLDER]
 
 For each data set: (1) `nufed tune --nu 0,1,2,5` on the federation of seed 0; it sees support and validation splits of
 participating clients. (2) The full grid of the same space: six values of α times six of β for each ν, judged by the
@@ -8,8 +8,6 @@ test splits of the new clients of the federation of seed 0. All points are train
 algorithm on other draws), and the eight best of them are then run, for seeds 0, 1 and 2. (3) The best of these by the
 mean over the three, and the tuned choice, on the federations of seeds 3 to 8: their difference is the gap. What the
 grid chooses by is of the kind that it is then judged by, which `nufed tune` never sees.
-(4) With `--advice`: what `nufed theory` advises for ν = 1, 2 and 5, beside the best of the batched grid with that ν, on
-seeds 3 to 5.
 
 Every run is kept in `tuning-runs.jsonl` in the folder: the same command goes on where it was stopped.
 """
@@ -18,7 +16,6 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -51,8 +48,8 @@ from nufed.server.run import ServerOptions
 NUS, SPAN = (0, 1, 2, 5), Range(0.005, 3.0)
 SPACE = Space(NUS, SPAN, SPAN)
 FINALISTS, TUNE_SEEDS, HELD_OUT = 3, 4, 0.2  # the defaults of the command
-GRID_SEED, MORE_SEEDS, FRESH_SEEDS, ADVICE_SEEDS = 0, (1, 2), tuple(range(3, 9)), (3, 4, 5)
-NUM_KEPT, ADVISED_NUS = 8, (1, 2, 5)
+GRID_SEED, MORE_SEEDS, FRESH_SEEDS = 0, (1, 2), tuple(range(3, 9))
+NUM_KEPT = 8
 ENGINE = "cohort"
 COMMON: dict[str, Any] = {
     "method.num-local-steps": 5,
@@ -239,26 +236,14 @@ def measure(problem: Problem, out: Path) -> dict[str, Any]:
     }
 
 
-def advice(problem: Problem) -> list[dict[str, Any]]:
-    """Return for each ν what `nufed theory` advises, and what it trains to beside the best of the grid with that ν."""
-    changes = [f"--set={key}={value}" for key, value in problem.base.given().items()]
-    program = "import sys; from nufed.deploy.commands.cli import main; raise SystemExit(main(sys.argv[1:]))"
-    arguments = ["theory", "--json", "--nu", ",".join(map(str, ADVISED_NUS)), *changes]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    printed = parse_object(done.stdout)
-    rows = []
-    for each in printed["advice"]:
-        nu = each["num_inner_steps"]
-        advised = {INNER: nu, ALPHA: each["inner_lr"], BETA: each["trial_lr"]}
-        covered = {**advised, BETA: each["local_lr"]}
-        best = best_batched(problem, [nu], 1)[0]
-        values = [problem.mean(point, ADVICE_SEEDS) for point in (advised, covered, best)]
-        rows.append(
-            {"name": problem.name, "nu": nu, "advised": advised, "covered": covered, "best": best, "is": values}
-        )
-    return rows
+def base_of(name: str, heart: Path | None, out: Path) -> RunConfig | None:
+    """Return a data set's options; None for the heart disease data where they are not given."""
+    values = {**COMMON, **PROBLEMS[name]}
+    if name == "heart":
+        if heart is None:
+            return None
+        values["data.source"] = f"npz:{standardized_archive(heart, out / 'heart.npz')}"
+    return RunConfig().updated(values)
 
 
 def shown(point: Mapping[str, Any]) -> str:
@@ -279,8 +264,8 @@ def gap_words(row: Mapping[str, Any]) -> str:
     return f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
 
 
-def tables(rows: Sequence[Mapping[str, Any]], advised: Sequence[Mapping[str, Any]]) -> str:
-    """Return both tables as Markdown."""
+def printed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table as Markdown."""
     header = ["data", "tuned", "", "best of the grid", "", "gap in points", "runs", "of the grid", "gradients"]
     lines = []
     for row in rows:
@@ -290,15 +275,7 @@ def tables(rows: Sequence[Mapping[str, Any]], advised: Sequence[Mapping[str, Any
         lines.append(
             [row["name"], shown(row["chosen"]), values[0], shown(row["best"]), values[1], gap_words(row), *cost]
         )
-    measures = {row["name"]: row["measure"] for row in rows}
-    second = []
-    for row in advised:
-        name = measures[row["name"]]
-        advised_value, covered, best = (worth(value, name) for value in row["is"])
-        sizes = [shown(row[key]).partition(", ")[2] for key in ("advised", "best")]
-        second.append([row["name"], row["nu"], sizes[0], advised_value, covered, sizes[1], best])
-    names = ["data", "ν", "advised to begin with", "trains to", "at the β covered", "best of the grid", "trains to"]
-    return "\n\n".join([table(header, lines), *([table(names, second)] if second else [])])
+    return table(header, lines)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -306,32 +283,28 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--only", nargs="*", choices=PROBLEMS, default=list(PROBLEMS), help="data sets")
-    parser.add_argument("--advice", action="store_true", help="measure the theory's advice too")
     parser.add_argument("--heart", type=Path, help="archive of the heart disease data; without it they are left out")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print both tables, and write them as JSON."""
+    """Measure, print the table, and write it as JSON."""
     options = parsed(arguments)
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     record = Record(options.out / "tuning-runs.jsonl")
-    rows, advised = [], []
+    rows = []
     for name in options.only:
-        values = {**COMMON, **PROBLEMS[name]}
-        if name == "heart":
-            if options.heart is None:
-                continue
-            values["data.source"] = f"npz:{standardized_archive(options.heart, options.out / 'heart.npz')}"
-        problem = Problem(name, RunConfig().updated(values), record)
+        base = base_of(name, options.heart, options.out)
+        if base is None:
+            continue
+        problem = Problem(name, base, record)
         started = time.process_time()
         rows.append(measure(problem, options.out))
-        advised += advice(problem) if options.advice else []
         print(f"{name}: {time.process_time() - started:.0f} s", file=sys.stderr, flush=True)
-        (options.out / "tuning.json").write_text(json.dumps({"tuned": rows, "advised": advised}, indent=2))
-    print(tables(rows, advised))
+        (options.out / "tuning.json").write_text(json.dumps(rows, indent=2))
+    print(printed(rows))
     return 0
 
 

@@ -31,7 +31,8 @@ class Advice:
         objective: L_F, b, v, γ_F.
         terms: the right side of (11) at this β.
         remarks: what else the theory says of this choice, in sentences.
-        trial_lr: β from the curvature of F along trial steps (`nufed.common.theory.trial_steps`); None if not measured.
+        trial_inner_lr: α that short training was best with (`nufed.common.theory.trial_steps`); None if not measured.
+        trial_local_lr: β that it was best with; None if not measured, or if F does not change along a step.
         is_vacuous: whether the bound is no smaller than what holds at the start, so that it says nothing.
     """
 
@@ -45,7 +46,8 @@ class Advice:
     objective: ObjectiveConstants
     terms: BoundTerms
     remarks: tuple[str, ...]
-    trial_lr: float | None = None
+    trial_inner_lr: float | None = None
+    trial_local_lr: float | None = None
     is_vacuous: bool = False
 
 
@@ -115,9 +117,12 @@ def describe(advice: Sequence[Advice]) -> list[Row]:
         return Row(symbol, meaning, source, tuple(values))
 
     terms = [entry.terms for entry in advice]
-    tried = [row("β try", "β to begin with", "measured", (e.trial_lr or math.nan for e in advice))]
+    tried = [
+        row("α try", "α to begin with", "measured", (e.trial_inner_lr or math.nan for e in advice)),
+        row("β try", "β to begin with", "measured", (e.trial_local_lr or math.nan for e in advice)),
+    ]
     return [
-        *(tried if any(entry.trial_lr is not None for entry in advice) else []),
+        *(tried if any(entry.trial_local_lr is not None for entry in advice) else []),
         row("α", "inner step size", "section 4", (entry.inner_lr for entry in advice)),
         row("q", "stretch of one inner step", "section 2", (entry.growth for entry in advice)),
         row("L_F", "smoothness of F", "(4)", (entry.objective.smoothness for entry in advice)),
@@ -159,17 +164,24 @@ def _advise(source: Constants | Estimate, step: MetaStep, run: RunShape, inner_l
     )
 
 
-def with_trial(advice: Advice, trial: TrialSteps) -> Advice:
-    """Return the advice with the β that trial steps found, and whether the bound says more than they do."""
+def with_trial(advice: Advice, trial: TrialSteps, steepness: float) -> Advice:
+    """Return the advice with the α and β that short training found, and whether the bound says more than its start.
+
+    Args:
+        advice: what the theory says.
+        trial: what short training found.
+        steepness: ‖∇F‖² at the start, with the advice's α.
+    """
     remarks, is_vacuous = advice.remarks, advice.is_vacuous
-    if not is_vacuous and advice.terms.total >= trial.gradient:
+    if not is_vacuous and advice.terms.total >= steepness:
         said = f"The theory has nothing to say here: its bound of E‖∇F‖², {advice.terms.total:.3g}, is not below the "
-        remarks, is_vacuous = (f"{said}{trial.gradient:.3g} measured at the start.", *remarks), True
+        remarks, is_vacuous = (f"{said}{steepness:.3g} measured at the start.", *remarks), True
     beta = trial.local_lr if math.isfinite(trial.local_lr) else None
     if beta is not None:
-        found = f"Begin with β = {beta:.3g}, half of what lowered F most in {trial.num_steps} meta steps, "
-        remarks = (f"{found}from {trial.before:.3g} to {trial.after:.3g}.", *remarks)
-    return replace(advice, remarks=remarks, trial_lr=beta, is_vacuous=is_vacuous)
+        found = f"Begin with α = {trial.inner_lr:.3g}, β = {beta:.3g}: of {trial.num_tried} pairs tried in up to "
+        gain = f"{trial.num_rounds} rounds, after which the loss of adapted models is lowest, {trial.after:.3g}"
+        remarks = (f"{found}{gain} ({trial.before:.3g} before).", *remarks)
+    return replace(advice, remarks=remarks, trial_inner_lr=trial.inner_lr, trial_local_lr=beta, is_vacuous=is_vacuous)
 
 
 def known_at_start(objective: ObjectiveConstants, run: RunShape) -> float:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch, which these need, takes seconds to import: other com
     from nufed.common.theory.constants import Constants, MetaStep
     from nufed.common.theory.convergence import RunShape
     from nufed.common.theory.estimate import Estimate
+    from nufed.common.theory.trial_steps import TrialClient
 
 _CONSTANTS = {
     "L": "bound of the Hessians' norm",
@@ -142,8 +143,9 @@ def theory(  # noqa: PLR0913 - typer reads the options from the parameters
     step = MetaStep.from_config(config.method, default_delta=1e-3 if config.model.dtype == "float32" else 1e-5)
     advice = recommend(source, nus, step, shape, inner_lr)
     if problem is not None and isinstance(source, Estimate):
-        with machine.exported(), while_working("taking trial steps"):
-            advice = [_tried(entry, source, problem, (step, shape)) for entry in advice]
+        with machine.exported(), while_working("trying step sizes"):
+            is_given = inner_lr is not None
+            advice = [_tried(entry, source, problem, (step, shape), is_given=is_given) for entry in advice]
     if as_json:
         typer.echo(json.dumps(_as_json(source, advice), indent=2, ensure_ascii=False))
     else:
@@ -197,13 +199,17 @@ def _shape(config: RunConfig, gap: float) -> "RunShape":
 
 @dataclass(frozen=True)
 class _Problem:
-    """What constants are measured on: the loss, the initial model, and clients' support splits."""
+    """What constants are measured on, and step sizes tried: loss, initial model, clients, and the run's options."""
 
     loss: "LossFn"
     params: "Params"
-    batches: "list[Batch]"
-    seed: int
-    inner_lr: float
+    clients: "list[TrialClient]"
+    config: RunConfig
+
+    @property
+    def batches(self) -> "list[Batch]":
+        """Return each client's support split."""
+        return [client.support.as_batch() for client in self.clients]
 
 
 def _loaded(config: RunConfig, num_clients: int, settings: "Settings") -> _Problem:
@@ -217,6 +223,7 @@ def _loaded(config: RunConfig, num_clients: int, settings: "Settings") -> _Probl
     from nufed.common.task import make_loss
     from nufed.common.tasks.options import with_loss_options
     from nufed.common.tasks.weights import weighted
+    from nufed.common.theory.trial_steps import TrialClient
 
     torch.set_num_threads(settings.num_threads)
     dtype = torch.float64 if config.model.dtype == "float64" else torch.float32
@@ -225,9 +232,12 @@ def _loaded(config: RunConfig, num_clients: int, settings: "Settings") -> _Probl
     order = numpy_generator(config.seed, "theory", "clients").permutation(len(participating))[:num_clients]
     task = with_loss_options(federation.task, config.task)
     model = build_model(config.model, task, seed=config.seed).eval().to(settings.device)
-    supports = [weighted(participating[i].support, task) for i in sorted(order)]
-    batches = [support.to(settings.device).as_batch() for support in supports]
-    return _Problem(make_loss(model, task), model_params(model), batches, config.seed, config.method.inner_lr)
+    clients = []
+    for client in (participating[i] for i in sorted(order)):
+        support = weighted(client.support, task).to(settings.device)
+        judged = weighted(client.validation, task).to(settings.device) if len(client.validation) else support
+        clients.append(TrialClient(client.client_id, support, judged))
+    return _Problem(make_loss(model, task), model_params(model), clients, config)
 
 
 def _measure(config: RunConfig, num_inner_steps: int, problem: _Problem) -> "tuple[Estimate, float]":
@@ -244,25 +254,33 @@ def _measure(config: RunConfig, num_inner_steps: int, problem: _Problem) -> "tup
     return estimate, mean_loss
 
 
-def _tried(advice: "Advice", source: "Estimate", problem: _Problem, how: "tuple[MetaStep, RunShape]") -> "Advice":
-    """Return the advice with B after steps of the α that is advised, and with the β that trial steps find."""
+def _tried(
+    advice: "Advice", source: "Estimate", problem: _Problem, how: "tuple[MetaStep, RunShape]", *, is_given: bool
+) -> "Advice":
+    """Return the advice with B after steps of the α that is advised, and with the α and β of short training."""
     from nufed.common.errors import ModelError
+    from nufed.common.params import norm
     from nufed.common.theory.advice import recommend, with_trial
     from nufed.common.theory.estimate import gradient_after
     from nufed.common.theory.measure import Probe
-    from nufed.common.theory.trial_steps import trial_steps
+    from nufed.common.theory.trial_steps import Trial, meta_gradient, trial_steps
 
-    nu, alpha, step, shape = advice.num_inner_steps, advice.inner_lr, *how
-    probe = Probe(seed=problem.seed, num_inner_steps=nu, inner_lr=alpha)
+    config, (step, shape) = problem.config, how
+    nu, alpha = advice.num_inner_steps, advice.inner_lr
+    probe = Probe(seed=config.seed, num_inner_steps=nu, inner_lr=alpha)
+    method = config.method.model_copy(update={"num_inner_steps": nu})
+    s_star = config.evaluation.primary_step
+    trial = Trial(problem.loss, problem.params, problem.clients, shape.num_chosen, method, s_star, config.seed)
     try:
         largest = gradient_after(problem.loss, problem.params, problem.batches, probe)
-        trial = trial_steps(problem.loss, problem.params, problem.batches, (nu, alpha))
+        steepness = norm(meta_gradient(problem.loss, problem.params, problem.batches, nu, alpha)[1]) ** 2
+        found = trial_steps(trial, alpha, is_given=is_given)
     except ModelError:
         remark = f"Fine-tuning diverges from the initial model with α = {alpha:.3g}: neither this nor the theory helps."
         return dataclasses.replace(advice, remarks=(remark, *advice.remarks), is_vacuous=True)
     constants = dataclasses.replace(source.constants, B=largest)
     (again,) = recommend(constants, [nu], step, shape, alpha)
-    return with_trial(dataclasses.replace(again, inner_lr_reason=advice.inner_lr_reason), trial)
+    return with_trial(dataclasses.replace(again, inner_lr_reason=advice.inner_lr_reason), found, steepness)
 
 
 def _as_json(source: "Constants | Estimate", advice: "list[Advice]") -> dict[str, Any]:
@@ -302,7 +320,7 @@ def _print(source: "Constants | Estimate", advice: "list[Advice]") -> None:
         )
     console.print(
         "These are bounds: they say which way each quantity acts, and cover step sizes smaller than what training "
-        "stands; “β try”, where there is one, is measured and no bound. `nufed tune` finds α and β for each ν.",
+        "stands; “α try” and “β try”, where they are, are measured and no bounds. `nufed tune` finds both for each ν.",
         highlight=False,
     )
 

@@ -66,8 +66,8 @@ def test_a_given_inner_step_size_is_judged(run):
 def test_without_constants_they_are_measured_on_the_data_and_model(run):
     output = json.loads(
         run(
-            *("--dataset", "digits", "--model", "mlp", "--clients", "4", "--new-clients", "0", "--nu", "0,1"),
-            *("--set", "model.hidden-sizes=", "--measure-clients", "2", "--json"),
+            *("--dataset", "sensors", "--model", "mlp", "--clients", "4", "--new-clients", "0", "--nu", "0,1"),
+            *("--set", "model.hidden-sizes=", "--local-steps", "1", "--measure-clients", "2", "--json"),
         )
     )
 
@@ -76,6 +76,10 @@ def test_without_constants_they_are_measured_on_the_data_and_model(run):
     assert output["constants"]["L"] > 0
     # a linear model with cross-entropy is convex, up to rounding
     assert output["constants"]["mu"] > -0.05 * output["constants"]["L"]
+    # one direction curves much more than all others, so that α = 1/L is far too short; what short training finds is not
+    assert output["advice"][1]["trial_inner_lr"] > 2 * output["advice"][1]["inner_lr"]
+    assert output["advice"][1]["trial_local_lr"] > 0
+    assert [row["symbol"] for row in output["rows"]][:2] == ["α try", "β try"]
 
 
 @pytest.mark.parametrize(
