@@ -179,7 +179,7 @@ def with_trial(advice: Advice, trial: TrialSteps, steepness: float) -> Advice:
     beta = trial.local_lr if math.isfinite(trial.local_lr) else None
     if beta is not None:
         found = f"Begin with α = {trial.inner_lr:.3g}, β = {beta:.3g}: of {trial.num_tried} pairs tried in up to "
-        gain = f"{trial.num_rounds} rounds, after which the loss of adapted models is lowest, {trial.after:.3g}"
+        gain = f"{trial.num_rounds} rounds, this one leaves adapted models with the lowest loss, {trial.after:.3g}"
         remarks = (f"{found}{gain} ({trial.before:.3g} before).", *remarks)
     return replace(advice, remarks=remarks, trial_inner_lr=trial.inner_lr, trial_local_lr=beta, is_vacuous=is_vacuous)
 
