@@ -253,12 +253,12 @@ def test_whom_it_cannot_batch_it_runs_one_at_a_time(changes, reason, said):
 
 def test_an_error_is_its_clients_alone(monkeypatch):
     """A client whose data cannot be had by an unexpected error fails; the others are trained together."""
-    broken = nufed.deploy.simulation.cohort.workplace
+    sound = nufed.deploy.simulation.cohort.workplace
 
-    def workplace(run_config, node_config, settings):
+    def workplace(run_config, node_config, *rest):
         if node_config["partition-id"] == 2:
             raise OSError("disk is gone")
-        return broken(run_config, node_config, settings)
+        return sound(run_config, node_config, *rest)
 
     monkeypatch.setattr(nufed.deploy.simulation.cohort, "workplace", workplace)
     monkeypatch.setattr(nufed.client.attending, "workplace", workplace)
