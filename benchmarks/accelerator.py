@@ -19,7 +19,6 @@ from benchmarks.federations import paper_config, rounds
 from benchmarks.harness import Report, in_fresh_process, interleave, parse_options
 from nufed.common.config import RunConfig, Scalar
 
-MLP: dict[str, Scalar] = {}
 CNN: dict[str, Scalar] = {
     "model__name": "fedavg-cnn",
     "model__hidden_sizes": "512",
@@ -29,8 +28,8 @@ CNN: dict[str, Scalar] = {
     "method__local_lr": 0.005,
 }
 PROBLEMS: dict[str, dict[str, Scalar]] = {
-    "MLP 80-60, exact, ν = 1": {**MLP, "method__num_inner_steps": 1},
-    "MLP 80-60, exact, ν = 5": {**MLP, "method__num_inner_steps": 5},
+    "MLP 80-60, exact, ν = 1": {"method__num_inner_steps": 1},
+    "MLP 80-60, exact, ν = 5": {"method__num_inner_steps": 5},
     "CNN, FedAvg": {**CNN, "method__num_inner_steps": 0},
     "CNN, first-order, ν = 1": {**CNN, "method__num_inner_steps": 1, "method__estimator": "first-order"},
     "CNN, exact, ν = 2": {**CNN, "method__num_inner_steps": 2},

@@ -26,8 +26,9 @@ import torch
 from benchmarks.harness import ROOT, table
 from benchmarks.tuning import PROBLEMS, Problem, Record, base_of, best_batched, worth
 from nufed.common.config import RunConfig
+from nufed.common.config.method import rounded
 from nufed.common.json_text import parse_object
-from nufed.deploy.tuning.space import ALPHA, BETA, INNER, rounded
+from nufed.deploy.tuning.space import ALPHA, BETA, INNER
 
 NUS, SEEDS = (1, 2, 5), (3, 4, 5)
 NOT_COVERED = "method.max-grad-norm"

@@ -31,6 +31,7 @@ from benchmarks.batched_grid import BatchedGrid
 from benchmarks.harness import ROOT, table
 from nufed.client.workplace import forget_workplaces
 from nufed.common.config import RunConfig
+from nufed.common.config.method import rounded
 from nufed.common.errors import DivergedError, NothingTrainedError
 from nufed.common.events import EventStream
 from nufed.common.json_text import parse_object
@@ -41,7 +42,7 @@ from nufed.deploy.experiments.statistics import t_interval
 from nufed.deploy.simulation.engines import prepare, simulate
 from nufed.deploy.tuning.judged_run import gradients_per_round
 from nufed.deploy.tuning.result import to_json
-from nufed.deploy.tuning.space import ALPHA, BETA, GRID_VALUES, INNER, Range, Space, rounded
+from nufed.deploy.tuning.space import ALPHA, BETA, GRID_VALUES, INNER, Range, Space
 from nufed.deploy.tuning.tuner import Plan, default_budget, tune
 from nufed.server.run import ServerOptions
 

@@ -164,6 +164,11 @@ class MethodConfig(Section):
         return self
 
 
+def rounded(value: float) -> float:
+    """Return a step size with three digits, which is how one that was searched for is tried and written down."""
+    return float(f"{value:.3g}")
+
+
 def has_own_inner_steps(method: MethodConfig) -> bool:
     """Return whether inner steps are others than w - α ∇f(w), of all parameters by one size."""
     values = method.model_dump(by_alias=True)

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from nufed.common.config import MethodConfig
+from nufed.common.config.method import rounded
 from nufed.common.errors import ModelError
 from nufed.common.examples import Batch, Examples
 from nufed.common.meta.local_update import Stream, local_update
 from nufed.common.params import Params, add_scaled, norm
 from nufed.common.rng import numpy_generator
+from nufed.common.steps.steps import autograd_steps
 from nufed.common.task import LossFn
 
 _INNER_SIZES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -93,7 +95,14 @@ class Trial:
 
     def judged(self, params: Mapping[str, Tensor], alpha: float) -> float:
         """Return the clients' mean loss on their judged examples after s* whole-batch steps; inf where it diverges."""
-        return judged(self.loss, params, self.clients, (self.num_adapt_steps, alpha))
+        total, descend = 0.0, autograd_steps(self.loss, alpha).descend
+        for client in self.clients:
+            adapted, batch = dict(params), client.support.as_batch()
+            for _ in range(self.num_adapt_steps):
+                adapted = descend(adapted, batch)
+            with torch.no_grad():
+                total += float(self.loss(adapted, client.judged.as_batch())) / len(self.clients)
+        return total if math.isfinite(total) else math.inf
 
 
 @dataclass(frozen=True)
@@ -175,34 +184,6 @@ def curved_path(
         sizes.append(size)
     later = sorted(sizes[len(sizes) // 2 :])
     return later[len(later) // 2] if later else math.inf
-
-
-def rounded(value: float) -> float:
-    """Return a step size with three digits, which is how it is tried and told."""
-    return float(f"{value:.3g}")
-
-
-def judged(
-    loss: LossFn, params: Mapping[str, Tensor], clients: Sequence[TrialClient], adapt_steps: tuple[int, float]
-) -> float:
-    """Return the clients' mean loss on their judged examples after fine-tuning; inf where it is not finite.
-
-    Args:
-        loss: mean over the examples of a batch.
-        params: where fine-tuning starts.
-        clients: each client's examples.
-        adapt_steps: how many whole-batch steps, and their size.
-    """
-    total, (number, size) = 0.0, adapt_steps
-    for client in clients:
-        adapted = {name: each.detach().requires_grad_() for name, each in params.items()}
-        for _ in range(number):
-            slopes = torch.autograd.grad(loss(adapted, client.support.as_batch()), list(adapted.values()))
-            pairs = zip(adapted.items(), slopes, strict=True)
-            adapted = {name: (each - size * slope).detach().requires_grad_() for (name, each), slope in pairs}
-        with torch.no_grad():
-            total += float(loss(adapted, client.judged.as_batch())) / len(clients)
-    return total if math.isfinite(total) else math.inf
 
 
 def meta_gradient(

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nufed.common.config import RunConfig, Scalar
+from nufed.common.config.method import rounded
 from nufed.common.durable_file import writing
 from nufed.common.errors import ConfigError, RunError
 from nufed.common.rng import derive_seed
 from nufed.deploy.tuning.judged_run import Judged, Runs
-from nufed.deploy.tuning.space import ALPHA, BETA, INNER, Space, name_of, rounded
+from nufed.deploy.tuning.space import ALPHA, BETA, INNER, Space, name_of
 
 if TYPE_CHECKING:
     from optuna import Study

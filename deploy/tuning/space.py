@@ -14,7 +14,6 @@ GRID_VALUES = 6
 SEARCHABLE = ("estimator", "local-steps")
 INNER, ALPHA, BETA = "method.num-inner-steps", "method.inner-lr", "method.local-lr"
 ESTIMATOR, TAU = "method.estimator", "method.num-local-steps"
-_DIGITS = 3
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,6 @@ def parse_searched(text: str) -> tuple[str, ...]:
         if name not in SEARCHABLE:
             raise ConfigError(f"--search={text!r} is refused: expected some of {', '.join(SEARCHABLE)}. Correct it.")
     return names
-
-
-def rounded(value: float) -> float:
-    """Return a step size with three digits, which is how it is run and written down."""
-    return float(f"{value:.{_DIGITS}g}")
 
 
 def name_of(nu: int) -> str:
